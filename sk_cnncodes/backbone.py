@@ -1,0 +1,304 @@
+"""Backbone: an ONNX file with its preprocessing and its layers."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sk_cnncodes.blocks import BlockFinder
+from sk_cnncodes.codegraph import (
+    CodeGraph,
+    Pooling,
+    build_code_graphs,
+    code_length,
+    resolve_pooling,
+)
+from sk_cnncodes.exceptions import BackboneError, LayerError, PreprocessingError
+from sk_cnncodes.graph import TensorType, cut_model, embed_external_data, read_model
+from sk_cnncodes.layers import Layer, LayerGraph, image_input
+from sk_cnncodes.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import onnx
+
+# Names the penultimate tensor in the metadata of a file where it cannot be found.
+PENULTIMATE_KEY = "sk_cnncodes.penultimate"
+# Raise it when codes change for the same backbone and parameters.
+_CODE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CodeSpec:
+    """Everything but the image that decides a code.
+
+    Attributes
+    ----------
+    backbone_sha256 : str
+    layer : str
+        Name of the tensor.
+    pooling : str
+        Never "auto": what it stands for at the layer.
+    norm : "l2" or None
+    preprocessing : Preprocessing
+    """
+
+    backbone_sha256: str
+    layer: str
+    pooling: Pooling
+    norm: str | None
+    preprocessing: Preprocessing
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the spec and of the version of the code that computes it."""
+        values = {"version": _CODE_VERSION, **asdict(self)}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained network in an ONNX file, with the preprocessing that belongs to it.
+
+    `load_backbone` makes one from a name or a path.
+
+    Parameters
+    ----------
+    path : Path
+        The ONNX file.
+    sha256 : str
+        Its digest.
+    preprocessing : Preprocessing
+    name : str or None
+        Its name in the catalogue.
+    penultimate : str or None
+        Tensor of layer -1 where it is known beforehand; None to find it.
+    """
+
+    path: Path
+    sha256: str
+    preprocessing: Preprocessing
+    name: str | None = None
+    penultimate: str | None = None
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The numbered layers, in order from the image; the last is -1."""
+        return list(_analysis(self).layers)
+
+    def layer(self, which: int | str) -> Layer:
+        """A layer by its position, its label or the name of its tensor.
+
+        Raises
+        ------
+        LayerError
+            If there is none; the message lists those there are.
+        """
+        analysis = _analysis(self)
+        layers = analysis.layers
+        if isinstance(which, int):
+            if -len(layers) <= which <= -1:
+                return layers[which]
+        else:
+            for layer in layers:
+                if which in (layer.name, layer.label):
+                    return layer
+            if which in analysis.graph.view.dependent:
+                try:
+                    return analysis.graph.layer(which)
+                except BackboneError as error:
+                    raise LayerError(f"layer={which!r}: {error}") from error
+        raise LayerError(
+            f"layer={which!r} is not a layer of the backbone {str(self.path)!r}. "
+            f"Expected {_listed(layers)}; or the name of another tensor of the file."
+            f"{_guess(which, analysis.graph)}"
+        )
+
+    def spec(self, layer: int | str, pooling: str, norm: str | None) -> CodeSpec:
+        """The code spec of a layer, with everything resolved.
+
+        Raises
+        ------
+        LayerError
+            If the layer does not exist, or the pooling does not fit it.
+        """
+        found = self.layer(layer)
+        return CodeSpec(
+            backbone_sha256=self.sha256,
+            layer=found.name,
+            pooling=resolve_pooling(found, pooling),
+            norm=norm,
+            preprocessing=self.preprocessing,
+        )
+
+    def code_length(self, spec: CodeSpec) -> int:
+        """Number of values of the codes of a spec."""
+        return code_length(self.layer(spec.layer), spec.pooling)
+
+    def code_graphs(self, specs: list[CodeSpec]) -> Iterator[CodeGraph]:
+        """Code graphs with one output for each spec, the most capable first.
+
+        The specs may differ in layer and pooling only.
+        """
+        first = specs[0]
+        layers = [(self.layer(spec.layer), spec.pooling) for spec in specs]
+        model = read_model(self.path)
+        yield from build_code_graphs(
+            model,
+            self.path.parent,
+            image_input(model),
+            layers,
+            first.preprocessing,
+            first.norm,
+        )
+
+
+def _listed(layers: list[Layer]) -> str:
+    """The valid layers, for a message."""
+    names = [
+        f"{layer.position} ({layer.label!r}, {layer.n_channels} channels)"
+        for layer in reversed(layers)
+    ]
+    return ", ".join(names)
+
+
+def _guess(which: Any, graph: LayerGraph) -> str:
+    if not isinstance(which, str):
+        return ""
+    close = difflib.get_close_matches(which, graph.view.dependent, n=3)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+@dataclass(frozen=True)
+class _Analysis:
+    """What was found out about a backbone's graph, its weights left out."""
+
+    graph: LayerGraph
+    layers: list[Layer]
+
+
+_analysis_lock = threading.Lock()
+
+
+def _analysis(backbone: Backbone) -> _Analysis:
+    with _analysis_lock:
+        return _analyse(backbone)
+
+
+@lru_cache(maxsize=16)
+def _analyse(backbone: Backbone) -> _Analysis:
+    model = read_model(backbone.path)
+    try:
+        value = image_input(model)
+        _check_input(backbone.preprocessing, value)
+        shape = _input_shape(backbone.preprocessing, value)
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        penultimate = backbone.penultimate or metadata.get(PENULTIMATE_KEY)
+
+        def measure(names: list[str]) -> dict[str, TensorType]:
+            return _measured(read_model(backbone.path), names, backbone, shape)
+
+        graph = LayerGraph(model, value.name, shape, measure)
+        if penultimate is not None and penultimate not in graph.view.dependent:
+            raise BackboneError(f"its penultimate tensor {penultimate!r} is not in it.")
+        layers = BlockFinder(graph, penultimate).layers()
+    except PreprocessingError:
+        raise
+    except BackboneError as error:
+        raise BackboneError(f"backbone file {str(backbone.path)!r}: {error}") from error
+    _drop_weights(model)
+    return _Analysis(graph, layers)
+
+
+def _drop_weights(model: onnx.ModelProto) -> None:
+    """Free the memory of large weights; their shapes are kept."""
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) > 2**16:
+            tensor.ClearField("raw_data")
+        if len(tensor.float_data) > 2**14:
+            tensor.ClearField("float_data")
+
+
+def _input_shape(
+    preprocessing: Preprocessing, value: onnx.ValueInfoProto
+) -> tuple[int, ...]:
+    """Shape of the input for one image, or for as many as are baked into the file."""
+    from sk_cnncodes.graph import value_shape
+
+    stated = value_shape(value)
+    batch = (stated[0] if stated else None) or 1
+    return (batch, *preprocessing.input_shape[1:])
+
+
+def _check_input(preprocessing: Preprocessing, value: onnx.ValueInfoProto) -> None:
+    """Compare the preprocessing with what the file states about its input."""
+    from sk_cnncodes.graph import value_shape
+
+    stated = value_shape(value)
+    if stated is None:
+        return
+    wanted = preprocessing.input_shape
+    pairs = zip(stated[1:], wanted[1:], strict=True)
+    if all(s is None or s == w for s, w in pairs):
+        return
+    raise PreprocessingError(
+        f"the preprocessing gives inputs of shape {['N', *wanted[1:]]} "
+        f"({preprocessing.layout}), but the backbone's input {value.name!r} has the "
+        f"shape {['N', *(d or '?' for d in stated[1:])]}. Expected a preprocessing "
+        "whose crop_size, channels and layout give that shape."
+    )
+
+
+def _measured(
+    model: onnx.ModelProto, names: list[str], backbone: Backbone, shape: tuple[int, ...]
+) -> dict[str, TensorType]:
+    """Types of tensors found by running the network once on a gray image."""
+    import numpy as np
+    import onnx
+
+    from sk_cnncodes.runtime import import_onnxruntime
+
+    ort = import_onnxruntime()
+    cut = cut_model(model, names)
+    embed_external_data(cut, backbone.path.parent)
+    value = image_input(model)
+    element = value.type.tensor_type.elem_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(
+            cut.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        arrays = session.run(names, {value.name: np.zeros(shape, dtype)})
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise BackboneError(
+            f"its tensors {names} cannot be computed ({reason})."
+        ) from error
+    return {
+        name: TensorType(onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in zip(names, arrays, strict=True)
+    }
+
+
+# -- digests -----------------------------------------------------------------
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, remembered by path, size and time of change."""
+    status = path.stat()
+    return _file_sha256(os.path.realpath(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _file_sha256(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,358 @@
+"""Blocks: the layers of a backbone that have numbers.
+
+-1 is the penultimate layer; before it come the outputs of the blocks that a person
+would draw:
+
+- cut tensors (dominators) with several readers, and outputs of merges;
+- in plain chains, the last tensor at a resolution, after its pooling;
+- vectors that a fully connected layer reads.
+
+An activation or a normalisation behind a block belongs to the block.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from sk_cnncodes.exceptions import BackboneError
+from sk_cnncodes.layers import Layer, LayerGraph
+from sk_cnncodes.operators import (
+    ATTENTION,
+    GLOBAL_POOLS,
+    MERGES,
+    MOVES,
+    POINTWISE,
+    POOLS,
+    WEIGHTED,
+)
+from sk_cnncodes.penultimate import ClassifierWalk
+
+# Names that exporters give to what stands behind a block and belongs to it.
+_TAIL_NAME = re.compile(
+    r"(relu\d?|silu|gelu|act\w*|hardswish|swish|add|cat|drop\w*|norm_?act)(_\d+)?$",
+    re.IGNORECASE,
+)
+
+
+@dataclass
+class _Group:
+    """Cut tensors that hold the same values, moved about: one step of the network."""
+
+    tensors: list[str]
+    nodes: list[int]  # the nodes between the group before and this one
+    layer: str | None  # the tensor that stands for it; None: no code can be cut here
+
+
+class BlockFinder:
+    """Finds the numbered layers of one model.
+
+    Parameters
+    ----------
+    graph : LayerGraph
+    penultimate : str or None
+        Name of the penultimate tensor where it is known; otherwise it is found.
+    """
+
+    def __init__(self, graph: LayerGraph, penultimate: str | None = None) -> None:
+        self.graph = graph
+        self._given_penultimate = penultimate
+        walk = ClassifierWalk(graph)
+        self._output = walk.output
+        self._classifier_input = penultimate or walk.tensor
+
+    @cached_property
+    def groups(self) -> list[_Group]:
+        """The cut tensors up to the penultimate, those of same values as one."""
+        view, start = self.graph.view, -1
+        groups: list[_Group] = []
+        path = view.path(self._output)
+        end = view.producer.get(self._classifier_input, -1)
+        for name in view.cut_tensors(self._output):
+            here = view.producer[name]
+            if here > end:
+                break
+            between = [i for i in path if start < i <= here]
+            start = here
+            if groups and len(between) == 1 and self.graph.op(here) in MOVES:
+                groups[-1].tensors.append(name)
+            else:
+                groups.append(_Group([name], between, None))
+        if not groups:
+            raise BackboneError(
+                f"it has no layer: nothing lies between its image input "
+                f"{view.input_name!r} and its output {self._output!r}."
+            )
+        for group in groups:
+            fitting = [name for name in group.tensors if self.graph.can_be_layer(name)]
+            group.layer = fitting[0] if fitting else None
+        return groups
+
+    @cached_property
+    def penultimate(self) -> str:
+        """The tensor of layer -1.
+
+        Where the network pools a map by its average, or picks the class token of
+        its tokens, the map or the tokens: `pooling="auto"` then does the same, and
+        other poolings can be chosen.
+        """
+        name = self._classifier_input
+        if self._given_penultimate is not None:
+            return name
+        last = self.groups[-1]
+        if last.tensors[-1] != name or last.layer is None:
+            return name  # inside a block; no cut tensor stands for it
+        shape = self.graph.shape(last.layer)
+        if len(shape) == 4 and len(self.graph.shape(name)) == 2 and not _flat(shape):
+            # The classifier sees every place of the map: so does the code.
+            flat = [n for n in last.tensors if len(self.graph.shape(n)) == 2]
+            return flat[0]
+        if len(self.groups) > 1 and self._pools_all(last.nodes):
+            before = self.groups[-2]
+            if before.layer is not None and self._auto_pools_alike(before, last):
+                return before.layer
+        return last.layer
+
+    def _pools_all(self, nodes: list[int]) -> bool:
+        return len(nodes) == 1 and self.graph.op(nodes[0]) in GLOBAL_POOLS | {
+            "Gather",
+            "Slice",
+        }
+
+    def _auto_pools_alike(self, before: _Group, last: _Group) -> bool:
+        """Whether `pooling="auto"` of `before` gives the values of `last`."""
+        assert before.layer is not None and last.layer is not None
+        layer, pooled = self.graph.layer(before.layer), self.graph.shape(last.layer)
+        op, node = self.graph.op(last.nodes[0]), self.graph.view.nodes[last.nodes[0]]
+        if sum(dim > 1 for dim in pooled[1:]) > 1:
+            return False
+        if layer.kind == "map":
+            return op in GLOBAL_POOLS and max(pooled[1:]) == layer.n_channels
+        if layer.kind == "tokens" and not layer.has_class_token:
+            return op == "ReduceMean" and pooled[-1] == layer.n_channels
+        if op not in ("Gather", "Slice"):
+            return False
+        if op == "Gather":
+            index = self.graph.view.constant_value(node.input[1])
+            axis = [a.i for a in node.attribute if a.name == "axis"] or [0]
+            return index == [0] and axis == [1]
+        starts = (
+            self.graph.view.constant_value(node.input[1])
+            if len(node.input) > 1
+            else None
+        )
+        return starts is not None and [*starts][-1] == 0
+
+    @cached_property
+    def boundaries(self) -> list[str]:
+        """Tensors of the numbered layers, in order from the image."""
+        groups = self._groups_before_penultimate
+        chosen = {i for i in range(len(groups)) if self._is_block_output(i)}
+        chosen = self._without_squeezes(chosen)
+        chosen |= self._last_at_resolution(chosen)
+        chosen |= {i for i in range(len(groups)) if self._feeds_fully_connected(i)}
+        chosen = {self._behind_pointwise(i) for i in chosen}
+        chosen = self._without_transitions(chosen)
+        chosen = self._without_half_blocks(chosen)
+        end = len(groups) - 1
+        names = [groups[i].layer for i in sorted(chosen) if not self._joins(i, end)]
+        kept = [name for name in names if name is not None and name != self.penultimate]
+        return [*kept, self.penultimate]
+
+    @cached_property
+    def _groups_before_penultimate(self) -> list[_Group]:
+        """Groups up to the one of the penultimate layer."""
+        for count, group in enumerate(self.groups, 1):
+            if self.penultimate in group.tensors:
+                return self.groups[:count]
+        return self.groups
+
+    def _readers(self, index: int) -> int:
+        """How many ways lead on from a group, splits counted by their outputs."""
+        path = set(self.graph.view.path(self._output))
+        last = self.groups[index].tensors[-1]
+        nodes = [i for i in self.graph.view.readers.get(last, []) if i in path]
+        return sum(
+            len(self.graph.view.nodes[i].output) if self.graph.op(i) == "Split" else 1
+            for i in nodes
+        )
+
+    def _between(self, start: int, end: int) -> list[int]:
+        """Nodes behind group `start`, up to and with group `end`."""
+        return [i for group in self.groups[start + 1 : end + 1] for i in group.nodes]
+
+    def _pointwise(self, nodes: list[int]) -> bool:
+        return all(self.graph.op(i) in POINTWISE and not self._mixes(i) for i in nodes)
+
+    def _mixes(self, index: int) -> bool:
+        """Whether a ReduceMean pools over places rather than over channels."""
+        if self.graph.op(index) != "ReduceMean":
+            return False
+        node = self.graph.view.nodes[index]
+        before, after = (
+            self.graph.shape(node.input[0]),
+            self.graph.shape(node.output[0]),
+        )
+        return len(before) != len(after) or before[:-1] != after[:-1]
+
+    def _is_merge(self, index: int) -> bool:
+        """Whether a group is made of two tensors that differ by learned weights."""
+        nodes = self.groups[index].nodes
+        maker = nodes[-1]
+        return (
+            self.graph.op(maker) in MERGES
+            and len(self.graph.view.data_inputs(maker)) >= 2
+            and not self._pointwise(nodes)
+        )
+
+    def _opens(self, index: int) -> bool:
+        """Whether several branches leave a group, beyond those of an activation."""
+        if index + 1 >= len(self.groups):
+            return False
+        return self._readers(index) >= 2 and not self._pointwise(
+            self.groups[index + 1].nodes
+        )
+
+    def _is_block_output(self, index: int) -> bool:
+        return self.groups[index].layer is not None and (
+            self._is_merge(index) or self._opens(index)
+        )
+
+    def _channels(self, index: int) -> int:
+        name = self.groups[index].layer
+        return self.graph.layer(name).n_channels if name else 0
+
+    def _without_squeezes(self, chosen: set[int]) -> set[int]:
+        """Drop the narrow inside of a block whose output is the merge behind it."""
+        kept = set()
+        for index in chosen:
+            later = [i for i in chosen if i > index]
+            follower = min(later, default=None)
+            squeezed = (
+                follower is not None
+                and not self._is_merge(index)
+                and self._is_merge(follower)
+                and not self._opens(follower)
+                and self._channels(index) < self._channels(follower)
+            )
+            if not squeezed:
+                kept.add(index)
+        return kept
+
+    def _resolution(self, index: int) -> tuple[int, ...] | None:
+        name = self.groups[index].layer
+        if name is None:
+            return None
+        layer = self.graph.layer(name)
+        if layer.kind != "map":
+            return None
+        places = [d for a, d in enumerate(layer.shape, 1) if a != layer.channel_axis]
+        return tuple(places)
+
+    def _last_at_resolution(self, chosen: set[int]) -> set[int]:
+        """For resolutions at which no block ends: the last step, after its pool."""
+        groups = self._groups_before_penultimate
+        resolutions = [self._resolution(i) for i in range(len(groups))]
+        have = {resolutions[i] for i in chosen}
+        found = set()
+        for resolution in dict.fromkeys(resolutions):
+            if resolution is None or resolution in have or max(resolution) == 1:
+                continue
+            index = max(i for i, r in enumerate(resolutions) if r == resolution)
+            follower = index + 1
+            if (
+                follower < len(groups)
+                and self.graph.op(groups[follower].nodes[0]) in POOLS
+            ):
+                index = follower if len(groups[follower].nodes) == 1 else index
+            places = self._resolution(index)
+            if places is not None and max(places) > 1:
+                found.add(index)
+        return found
+
+    def _feeds_fully_connected(self, index: int) -> bool:
+        group = self.groups[index]
+        if group.layer is None or len(self.graph.shape(group.layer)) != 2:
+            return False
+        if self._pools_all(group.nodes):
+            return False  # the map before it stands for it
+        readers = self.graph.view.readers.get(group.tensors[-1], [])
+        return any(self.graph.op(i) in WEIGHTED for i in readers)
+
+    def _behind_pointwise(self, index: int) -> int:
+        """The group behind the activations and normalisations that follow."""
+        groups = self._groups_before_penultimate
+        while index + 1 < len(groups) and (
+            self._pointwise(groups[index + 1].nodes)
+            and groups[index + 1].layer is not None
+        ):
+            index += 1
+        return index
+
+    def _without_transitions(self, chosen: set[int]) -> set[int]:
+        """Drop a boundary that a mere pooling divides from one that opens a block."""
+        order, kept = sorted(chosen), set(chosen)
+        for index, follower in itertools.pairwise(order):
+            nodes = self._between(index, follower)
+            weighted = sum(self.graph.op(i) in WEIGHTED for i in nodes)
+            pooled = any(self.graph.op(i) in POOLS for i in nodes)
+            merged = any(len(self.graph.view.data_inputs(i)) > 1 for i in nodes)
+            if pooled and weighted <= 1 and not merged and self._opens(follower):
+                kept.discard(index)
+        return kept
+
+    def _without_half_blocks(self, chosen: set[int]) -> set[int]:
+        """Drop the sum between the attention and the MLP of a transformer block."""
+        order, kept = sorted(chosen), set(chosen)
+        ends = [*order, len(self._groups_before_penultimate) - 1]
+        for place, index in enumerate(order):
+            before = self.groups[index].nodes
+            start = ends[place - 1] if place else -1
+            attention = any(
+                self.graph.op(i) in ATTENTION for i in self._between(start, index)
+            )
+            behind = self._between(index, ends[place + 1])
+            if (
+                before
+                and attention
+                and behind
+                and not any(self.graph.op(i) in ATTENTION for i in behind)
+                and any(self.graph.op(i) in WEIGHTED for i in behind)
+                and self._is_merge(index)
+            ):
+                kept.discard(index)
+        return kept
+
+    def _joins(self, index: int, end: int) -> bool:
+        """Whether only poolings and normalisations lie before the penultimate."""
+        nodes = self._between(index, end)
+        free = POINTWISE | GLOBAL_POOLS | {"Gather", "Slice"}
+        return index != end and all(self.graph.op(i) in free for i in nodes)
+
+    def layers(self) -> list[Layer]:
+        """The numbered layers, in order from the image; the last is -1."""
+        names = self.boundaries
+        labels = self._short_labels(names)
+        return [
+            self.graph.layer(name, label, place - len(names))
+            for place, (name, label) in enumerate(zip(names, labels, strict=True))
+        ]
+
+    def _short_labels(self, names: list[str]) -> list[str]:
+        """Module paths without the activation at their end, where that is unique."""
+        full = [self.graph.labels.get(name, name) for name in names]
+        parts = [label.rpartition(".") for label in full]
+        short = [
+            head if head and _TAIL_NAME.fullmatch(tail) else label
+            for (head, _, tail), label in zip(parts, full, strict=True)
+        ]
+        return [
+            s if short.count(s) == 1 else f for s, f in zip(short, full, strict=True)
+        ]
+
+
+def _flat(shape: tuple[int, ...]) -> bool:
+    """Whether a shape with its batch has one dimension besides it at most."""
+    return sum(dim > 1 for dim in shape[1:]) <= 1

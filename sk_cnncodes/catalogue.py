@@ -1,0 +1,220 @@
+"""Names -> backbones: the catalogue, and the preprocessing of any ONNX file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sk_cnncodes.backbone import Backbone, file_sha256
+from sk_cnncodes.exceptions import BackboneError, PreprocessingError
+from sk_cnncodes.preprocessing import METADATA_KEY, Preprocessing
+from sk_cnncodes.preprocessing_formats import read_huggingface, read_timm
+
+_PACKAGE = Path(__file__).parent
+# In a wheel `models` lies inside of the package, in a checkout beside it.
+MODELS = next(
+    (f for f in (_PACKAGE / "models", _PACKAGE.parent / "models") if f.is_dir()),
+    _PACKAGE / "models",
+)
+
+
+@dataclass(frozen=True)
+class CatalogueRow:
+    """A known backbone.
+
+    Attributes
+    ----------
+    name : str
+    file : str
+        File name; a bundled file lies in `models`.
+    sha256 : str
+    size : int
+        In bytes.
+    license : str
+        SPDX identifier.
+    source : str
+        Where the weights come from.
+    architecture : str
+    preprocessing : Preprocessing
+    penultimate : str
+        Tensor of layer -1.
+    code_length : int
+        Length of its code.
+    top1 : float or None
+        Stated top-1 accuracy on ImageNet, in %.
+    bundled : bool
+        Whether the file comes with the package.
+    notes : str
+    """
+
+    name: str
+    file: str
+    sha256: str
+    size: int
+    license: str
+    source: str
+    architecture: str
+    preprocessing: Preprocessing
+    penultimate: str
+    code_length: int
+    top1: float | None = None
+    bundled: bool = False
+    notes: str = ""
+
+
+@lru_cache(maxsize=1)
+def read_catalogue() -> dict[str, CatalogueRow]:
+    """The rows of `models/catalogue.toml` by name.
+
+    Raises
+    ------
+    ValueError
+        If a row lacks a value or has one too many.
+    """
+    with open(MODELS / "catalogue.toml", "rb") as file:
+        tables = tomllib.load(file)
+    return {name: _row(name, table) for name, table in tables.items()}
+
+
+def _row(name: str, table: Mapping[str, Any]) -> CatalogueRow:
+    values = dict(table)
+    known = {field.name for field in fields(CatalogueRow)} - {"name"}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"catalogue row {name!r}: unknown {unknown}.")
+    try:
+        values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+        return CatalogueRow(name=name, **values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"catalogue row {name!r}: {error}") from error
+
+
+def load_backbone(
+    name_or_path: str | os.PathLike[str],
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+) -> Backbone:
+    """Find a backbone and the preprocessing that belongs to it.
+
+    Parameters
+    ----------
+    name_or_path : str or path-like
+        A bundled backbone by its name, such as ``"cnncodes-mini"``, or the path of an
+        ONNX file.
+    preprocessing : Preprocessing, dict or None, default=None
+        None takes, in this order: the file's own metadata, the catalogue's row of the
+        file's SHA-256, a Hugging Face `preprocessor_config.json` beside the file, a
+        timm `config.json` beside the file.
+
+    Returns
+    -------
+    Backbone
+
+    Raises
+    ------
+    BackboneError
+        If there is no such backbone, or the file is not an ONNX image network.
+    PreprocessingError
+        If no preprocessing is known for the file.
+
+    Examples
+    --------
+    >>> from sk_cnncodes import load_backbone
+    >>> backbone = load_backbone("cnncodes-mini")
+    >>> backbone.preprocessing.crop_size
+    (128, 128)
+    >>> len(backbone.layers) >= 4
+    True
+    """
+    path = _find_file(name_or_path)
+    digest = file_sha256(path)
+    row = next((r for r in read_catalogue().values() if r.sha256 == digest), None)
+    if isinstance(preprocessing, Mapping):
+        preprocessing = Preprocessing.from_dict(preprocessing)
+    if preprocessing is None:
+        preprocessing = _known_preprocessing(path, digest, row)
+    elif not isinstance(preprocessing, Preprocessing):
+        raise TypeError(
+            "preprocessing: expected a Preprocessing, a dict of its parameters, or "
+            f"None, got {preprocessing!r}."
+        )
+    return Backbone(
+        path=path,
+        sha256=digest,
+        preprocessing=preprocessing,
+        name=row.name if row else None,
+        penultimate=row.penultimate if row else None,
+    )
+
+
+def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
+    """Path of the ONNX file that a name or a path stands for."""
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(
+            "backbone: expected the name of a bundled backbone or the path of an ONNX "
+            f"file, got {name_or_path!r}."
+        )
+    row = read_catalogue().get(os.fspath(name_or_path))
+    if row is not None and row.bundled:
+        return MODELS / row.file
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    names = sorted(r.name for r in read_catalogue().values() if r.bundled)
+    what = "is a folder" if path.is_dir() else "no such file"
+    raise BackboneError(
+        f"backbone={str(name_or_path)!r}: {what}, and no bundled backbone has this "
+        f"name. Expected one of {names}, or the path of an ONNX file; relative paths "
+        f"start from {str(Path.cwd())!r}."
+    )
+
+
+@lru_cache(maxsize=256)
+def _metadata(path: Path, digest: str) -> tuple[tuple[str, str], ...]:
+    """Metadata of an ONNX file; the digest only keys the memory."""
+    from sk_cnncodes.graph import read_model
+
+    return tuple((e.key, e.value) for e in read_model(path).metadata_props)
+
+
+def _known_preprocessing(
+    path: Path, digest: str, row: CatalogueRow | None
+) -> Preprocessing:
+    """The preprocessing stated in or for a file; never a guess."""
+    own = Preprocessing.from_metadata(dict(_metadata(path, digest)))
+    if own is not None:
+        return own
+    if row is not None:
+        return row.preprocessing
+    beside = path.parent / "preprocessor_config.json"
+    if beside.is_file():
+        return read_huggingface(_read_json(beside))
+    beside = path.parent / "config.json"
+    if beside.is_file():
+        config = _read_json(beside)
+        if "pretrained_cfg" in config or "input_size" in config:
+            return read_timm(config)
+    raise PreprocessingError(
+        f"backbone {str(path)!r}: its preprocessing is not known: neither its metadata "
+        f"({METADATA_KEY}) nor the catalogue (sha256 {digest[:12]}...) nor a "
+        "preprocessor_config.json or timm config.json beside it states it. Expected "
+        "preprocessing=Preprocessing(crop_size=..., resize_size=..., scale=..., "
+        "mean=..., std=...), as the network was trained."
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PreprocessingError(f"{str(path)!r}: not JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise PreprocessingError(
+            f"{str(path)!r}: expected a JSON object, got {type(values).__name__}."
+        )
+    return values

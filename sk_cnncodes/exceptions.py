@@ -1,0 +1,46 @@
+"""Errors of the library, all of them subclasses of `ValueError` or `RuntimeError`."""
+
+from __future__ import annotations
+
+
+class ImageError(ValueError):
+    """An element of X cannot be turned into an RGB image.
+
+    Attributes
+    ----------
+    index : int or None
+        Position of the image in X, where it is known.
+    """
+
+    def __init__(self, message: str, index: int | None = None) -> None:
+        # Both arguments go to the base class so that the error pickles, as it
+        # must to travel from a worker process to its parent.
+        super().__init__(message, index)
+        self.message = message
+        self.index = index
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ImageNotFoundError(ImageError, FileNotFoundError):
+    """An element of X is a path at which there is no file."""
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class BackboneError(ValueError):
+    """A file is not an ONNX image network that can give codes."""
+
+
+class LayerError(BackboneError):
+    """A layer does not exist in the backbone, or a pooling does not fit it."""
+
+
+class PreprocessingError(BackboneError):
+    """The preprocessing of a backbone is unknown, incomplete or contradictory."""
+
+
+class DeviceError(RuntimeError):
+    """The device that was asked for does not work on this machine."""

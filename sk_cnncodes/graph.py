@@ -1,0 +1,440 @@
+"""Reading and cutting ONNX graphs: pure functions on `onnx.ModelProto`.
+
+Nothing here knows about images or layers. A model is read with `read_model`,
+looked at through a `GraphView`, and cut with `cut_model`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sk_cnncodes.exceptions import BackboneError
+
+if TYPE_CHECKING:
+    import onnx
+
+# ONNX Runtime gives no guarantee for models of an older default opset.
+OLDEST_OPSET = 7
+# Initializers above this many elements are left out of shape inference, which
+# copies the model; shapes, axes and scales all lie below it.
+_LARGEST_SHAPE_TENSOR = 4096
+
+Shape = tuple[int | None, ...]
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file in a normal form, without its external data.
+
+    The normal form has its nodes in topological order, no model-local functions,
+    no `Constant` nodes in the main graph, and no initializer among the inputs.
+
+    Raises
+    ------
+    BackboneError
+        If the file is missing, is not ONNX, or its graph is malformed.
+    """
+    import onnx
+
+    if not path.is_file():
+        raise BackboneError(
+            f"backbone file {str(path)!r}: no such file. Expected the path of an ONNX "
+            "file."
+        )
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise BackboneError(
+            f"backbone file {str(path)!r}: not an ONNX file ({_first_line(error)})."
+        ) from error
+    if not model.graph.node or not model.graph.output:
+        raise BackboneError(
+            f"backbone file {str(path)!r}: not an ONNX network: it has "
+            f"{len(model.graph.node)} nodes and {len(model.graph.output)} outputs."
+        )
+    try:
+        return _normal_form(model)
+    except BackboneError as error:
+        raise BackboneError(f"backbone file {str(path)!r}: {error}") from error
+
+
+def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+    import onnx.inliner
+    import onnx.version_converter
+
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    if default_opset(model) < OLDEST_OPSET:
+        try:
+            model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
+        except Exception as error:
+            raise BackboneError(
+                f"its opset {default_opset(model)} is older than {OLDEST_OPSET}, and "
+                f"onnx cannot convert it ({_first_line(error)})."
+            ) from error
+    graph = model.graph
+    nodes = []
+    for node in graph.node:
+        tensor = _constant_tensor(node) if node.op_type == "Constant" else None
+        if tensor is None:
+            nodes.append(node)
+        else:
+            graph.initializer.append(tensor)
+    nodes = sorted_nodes(nodes)
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+    constants = constant_names(graph)
+    inputs = [value for value in graph.input if value.name not in constants]
+    graph.ClearField("input")
+    graph.input.extend(inputs)
+    # Initializers that are not inputs exist since IR version 4.
+    model.ir_version = max(model.ir_version, 4)
+    return model
+
+
+def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The value of a `Constant` node as an initializer; None for strings."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    attribute = node.attribute[0]
+    value = helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        tensor = TensorProto()
+        tensor.CopyFrom(value)
+        tensor.name = node.output[0]
+        return tensor
+    kinds = {"value_int": "i8", "value_ints": "i8"}
+    kinds |= {"value_float": "f4", "value_floats": "f4"}
+    if attribute.name not in kinds:
+        return None
+    array = np.asarray(value, kinds[attribute.name])
+    return numpy_helper.from_array(array, node.output[0])
+
+
+def default_opset(model: onnx.ModelProto) -> int:
+    """Version of the default operator set that a model imports."""
+    versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    return max(versions, default=1)
+
+
+def constant_names(graph: onnx.GraphProto) -> set[str]:
+    """Names of the dense and sparse initializers of a graph."""
+    names = {tensor.name for tensor in graph.initializer}
+    return names | {tensor.values.name for tensor in graph.sparse_initializer}
+
+
+def node_reads(node: onnx.NodeProto) -> list[str]:
+    """Names of the tensors a node reads, captures of its sub-graphs included."""
+    reads = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            reads.extend(_captures(body))
+    return reads
+
+
+def _captures(body: onnx.GraphProto) -> Iterator[str]:
+    """Names that a sub-graph takes from the graphs around it."""
+    own = {value.name for value in body.input} | constant_names(body)
+    own.update(name for node in body.node for name in node.output)
+    for node in body.node:
+        yield from (name for name in node_reads(node) if name not in own)
+    yield from (value.name for value in body.output if value.name not in own)
+
+
+def sorted_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Nodes in topological order; the given order is kept where it is one already.
+
+    Raises
+    ------
+    BackboneError
+        If two nodes write one tensor, or nodes wait for each other.
+    """
+    nodes = list(nodes)
+    producer: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for name in filter(None, node.output):
+            if name in producer:
+                raise BackboneError(f"the tensor {name!r} is written by two nodes.")
+            producer[name] = index
+    waits = [{producer[n] for n in node_reads(node) if n in producer} for node in nodes]
+    followers: list[list[int]] = [[] for _ in nodes]
+    for index, sources in enumerate(waits):
+        for source in sources:
+            followers[source].append(index)
+    missing = [len(sources) for sources in waits]
+    ready = [index for index, count in enumerate(missing) if count == 0]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        index = heapq.heappop(ready)
+        order.append(nodes[index])
+        for follower in followers[index]:
+            missing[follower] -= 1
+            if missing[follower] == 0:
+                heapq.heappush(ready, follower)
+    if len(order) < len(nodes):
+        stuck = next(node for node, count in zip(nodes, missing, strict=True) if count)
+        raise BackboneError(
+            f"its graph has a cycle through the tensor {stuck.output[0]!r}."
+        )
+    return order
+
+
+def tensor_size(tensor: onnx.TensorProto) -> int:
+    """Number of elements of an initializer."""
+    return math.prod(tensor.dims)
+
+
+def value_shape(value: onnx.ValueInfoProto) -> Shape | None:
+    """Shape of a graph input, output or inner value; None where none is stated."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
+        for dim in tensor.shape.dim
+    )
+
+
+def set_shape(value: onnx.ValueInfoProto, shape: Iterable[int | str]) -> None:
+    """State the shape of a graph value; strings are symbolic dimensions."""
+    tensor = value.type.tensor_type
+    tensor.ClearField("shape")
+    for dim in shape:
+        new = tensor.shape.dim.add()
+        if isinstance(dim, str):
+            new.dim_param = dim
+        else:
+            new.dim_value = dim
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Element type (an `onnx.TensorProto.DataType`) and shape of a tensor."""
+
+    element: int
+    shape: Shape | None
+
+
+def infer_types(
+    model: onnx.ModelProto, input_name: str, input_shape: tuple[int, ...]
+) -> dict[str, TensorType]:
+    """Types of the tensors of a model, given the shape of one of its inputs."""
+    import onnx
+    import onnx.shape_inference
+
+    light = onnx.ModelProto()
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    graph = light.graph
+    graph.name = "types"
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    for output in model.graph.output:
+        # A stated shape may hold a baked-in batch size; only the name is trusted.
+        graph.output.add(name=output.name)
+    for tensor in model.graph.initializer:
+        if tensor_size(tensor) <= _LARGEST_SHAPE_TENSOR and not tensor.data_location:
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(
+                    tensor.name, tensor.data_type, tensor.dims
+                )
+            )
+    for value in graph.input:
+        if value.name == input_name:
+            set_shape(value, input_shape)
+    try:
+        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+    except Exception as error:
+        raise BackboneError(
+            f"its shapes are contradictory for an input {input_name!r} of shape "
+            f"{input_shape} ({_first_line(error)})."
+        ) from error
+    known = {}
+    for value in (*light.graph.value_info, *light.graph.input, *light.graph.output):
+        if value.type.HasField("tensor_type"):
+            known[value.name] = TensorType(
+                value.type.tensor_type.elem_type, value_shape(value)
+            )
+    return known
+
+
+class GraphView:
+    """What reads what in a model, as far as it depends on one input.
+
+    Edges that leave `Shape` and `Size` are no dependence: they carry the size of
+    the image, not the image.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        In the normal form of `read_model`.
+    input_name : str
+        The input that counts.
+    """
+
+    def __init__(self, model: onnx.ModelProto, input_name: str) -> None:
+        self.model = model
+        self.input_name = input_name
+        self.nodes: list[onnx.NodeProto] = list(model.graph.node)
+        self.producer: dict[str, int] = {}
+        self.dependent = {input_name}
+        self.readers: dict[str, list[int]] = {}
+        self._reads = [node_reads(node) for node in self.nodes]
+        for index, node in enumerate(self.nodes):
+            for name in filter(None, node.output):
+                self.producer[name] = index
+            for name in dict.fromkeys(self._reads[index]):
+                self.readers.setdefault(name, []).append(index)
+            if node.op_type not in ("Shape", "Size") and self.data_inputs(index):
+                self.dependent.update(filter(None, node.output))
+
+    def data_inputs(self, index: int) -> list[str]:
+        """The tensors that node `index` reads and that depend on the input."""
+        names = dict.fromkeys(self._reads[index])
+        return [name for name in names if name in self.dependent]
+
+    @cached_property
+    def constants(self) -> dict[str, onnx.TensorProto]:
+        """Initializers by name."""
+        return {tensor.name: tensor for tensor in self.model.graph.initializer}
+
+    def constant_value(self, name: str) -> list[float] | None:
+        """Flat value of a small initializer, or None."""
+        from onnx import numpy_helper
+
+        tensor = self.constants.get(name)
+        if tensor is None or tensor.data_location:
+            return None
+        if tensor_size(tensor) > _LARGEST_SHAPE_TENSOR:
+            return None
+        return list(numpy_helper.to_array(tensor).ravel())
+
+    def ancestors(self, names: Iterable[str]) -> set[int]:
+        """Indices of all nodes that the given tensors need."""
+        found: set[int] = set()
+        waiting = list(names)
+        while waiting:
+            index = self.producer.get(waiting.pop())
+            if index is not None and index not in found:
+                found.add(index)
+                waiting.extend(self._reads[index])
+        return found
+
+    def path(self, output: str) -> list[int]:
+        """Indices of the nodes through which the input reaches `output`, in order."""
+        found: set[int] = set()
+        waiting = [output]
+        while waiting:
+            index = self.producer.get(waiting.pop())
+            if index is not None and index not in found:
+                found.add(index)
+                waiting.extend(self.data_inputs(index))
+        return sorted(found)
+
+    def cut_tensors(self, output: str) -> list[str]:
+        """Tensors through which every path from the input to `output` passes.
+
+        They are the dominators of `output`, in order from the input. One sweep of
+        the topological order finds them: exactly there, the set of tensors that
+        are made and still wanted holds a single one.
+        """
+        path = self.path(output)
+        last_reader: dict[str, int] = {}
+        for index in path:
+            for name in self.data_inputs(index):
+                last_reader[name] = index
+        last_reader[output] = len(self.nodes)
+        live = {self.input_name}
+        cuts = []
+        for index in path:
+            live -= {n for n in self.data_inputs(index) if last_reader[n] == index}
+            live |= {n for n in self.nodes[index].output if n in last_reader}
+            if len(live) == 1:
+                cuts.append(next(iter(live)))
+        return list(dict.fromkeys(cuts))
+
+    def weights_before(self, name: str) -> int:
+        """Number of elements of the initializers that a tensor needs."""
+        needed = {
+            read for index in self.ancestors([name]) for read in self._reads[index]
+        }
+        return sum(tensor_size(self.constants[n]) for n in needed & set(self.constants))
+
+
+def cut_model(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
+    """A copy of a model that ends at the given tensors and keeps only their needs.
+
+    Nodes, initializers, inputs and value types that no output needs are left out;
+    captures of If, Loop and Scan bodies count as needs. Metadata, operator sets
+    and references to external data stay.
+    """
+    import onnx
+
+    names = set(outputs)
+    nodes = []
+    for node in reversed(model.graph.node):
+        if names.intersection(node.output):
+            nodes.append(node)
+            names.update(node_reads(node))
+    cut = onnx.ModelProto()
+    for field in (
+        "ir_version",
+        "producer_name",
+        "producer_version",
+        "domain",
+        "model_version",
+        "doc_string",
+    ):
+        setattr(cut, field, getattr(model, field))
+    cut.opset_import.extend(model.opset_import)
+    cut.metadata_props.extend(model.metadata_props)
+    graph = cut.graph
+    graph.name = model.graph.name or "codes"
+    graph.node.extend(reversed(nodes))
+    graph.initializer.extend(t for t in model.graph.initializer if t.name in names)
+    graph.sparse_initializer.extend(
+        t for t in model.graph.sparse_initializer if t.values.name in names
+    )
+    graph.input.extend(v for v in model.graph.input if v.name in names)
+    for name in outputs:
+        graph.output.add(name=name)
+    return cut
+
+
+def embed_external_data(model: onnx.ModelProto, folder: Path) -> None:
+    """Read the external data that a model still refers to into the model.
+
+    Raises
+    ------
+    BackboneError
+        If a data file is missing, too short, or outside of `folder`.
+    """
+    from onnx import external_data_helper
+
+    for tensor in model.graph.initializer:
+        if not external_data_helper.uses_external_data(tensor):
+            continue
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        except Exception as error:
+            location = {e.key: e.value for e in tensor.external_data}.get("location")
+            raise BackboneError(
+                f"the weights of {tensor.name!r} cannot be read from {location!r}, "
+                f"expected in the folder {str(folder)!r} ({_first_line(error)})."
+            ) from error
+        tensor.data_location = 0
+        tensor.ClearField("external_data")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,286 @@
+"""Layers: tensors of a backbone at which it can be cut, and what lies there.
+
+A **layer** is a tensor whose activations make a code. Any float tensor between
+the image and the scores can be one; `sk_cnncodes.blocks` finds those that have
+numbers.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from sk_cnncodes.exceptions import BackboneError
+from sk_cnncodes.graph import GraphView, TensorType, infer_types, value_shape
+
+if TYPE_CHECKING:
+    import onnx
+
+Kind = Literal["map", "tokens", "vector"]
+# Finds types of tensors that shape inference does not, by running the model.
+Measure = Callable[[list[str]], dict[str, TensorType]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A tensor of a backbone at which it can be cut.
+
+    Attributes
+    ----------
+    name : str
+        Name of the tensor in the ONNX file.
+    label : str
+        Path of the module that made it where the export kept one, else `name`.
+    kind : {"map", "tokens", "vector"}
+        Activations over rows and columns, over tokens, or one vector an image.
+    shape : tuple of int
+        Shape without the batch.
+    channel_axis : int
+        Axis of the channels in the tensor with its batch: 1 or the last.
+    has_class_token : bool
+        Whether the first token is a class token.
+    parameter_share : float
+        Share of the backbone's parameters that the layer needs, in [0, 1].
+    element : int
+        Its element type, an `onnx.TensorProto.DataType`.
+    position : int or None
+        -1 for the penultimate layer, -2 for the boundary before it, and so on;
+        None for a tensor that is no block boundary.
+    """
+
+    name: str
+    label: str
+    kind: Kind
+    shape: tuple[int, ...]
+    channel_axis: int
+    has_class_token: bool
+    parameter_share: float
+    element: int
+    position: int | None = None
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels, the length of an averaged code."""
+        return self.shape[self.channel_axis - 1]
+
+
+class LayerGraph:
+    """A model with the types of its tensors: makes a `Layer` of any of them.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        In the normal form of `sk_cnncodes.graph.read_model`.
+    input_name : str
+        The image input.
+    input_shape : tuple of int
+        Its shape, with a batch of one image, or of as many as are baked in.
+    measure : callable
+        Gives the types that shape inference does not find.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        input_name: str,
+        input_shape: tuple[int, ...],
+        measure: Measure,
+    ) -> None:
+        self.view = GraphView(model, input_name)
+        self._measure = measure
+        self._types = infer_types(model, input_name, input_shape)
+        self._batch = input_shape[0]
+        self._channel_axes: dict[str, int] = {}
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Paths of the modules that made tensors, where the export kept them."""
+        return _module_paths(self.view.nodes)
+
+    @cached_property
+    def _total_weights(self) -> int:
+        outputs = [output.name for output in self.view.model.graph.output]
+        return max(1, *(self.view.weights_before(name) for name in outputs))
+
+    def op(self, index: int) -> str:
+        """Operator of a node."""
+        return str(self.view.nodes[index].op_type)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor; () where even a run does not tell."""
+        known = self._types.get(name)
+        if known is None or known.shape is None or None in known.shape:
+            self._types.update(self._measure([name]))
+            known = self._types.get(name)
+        if known is None or known.shape is None:
+            return ()
+        return tuple(dim or 0 for dim in known.shape)
+
+    def _element(self, name: str) -> int:
+        known = self._types.get(name)
+        return known.element if known else 0
+
+    def _is_float(self, name: str) -> bool:
+        import onnx
+
+        proto = onnx.TensorProto
+        return self._element(name) in (proto.FLOAT, proto.FLOAT16, proto.BFLOAT16)
+
+    def can_be_layer(self, name: str) -> bool:
+        shape = self.shape(name)
+        return (
+            self._is_float(name)
+            and 2 <= len(shape) <= 4
+            and shape[0] == self._batch
+            and 0 not in shape
+        )
+
+    def layer(
+        self, name: str, label: str | None = None, position: int | None = None
+    ) -> Layer:
+        """The layer at a tensor of the graph.
+
+        Raises
+        ------
+        BackboneError
+            If the tensor has no shape that could give a code.
+        """
+        if not self.can_be_layer(name):
+            shape = self.shape(name)
+            raise BackboneError(
+                f"the tensor {name!r} of shape {shape} cannot be a layer. Expected "
+                "floats of shape (batch, channels), (batch, tokens, channels) or "
+                "(batch, channels, rows, columns)."
+            )
+        shape = self.shape(name)
+        kind: Kind = "vector"
+        if len(shape) == 4:
+            kind = "map"
+        elif len(shape) == 3:
+            kind = "tokens"
+        return Layer(
+            name=name,
+            label=label or self.labels.get(name, name),
+            kind=kind,
+            shape=shape[1:],
+            channel_axis=self._channel_axis(name) if kind == "map" else len(shape) - 1,
+            has_class_token=kind == "tokens" and self._has_class_token(name),
+            parameter_share=self.view.weights_before(name) / self._total_weights,
+            element=self._element(name),
+            position=position,
+        )
+
+    def _channel_axis(self, name: str) -> int:
+        """Axis of the channels of a rank-4 tensor: traced from what made it."""
+        if name in self._channel_axes:
+            return self._channel_axes[name]
+        axis = self._trace_channel_axis(name)
+        self._channel_axes[name] = axis
+        return axis
+
+    def _trace_channel_axis(self, name: str) -> int:
+        shape, permutation = self.shape(name), [0, 1, 2, 3]
+        where = name
+        while where in self.view.producer:
+            index = self.view.producer[where]
+            node, op = self.view.nodes[index], self.op(index)
+            made = None
+            if "Conv" in op or "Pool" in op or op in ("BatchNormalization", "LRN"):
+                made = 1
+            elif op in ("MatMul", "Gemm", "LayerNormalization"):
+                made = 3
+            if made is not None:
+                return permutation.index(made)
+            if op == "Transpose":
+                perm = next(list(a.ints) for a in node.attribute if a.name == "perm")
+                permutation = [perm[axis] for axis in permutation]
+            data = [n for n in self.view.data_inputs(index) if len(self.shape(n)) == 4]
+            if not data:
+                break
+            where = data[0]
+        if where == self.view.input_name:
+            stated = self.shape(where)
+            return permutation.index(1 if stated[1] in (1, 3) else 3)
+        # Nothing told. Rows and columns are mostly equal, channels are not.
+        return 3 if shape[1] == shape[2] != shape[3] else 1
+
+    def _has_class_token(self, name: str) -> bool:
+        """Whether a learned token was put before the others, upstream of a tensor."""
+        tokens = self.shape(name)[1]
+        for index in self.view.ancestors([name]):
+            node = self.view.nodes[index]
+            if node.op_type != "Concat" or len(node.input) < 2:
+                continue
+            axis = next(a.i for a in node.attribute if a.name == "axis")
+            learned = node.input[0] not in self.view.dependent
+            given = any(n in self.view.dependent for n in node.input[1:])
+            if axis not in (1, -2) or not (learned and given):
+                continue
+            made = self.shape(node.output[0])
+            if len(made) == 3 and made[1] == tokens:
+                return True
+        return False
+
+
+def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
+    """The input of a model that takes images.
+
+    Raises
+    ------
+    BackboneError
+        If there is none, or there are several.
+    """
+    found: list[onnx.ValueInfoProto] = []
+    for value in model.graph.input:
+        shape = value_shape(value)
+        if shape is None and len(model.graph.input) == 1:
+            found.append(value)
+        elif shape is not None and len(shape) == 4:
+            channels = (shape[1], shape[3])
+            if any(c in (1, 3) for c in channels) or None in channels:
+                found.append(value)
+    if len(found) == 1:
+        return found[0]
+    stated = [f"{v.name!r} {_written(value_shape(v))}" for v in model.graph.input]
+    raise BackboneError(
+        f"it has {'no' if not found else len(found)} image inputs. Expected one input "
+        "of shape [batch, 3, height, width] or [batch, height, width, 3]; its inputs "
+        f"are: {', '.join(stated) or 'none'}."
+    )
+
+
+def _written(shape: tuple[int | None, ...] | None) -> str:
+    if shape is None:
+        return "of unknown shape"
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
+
+
+def _module_paths(nodes: list[onnx.NodeProto]) -> dict[str, str]:
+    """Paths of the torch modules that made tensors, as torch exporters keep them."""
+    paths = {}
+    for node in nodes:
+        scopes = [
+            p.value
+            for p in node.metadata_props
+            if p.key == "pkg.torch.onnx.name_scopes"
+        ]
+        parts: list[str] = []
+        if scopes:
+            try:
+                parts = [str(s) for s in ast.literal_eval(scopes[0])][:-1]
+            except (ValueError, SyntaxError):
+                parts = []
+        elif node.output[0].startswith("/"):
+            parts = node.output[0].split("/")[1:-1]
+        path: list[str] = []
+        for part in filter(None, parts):
+            if path and part.startswith(path[-1] + "."):
+                path[-1] = part  # a part repeats the container that it lies in
+            else:
+                path.append(part)
+        if path:
+            paths.update({name: ".".join(path) for name in node.output if name})
+    return paths

@@ -1,0 +1,117 @@
+"""The penultimate tensor: what the classifier of a network reads."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from sk_cnncodes.exceptions import BackboneError
+from sk_cnncodes.layers import LayerGraph
+from sk_cnncodes.operators import MOVES, WEIGHTED
+
+# What may stand between a classifier's scores and the output of the file.
+_AFTER_SCORES = MOVES | frozenset(
+    [
+        "ArgMax",
+        "AveragePool",
+        "Clip",
+        "GlobalAveragePool",
+        "LogSoftmax",
+        "ReduceMean",
+        "Relu",
+        "Sigmoid",
+        "Softmax",
+    ]
+)
+
+
+class ClassifierWalk:
+    """Walks from the outputs of a file back to what its classifier reads.
+
+    Softmax, reshapes, poolings and biases are passed over until the first fully
+    connected layer or 1x1 convolution; what that reads is the penultimate tensor.
+    """
+
+    def __init__(self, graph: LayerGraph) -> None:
+        self.graph = graph
+
+    @cached_property
+    def output(self) -> str:
+        """The output of the file that carries the scores (or the features)."""
+        outputs: list[str] = [o.name for o in self.graph.view.model.graph.output]
+        outputs = [name for name in outputs if name in self.graph.view.dependent]
+        if not outputs:
+            raise BackboneError(
+                f"no output depends on the image input {self.graph.view.input_name!r}."
+            )
+        classifiers = [n for n in outputs if self._classifier_nodes(n)]
+        # Auxiliary classifiers of training stand before the real one.
+        deepest = sorted(classifiers, key=lambda n: self.graph.view.producer[n])
+        return deepest[-1] if deepest else outputs[0]
+
+    def _classifier_nodes(self, output: str) -> list[int]:
+        """The last weighted nodes, behind which only scores are left; else []."""
+        shape = self.graph.shape(output)
+        if len(shape) < 2 or sum(dim > 1 for dim in shape[1:]) > 1:
+            return []  # a map or tokens: features, not scores
+        found: list[int] = []
+        waiting, softmax, relu = [output], False, False
+        while waiting:
+            name = waiting.pop()
+            index = self.graph.view.producer.get(name)
+            if index is None:
+                return []
+            op, data = self.graph.op(index), self.graph.view.data_inputs(index)
+            softmax |= op in ("Softmax", "LogSoftmax", "Sigmoid")
+            if op in WEIGHTED and len(data) == 1:
+                features = relu and not softmax and self._could_be_features(name)
+                if features or not self._is_pointwise_product(index):
+                    return []
+                found.append(index)
+            elif op in _AFTER_SCORES and len(data) == 1:
+                relu |= op in ("Relu", "Clip")
+                waiting.extend(data)
+            elif op in ("Add", "Sum", "Mean", "Concat") or (
+                op in ("Mul", "Div") and len(data) == 1
+            ):
+                waiting.extend(data)  # a bias, or the average of two heads
+            else:
+                return []
+        return found
+
+    def _could_be_features(self, name: str) -> bool:
+        """Whether a rectified product is wide like a layer, not like a label set."""
+        shape = self.graph.shape(name)
+        axis = 1 if len(shape) == 4 else -1
+        return not shape or shape[axis] % 32 == 0
+
+    def _is_pointwise_product(self, index: int) -> bool:
+        """Whether a node is fully connected, or a 1x1 convolution."""
+        node = self.graph.view.nodes[index]
+        if "Conv" not in node.op_type:
+            return True
+        kernel = self.graph.view.constants.get(node.input[1])
+        if kernel is not None:
+            return all(size == 1 for size in kernel.dims[2:])
+        sizes = [a.ints for a in node.attribute if a.name == "kernel_shape"]
+        return all(size == 1 for ints in sizes for size in ints)
+
+    @cached_property
+    def tensor(self) -> str:
+        """What the classifier reads; for a file without one, its output."""
+        heads = self._classifier_nodes(self.output)
+        if not heads:
+            return self.output
+        if len(heads) == 1:
+            (name,) = self.graph.view.data_inputs(heads[0])
+            return name
+        # Several heads: what all of them read.
+        first = min(heads)
+        cuts = self.graph.view.cut_tensors(self.output)
+        before = [c for c in cuts if self.graph.view.producer[c] < first]
+        common = [c for c in before if self._feeds_all(c, heads)]
+        return common[-1] if common else self.output
+
+    def _feeds_all(self, name: str, heads: list[int]) -> bool:
+        index = self.graph.view.producer[name]
+        view = self.graph.view
+        return all(index in view.ancestors(view.data_inputs(head)) for head in heads)
