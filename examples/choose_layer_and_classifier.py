@@ -74,7 +74,7 @@ heads = {
 }
 with tempfile.TemporaryDirectory() as folder:
     pipeline = Pipeline(
-        [("codes", CNNCodeTransformer()), ("head", "passthrough")],
+        [("codes", CNNCodeTransformer()), ("head", heads["linear SVM"])],
         memory=joblib.Memory(folder, verbose=0),
     )
     grid = {

@@ -74,7 +74,7 @@ class Backbone:
     path : Path
         The ONNX file.
     sha256 : str
-        Its digest.
+        Its digest, together with that of the files that hold its weights, if any.
     preprocessing : Preprocessing
     name : str or None
         Its name in the catalogue.
@@ -110,9 +110,10 @@ class Backbone:
             for layer in layers:
                 if which in (layer.name, layer.label):
                     return layer
-            if which in analysis.graph.view.dependent:
+            tensor = analysis.graph.module_outputs.get(which, which)
+            if tensor in analysis.graph.view.dependent:
                 try:
-                    return analysis.graph.layer(which)
+                    return analysis.graph.layer(tensor)
                 except BackboneError as error:
                     raise LayerError(f"layer={which!r}: {error}") from error
         raise LayerError(
@@ -273,6 +274,8 @@ def _measured(
     dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    # One run does not pay for optimisations, which take long on large graphs.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(
             cut.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -13,7 +13,6 @@ An activation or a normalisation behind a block belongs to the block.
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,17 +23,12 @@ from sk_cnncodes.operators import (
     GLOBAL_POOLS,
     MERGES,
     MOVES,
+    NORMALISATIONS,
     POINTWISE,
     POOLS,
     WEIGHTED,
 )
 from sk_cnncodes.penultimate import ClassifierWalk
-
-# Names that exporters give to what stands behind a block and belongs to it.
-_TAIL_NAME = re.compile(
-    r"(relu\d?|silu|gelu|act\w*|hardswish|swish|add|cat|drop\w*|norm_?act)(_\d+)?$",
-    re.IGNORECASE,
-)
 
 
 @dataclass
@@ -76,7 +70,7 @@ class BlockFinder:
                 break
             between = [i for i in path if start < i <= here]
             start = here
-            if groups and len(between) == 1 and self.graph.op(here) in MOVES:
+            if groups and len(between) == 1 and self._moves(here):
                 groups[-1].tensors.append(name)
             else:
                 groups.append(_Group([name], between, None))
@@ -89,6 +83,18 @@ class BlockFinder:
             fitting = [name for name in group.tensors if self.graph.can_be_layer(name)]
             group.layer = fitting[0] if fitting else None
         return groups
+
+    def _moves(self, index: int) -> bool:
+        """Whether a node keeps all values, as a pooling over single places does too."""
+        if self.graph.op(index) in POOLS:
+            (source,) = self.graph.view.data_inputs(index)
+            node = self.graph.view.nodes[index]
+            kernel = next(
+                list(a.ints) for a in node.attribute if a.name == "kernel_shape"
+            )
+            same = self.graph.shape(source) == self.graph.shape(node.output[0])
+            return same and set(kernel) == {1}
+        return self.graph.op(index) in MOVES
 
     @cached_property
     def penultimate(self) -> str:
@@ -204,16 +210,28 @@ class BlockFinder:
         return (
             self.graph.op(maker) in MERGES
             and len(self.graph.view.data_inputs(maker)) >= 2
-            and not self._pointwise(nodes)
+            and any(self.graph.op(i) in WEIGHTED for i in nodes)
+            and not self._is_gate(maker)
+        )
+
+    def _is_gate(self, index: int) -> bool:
+        """Whether a node scales channels by factors made of them (squeeze-excite)."""
+        node = self.graph.view.nodes[index]
+        if node.op_type != "Mul":
+            return False
+        made = self.graph.shape(node.output[0])
+        return any(
+            len(shape) == len(made) == 4 and shape != made
+            for shape in map(self.graph.shape, self.graph.view.data_inputs(index))
         )
 
     def _opens(self, index: int) -> bool:
         """Whether several branches leave a group, beyond those of an activation."""
         if index + 1 >= len(self.groups):
             return False
-        return self._readers(index) >= 2 and not self._pointwise(
-            self.groups[index + 1].nodes
-        )
+        nodes = self.groups[index + 1].nodes
+        alone = self._pointwise(nodes) or self._is_gate(nodes[-1])
+        return self._readers(index) >= 2 and not alone
 
     def _is_block_output(self, index: int) -> bool:
         return self.groups[index].layer is not None and (
@@ -233,6 +251,7 @@ class BlockFinder:
             squeezed = (
                 follower is not None
                 and not self._is_merge(index)
+                and self.graph.op(self.groups[index].nodes[-1]) not in POOLS
                 and self._is_merge(follower)
                 and not self._opens(follower)
                 and self._channels(index) < self._channels(follower)
@@ -262,11 +281,9 @@ class BlockFinder:
                 continue
             index = max(i for i, r in enumerate(resolutions) if r == resolution)
             follower = index + 1
-            if (
-                follower < len(groups)
-                and self.graph.op(groups[follower].nodes[0]) in POOLS
-            ):
-                index = follower if len(groups[follower].nodes) == 1 else index
+            nodes = groups[follower].nodes if follower < len(groups) else []
+            if len(nodes) == 1 and self.graph.op(nodes[0]) in POOLS:
+                index = follower
             places = self._resolution(index)
             if places is not None and max(places) > 1:
                 found.add(index)
@@ -282,24 +299,37 @@ class BlockFinder:
         return any(self.graph.op(i) in WEIGHTED for i in readers)
 
     def _behind_pointwise(self, index: int) -> int:
-        """The group behind the activations and normalisations that follow."""
+        """The group behind the activations that follow.
+
+        Normalisations belong to what comes next, where they do not lead to the
+        penultimate layer.
+        """
         groups = self._groups_before_penultimate
-        while index + 1 < len(groups) and (
-            self._pointwise(groups[index + 1].nodes)
-            and groups[index + 1].layer is not None
-        ):
+        last = len(groups) - 1
+        if self._pointwise(self._between(index, last)):
+            return last
+        while index < last:
+            nodes = groups[index + 1].nodes
+            normalised = any(self.graph.op(i) in NORMALISATIONS for i in nodes)
+            if normalised or not self._pointwise(nodes) or not groups[index + 1].layer:
+                break
             index += 1
         return index
 
     def _without_transitions(self, chosen: set[int]) -> set[int]:
-        """Drop a boundary that a mere pooling divides from one that opens a block."""
+        """Drop boundaries with nothing learned, or a mere pooling, before the next."""
         order, kept = sorted(chosen), set(chosen)
         for index, follower in itertools.pairwise(order):
             nodes = self._between(index, follower)
             weighted = sum(self.graph.op(i) in WEIGHTED for i in nodes)
             pooled = any(self.graph.op(i) in POOLS for i in nodes)
             merged = any(len(self.graph.view.data_inputs(i)) > 1 for i in nodes)
-            if pooled and weighted <= 1 and not merged and self._opens(follower):
+            transition = pooled and weighted <= 1 and self._opens(follower)
+            if merged:
+                continue
+            if weighted == 0 and self._is_merge(index):
+                kept.discard(follower)  # the block is what has a name
+            elif weighted == 0 or transition:
                 kept.discard(index)
         return kept
 
@@ -334,22 +364,10 @@ class BlockFinder:
     def layers(self) -> list[Layer]:
         """The numbered layers, in order from the image; the last is -1."""
         names = self.boundaries
-        labels = self._short_labels(names)
+        labels = self.graph.labels(names)
         return [
             self.graph.layer(name, label, place - len(names))
             for place, (name, label) in enumerate(zip(names, labels, strict=True))
-        ]
-
-    def _short_labels(self, names: list[str]) -> list[str]:
-        """Module paths without the activation at their end, where that is unique."""
-        full = [self.graph.labels.get(name, name) for name in names]
-        parts = [label.rpartition(".") for label in full]
-        short = [
-            head if head and _TAIL_NAME.fullmatch(tail) else label
-            for (head, _, tail), label in zip(parts, full, strict=True)
-        ]
-        return [
-            s if short.count(s) == 1 else f for s, f in zip(short, full, strict=True)
         ]
 
 

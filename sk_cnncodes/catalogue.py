@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tomllib
@@ -13,6 +14,7 @@ from typing import Any
 
 from sk_cnncodes.backbone import Backbone, file_sha256
 from sk_cnncodes.exceptions import BackboneError, PreprocessingError
+from sk_cnncodes.graph import external_data_files, read_model
 from sk_cnncodes.preprocessing import METADATA_KEY, Preprocessing
 from sk_cnncodes.preprocessing_formats import read_huggingface, read_timm
 
@@ -133,11 +135,12 @@ def load_backbone(
     """
     path = _find_file(name_or_path)
     digest = file_sha256(path)
+    facts = _file_facts(path, digest)
     row = next((r for r in read_catalogue().values() if r.sha256 == digest), None)
     if isinstance(preprocessing, Mapping):
         preprocessing = Preprocessing.from_dict(preprocessing)
     if preprocessing is None:
-        preprocessing = _known_preprocessing(path, digest, row)
+        preprocessing = _known_preprocessing(path, digest, facts.metadata, row)
     elif not isinstance(preprocessing, Preprocessing):
         raise TypeError(
             "preprocessing: expected a Preprocessing, a dict of its parameters, or "
@@ -145,7 +148,7 @@ def load_backbone(
         )
     return Backbone(
         path=path,
-        sha256=digest,
+        sha256=_digest_with_data(path, digest, facts.data_files),
         preprocessing=preprocessing,
         name=row.name if row else None,
         penultimate=row.penultimate if row else None,
@@ -174,19 +177,44 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
     )
 
 
-@lru_cache(maxsize=256)
-def _metadata(path: Path, digest: str) -> tuple[tuple[str, str], ...]:
-    """Metadata of an ONNX file; the digest only keys the memory."""
-    from sk_cnncodes.graph import read_model
+@dataclass(frozen=True)
+class _FileFacts:
+    """What an ONNX file says of itself: its metadata, and files that hold its data."""
 
-    return tuple((e.key, e.value) for e in read_model(path).metadata_props)
+    metadata: dict[str, str]
+    data_files: tuple[str, ...]
+
+
+@lru_cache(maxsize=256)
+def _file_facts(path: Path, digest: str) -> _FileFacts:
+    """Read an ONNX file; the digest only keys the memory."""
+    model = read_model(path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return _FileFacts(metadata, external_data_files(model))
+
+
+def _digest_with_data(path: Path, digest: str, data_files: tuple[str, ...]) -> str:
+    """Digest of an ONNX file together with the files beside it that hold its data.
+
+    Files that are missing or lie elsewhere do not count here: reading the data names
+    them in its error.
+    """
+    folder = path.parent.resolve()
+    parts = [digest]
+    for name in data_files:
+        file = (folder / name).resolve()
+        if file.is_relative_to(folder) and file.is_file():
+            parts.append(f"{name} {file_sha256(file)}")
+    if len(parts) == 1:
+        return digest
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _known_preprocessing(
-    path: Path, digest: str, row: CatalogueRow | None
+    path: Path, digest: str, metadata: dict[str, str], row: CatalogueRow | None
 ) -> Preprocessing:
     """The preprocessing stated in or for a file; never a guess."""
-    own = Preprocessing.from_metadata(dict(_metadata(path, digest)))
+    own = Preprocessing.from_metadata(metadata)
     if own is not None:
         return own
     if row is not None:

@@ -411,6 +411,20 @@ def cut_model(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
     return cut
 
 
+def external_data_files(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the files that hold data of a model, relative to its folder."""
+    return tuple(
+        sorted(
+            {
+                entry.value
+                for tensor in model.graph.initializer
+                for entry in tensor.external_data
+                if entry.key == "location"
+            }
+        )
+    )
+
+
 def embed_external_data(model: onnx.ModelProto, folder: Path) -> None:
     """Read the external data that a model still refers to into the model.
 

@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 
 from sk_cnncodes.exceptions import ImageError, ImageNotFoundError
 
-# Formats that are opened; Pillow's rarer readers are left to those who need them.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# Formats that are opened, MPO as JPEG; Pillow's rarer readers are left closed.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # Pillow warns above this size and refuses twice of it; here it is an error at once.
 MAX_PIXELS = 89_478_485
 

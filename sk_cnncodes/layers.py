@@ -96,9 +96,46 @@ class LayerGraph:
         self._channel_axes: dict[str, int] = {}
 
     @cached_property
-    def labels(self) -> dict[str, str]:
-        """Paths of the modules that made tensors, where the export kept them."""
+    def _module_paths(self) -> dict[str, str]:
         return _module_paths(self.view.nodes)
+
+    @cached_property
+    def module_outputs(self) -> dict[str, str]:
+        """Paths of modules and the tensors that they put out, the last they make."""
+        outputs = {}
+        for node in self.view.nodes:
+            for name in node.output:
+                path = (
+                    self._module_paths.get(name, "")
+                    if name in self.view.dependent
+                    else ""
+                )
+                while path:
+                    outputs[path] = name
+                    path = path.rpartition(".")[0]
+        return outputs
+
+    def labels(self, names: list[str]) -> list[str]:
+        """Names for people: paths of the modules that put the tensors out.
+
+        A tensor is often the output of several nested modules; of their paths, those
+        with as many parts as most tensors can have are taken.
+        """
+        modules: list[list[str]] = [
+            [path for path, out in self.module_outputs.items() if out == name]
+            for name in names
+        ]
+        depths = [{path.count(".") for path in paths} for paths in modules]
+        everywhere = [depth for found in depths for depth in found]
+        usual = max(everywhere, key=lambda d: (everywhere.count(d), -d), default=0)
+        labels = []
+        for name, paths in zip(names, modules, strict=True):
+            nearest = sorted(paths, key=lambda p: (abs(p.count(".") - usual), len(p)))
+            labels.append(nearest[0] if nearest else self._module_paths.get(name, name))
+        return [
+            label if labels.count(label) == 1 else name
+            for name, label in zip(names, labels, strict=True)
+        ]
 
     @cached_property
     def _total_weights(self) -> int:
@@ -113,11 +150,32 @@ class LayerGraph:
         """Shape of a tensor; () where even a run does not tell."""
         known = self._types.get(name)
         if known is None or known.shape is None or None in known.shape:
-            self._types.update(self._measure([name]))
+            self._types.update(self._measure(self._unknown_beside(name)))
             known = self._types.get(name)
         if known is None or known.shape is None:
             return ()
         return tuple(dim or 0 for dim in known.shape)
+
+    def _may_have_rank(self, name: str, rank: int) -> bool:
+        """Whether a tensor has a rank as far as is known without a run."""
+        known = self._types.get(name)
+        return known is None or known.shape is None or len(known.shape) == rank
+
+    def _unknown_beside(self, name: str) -> list[str]:
+        """Tensors that will be asked for too, so that one run measures all."""
+        names = {name}
+        for output in self.view.model.graph.output:
+            if output.name in self.view.dependent:
+                names.update([output.name, *self.view.cut_tensors(output.name)])
+        for node in self.view.nodes:
+            if node.op_type == "Concat" and node.output[0] in self.view.dependent:
+                names.add(node.output[0])
+        unknown = []
+        for each in names:
+            known = self._types.get(each)
+            if known is None or known.shape is None or None in known.shape:
+                unknown.append(each)
+        return sorted(unknown)
 
     def _element(self, name: str) -> int:
         known = self._types.get(name)
@@ -163,7 +221,7 @@ class LayerGraph:
             kind = "tokens"
         return Layer(
             name=name,
-            label=label or self.labels.get(name, name),
+            label=label or self.labels([name])[0],
             kind=kind,
             shape=shape[1:],
             channel_axis=self._channel_axis(name) if kind == "map" else len(shape) - 1,
@@ -197,8 +255,10 @@ class LayerGraph:
             if op == "Transpose":
                 perm = next(list(a.ints) for a in node.attribute if a.name == "perm")
                 permutation = [perm[axis] for axis in permutation]
-            data = [n for n in self.view.data_inputs(index) if len(self.shape(n)) == 4]
-            if not data:
+            data = [
+                n for n in self.view.data_inputs(index) if self._may_have_rank(n, 4)
+            ]
+            if not data or op == "Reshape":
                 break
             where = data[0]
         if where == self.view.input_name:

@@ -19,49 +19,57 @@ MOVES = frozenset(
 )
 GLOBAL_POOLS = frozenset(["GlobalAveragePool", "ReduceMean", "AveragePool"])
 POOLS = frozenset(["AveragePool", "MaxPool", "LpPool"])
-# Operators without a view of neighbours: activations and normalisations.
-POINTWISE = MOVES | frozenset(
+NORMALISATIONS = frozenset(
     [
-        "Abs",
-        "Add",
         "BatchNormalization",
-        "Celu",
-        "Clip",
-        "Div",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
         "InstanceNormalization",
-        "LayerNormalization",
         "LRN",
-        "LeakyRelu",
-        "Log",
+        "LayerNormalization",
         "LpNormalization",
-        "Max",
-        "Min",
-        "Mish",
-        "Mul",
-        "Neg",
-        "PRelu",
-        "Pow",
         "RMSNormalization",
-        "Reciprocal",
         "ReduceMean",
-        "Relu",
-        "Selu",
-        "Sigmoid",
         "SimplifiedLayerNormalization",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Sub",
-        "Swish",
-        "Tanh",
-        "ThresholdedRelu",
     ]
+)
+# Operators without a view of neighbours: activations and normalisations.
+POINTWISE = (
+    MOVES
+    | NORMALISATIONS
+    | frozenset(
+        [
+            "Abs",
+            "Add",
+            "Celu",
+            "Clip",
+            "Div",
+            "Elu",
+            "Erf",
+            "Exp",
+            "Gelu",
+            "HardSigmoid",
+            "HardSwish",
+            "LeakyRelu",
+            "Log",
+            "Max",
+            "Min",
+            "Mish",
+            "Mul",
+            "Neg",
+            "PRelu",
+            "Pow",
+            "Reciprocal",
+            "Relu",
+            "Selu",
+            "Sigmoid",
+            "Softplus",
+            "Softsign",
+            "Sqrt",
+            "Sub",
+            "Swish",
+            "Tanh",
+            "ThresholdedRelu",
+        ]
+    )
 )
 WEIGHTED = frozenset(
     [

@@ -172,8 +172,10 @@ class Preprocessing:
     def apply(self, image: Image.Image) -> np.ndarray:
         """Resize and crop an upright RGB image.
 
-        The crop is taken inside of the resize, so that pixels outside of it are
-        never computed; the result is that of resizing first, within one level.
+        Along the longer side the crop is taken inside of the resize, so that pixels
+        outside of it are never computed. Pillow keeps such a box in single precision:
+        the result is that of resizing first, within one level. A box along both
+        sides would add up to two.
 
         Parameters
         ----------
@@ -199,15 +201,26 @@ class Preprocessing:
         elif (full_height, full_width) == (image.height, image.width):
             cropped = image.crop((left, top, left + width, top + height))
         else:
-            across, down = image.width / full_width, image.height / full_height
-            box = (
-                left * across,
-                top * down,
-                min((left + width) * across, image.width),
-                min((top + height) * down, image.height),
-            )
-            cropped = image.resize((width, height), method, box=box)
+            cropped = self._resized_and_cropped(image, full_height, full_width, method)
         return np.asarray(cropped)
+
+    def _resized_and_cropped(
+        self, image: Image.Image, full_height: int, full_width: int, method: int
+    ) -> Image.Image:
+        height, width = self.crop_size
+        top = self._corner(full_height - height)
+        left = self._corner(full_width - width)
+        if full_width - width >= full_height - height:
+            factor = image.width / full_width
+            right = min((left + width) * factor, image.width)
+            box = (left * factor, 0.0, right, float(image.height))
+            wide = image.resize((width, full_height), method, box=box)
+            return wide.crop((0, top, width, top + height))
+        factor = image.height / full_height
+        bottom = min((top + height) * factor, image.height)
+        box = (0.0, top * factor, float(image.width), bottom)
+        high = image.resize((full_width, height), method, box=box)
+        return high.crop((left, 0, left + width, height))
 
     def _corner(self, excess: int) -> int:
         """Where the crop starts along a side that is longer by `excess` pixels."""

@@ -1,0 +1,144 @@
+"""The numbered layers are the blocks that a person would name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from sk_cnncodes.blocks import BlockFinder
+from sk_cnncodes.graph import TensorType, read_model
+from sk_cnncodes.layers import Layer, LayerGraph, image_input
+from tests import graphs
+
+
+def no_measure(names: list[str]) -> dict[str, TensorType]:
+    raise AssertionError(f"shape inference did not find {names}")
+
+
+def found_layers(model: onnx.ModelProto, folder: Path) -> list[Layer]:
+    model = read_model(Path(graphs.save(model, folder / "net.onnx")))
+    value = image_input(model)
+    shape = tuple(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
+    graph = LayerGraph(model, value.name, shape, no_measure)
+    return BlockFinder(graph).layers()
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (graphs.alexnet(), ["pool1", "pool2", "pool5", "fc6", "fc7"]),
+        (graphs.resnet(), ["stem", "block0", "block1", "block2", "block3"]),
+        (graphs.resnet(batch=1, reshape=True), None),
+        (graphs.squeezenet(), ["pool1", "fire0", "fire1"]),
+        (graphs.vit(), ["embedded", "block0", "normed"]),
+    ],
+    ids=["alexnet", "resnet", "resnet-baked", "squeezenet", "vit"],
+)
+def test_numbered_layers(
+    model: onnx.ModelProto, expected: list[str] | None, tmp_path: Path
+) -> None:
+    layers = found_layers(model, tmp_path)
+    names = [layer.name for layer in layers]
+    assert names == (expected or ["stem", "block0", "block1", "block2", "block3"])
+    assert [layer.position for layer in layers] == list(range(-len(names), 0))
+    shares = [layer.parameter_share for layer in layers]
+    assert shares == sorted(shares)
+    assert 0 < shares[-1] < 1
+
+
+def test_kinds_and_shapes(tmp_path: Path) -> None:
+    pool5, fc6, fc7 = found_layers(graphs.alexnet(), tmp_path)[-3:]
+    assert (pool5.kind, pool5.shape, pool5.n_channels) == ("map", (16, 4, 4), 16)
+    assert (fc6.kind, fc6.shape) == ("vector", (40,))
+    assert (fc7.kind, fc7.shape) == ("vector", (24,))
+    last = found_layers(graphs.vit(), tmp_path)[-1]
+    assert (last.kind, last.shape, last.has_class_token) == ("tokens", (17, 16), True)
+
+
+def test_channels_last_is_seen(tmp_path: Path) -> None:
+    last = found_layers(graphs.nhwc(), tmp_path)[-1]
+    assert last.kind == "map"
+    assert last.n_channels == 8
+
+
+def test_headless_network_gives_its_output(tmp_path: Path) -> None:
+    model = graphs.resnet()
+    model.graph.output[0].name = "block3"
+    assert found_layers(model, tmp_path)[-1].name == "block3"
+    model = graphs.vit()
+    model.graph.output[0].name = "normed"
+    assert found_layers(model, tmp_path)[-1].name == "normed"
+
+
+def test_the_deepest_classifier_counts(tmp_path: Path) -> None:
+    """An auxiliary classifier of training stands before the real one."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
+    early = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    auxiliary = net.dense(early, 8, 10, out="auxiliary")
+    x = net.op("Relu", net.conv(x, 8, 16, strides=[2, 2]), out="deep")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    scores = net.dense(x, 16, 10, out="scores")
+    layers = found_layers(net.model([auxiliary, scores]), tmp_path)
+    assert layers[-1].name == "deep"
+
+
+def test_two_heads_share_their_dominator(tmp_path: Path) -> None:
+    """A distilled transformer averages two classifiers of one trunk."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
+    x = net.op("Relu", net.conv(x, 8, 16, strides=[2, 2]), out="trunk")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1, out="code")
+    both = net.op("Add", net.dense(x, 16, 10), net.dense(x, 16, 10))
+    half = net.constant(graphs.np.array(0.5, graphs.np.float32))
+    layers = found_layers(net.model(net.op("Mul", both, half)), tmp_path)
+    assert layers[-1].name == "trunk"
+
+
+def test_flattened_map_is_the_code_of_a_network_without_pooling(tmp_path: Path) -> None:
+    """LeNet's classifier reads every place of its last map."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 6, strides=[2, 2]))
+    x = net.op("MaxPool", x, kernel_shape=[4, 4], strides=[4, 4], out="pool")
+    x = net.op("Flatten", x, axis=1, out="flat")
+    layers = found_layers(net.model(net.dense(x, 96, 10)), tmp_path)
+    assert (layers[-1].name, layers[-1].shape) == ("flat", (96,))
+
+
+def test_swish_is_no_block(tmp_path: Path) -> None:
+    net = graphs.Net()
+    x, width = "data", 3
+    for out in (8, 16):
+        x = net.conv(x, width, out, strides=[2, 2])
+        x = net.op("Mul", x, net.op("Sigmoid", x), out=f"swish{out}")
+        width = out
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, 16, 10)), tmp_path)
+    assert [layer.name for layer in layers] == ["swish8", "swish16"]
+
+
+def test_module_paths_become_labels(tmp_path: Path) -> None:
+    model = graphs.resnet()
+    new = {f"block{i}": f"/layer1/layer1.{i}/relu_1/Relu_output_0" for i in range(4)}
+    for node in model.graph.node:
+        for field in (node.input, node.output):
+            field[:] = [new.get(name, name) for name in field]
+    labels = [layer.label for layer in found_layers(model, tmp_path)]
+    assert labels == ["stem", "layer1.0", "layer1.1", "layer1.2", "layer1.3"]
+
+
+def test_real_backbones(shared: Path) -> None:
+    def layers(name: str) -> list[str]:
+        model = read_model(shared / "backbones" / name)
+        graph = LayerGraph(model, "data", (1, 3, 224, 224), no_measure)
+        return [layer.name for layer in BlockFinder(graph).layers()]
+
+    assert layers("squeezenet1.1.onnx") == [
+        "squeezenet0_pool0_fwd",
+        *(f"squeezenet0_concat{i}" for i in range(8)),
+    ]
+    sums = [n for n in layers("mobilenet_v2.onnx") if n.endswith("_sum")]
+    assert len(sums) == 10  # the residual blocks
+    assert layers("mobilenet_v2.onnx")[-1] == "conv6_4_relu"

@@ -1,0 +1,53 @@
+"""Every example runs, and says what the README shows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(folder: Path, *arguments: str) -> str:
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLES / "choose_layer_and_classifier.py"), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_every_example_is_tested() -> None:
+    assert [p.name for p in EXAMPLES.glob("*.py")] == ["choose_layer_and_classifier.py"]
+
+
+def test_digits(tmp_path: Path) -> None:
+    output = run(tmp_path)
+    assert (tmp_path / "classifier.joblib").exists()
+    assert len(re.findall(r"^cnncodes-mini +-\d", output, re.MULTILINE)) == 3
+    held_out = float(re.search(r"Held-out accuracy: ([\d.]+)%", output).group(1))
+    assert held_out > 90
+    assert "A new process loaded it" in output
+
+
+def test_caltech(shared: Path, tmp_path: Path) -> None:
+    arguments = ["--images", str(shared / "data" / "caltech20" / "train")]
+    for name in ("squeezenet1.1.onnx", "mobilenet_v2.onnx"):
+        arguments += ["--backbone", str(shared / "backbones" / name)]
+    output = run(tmp_path, *arguments)
+    chosen = re.search(r"Chosen: (\S+), layer .*: ([\d.]+)% in cross-val", output)
+    assert chosen.group(1) == "mobilenet_v2.onnx"
+    assert float(chosen.group(2)) >= 96
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="found no images"):
+        run(tmp_path, "--images", str(tmp_path))

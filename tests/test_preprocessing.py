@@ -1,0 +1,147 @@
+"""Resize and crop against arithmetic written out; records that refuse nonsense."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from sk_cnncodes import Preprocessing, PreprocessingError
+from sk_cnncodes.preprocessing import INTERPOLATIONS
+
+
+def torchvision(image: Image.Image, size: int, crop: int) -> np.ndarray:
+    """Resize(size) and CenterCrop(crop) as torchvision documents them, step by step."""
+    width, height = image.size
+    if width <= height:
+        scaled = (size, int(size * height / width))
+    else:
+        scaled = (int(size * width / height), size)
+    image = image.resize(scaled, Image.Resampling.BILINEAR)
+    left = round((image.width - crop) / 2.0)
+    top = round((image.height - crop) / 2.0)
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+
+
+@given(
+    width=st.integers(40, 400),
+    height=st.integers(40, 400),
+    size=st.integers(32, 80),
+    share=st.floats(0.5, 1),
+    seed=st.integers(0, 99),
+)
+def test_crop_inside_of_the_resize_equals_resize_then_crop(
+    width: int, height: int, size: int, share: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 6, 3), np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    crop = max(1, int(size * share))
+    ours = Preprocessing(crop_size=(crop, crop), resize_size=size).apply(image)
+    reference = torchvision(image, size, crop)
+    assert np.abs(ours.astype(int) - reference).max() <= 1
+
+
+def test_photographs_within_one_level(photographs: list[np.ndarray]) -> None:
+    for pixels in photographs:
+        image = Image.fromarray(pixels)
+        ours = Preprocessing(crop_size=(96, 96), resize_size=110).apply(image)
+        reference = torchvision(image, 110, 96)
+        assert np.abs(ours.astype(int) - reference).max() <= 1
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_squash_and_exact(interpolation: str, photographs: list[np.ndarray]) -> None:
+    image = Image.fromarray(photographs[2])
+    method = Image.Resampling(INTERPOLATIONS[interpolation])
+    exact = Preprocessing(
+        crop_size=(40, 60), resize="exact", interpolation=interpolation
+    )
+    np.testing.assert_array_equal(
+        exact.apply(image), np.asarray(image.resize((60, 40), method))
+    )
+    squash = Preprocessing(
+        crop_size=(40, 40),
+        resize="squash",
+        resize_size=(50, 60),
+        interpolation=interpolation,
+    )
+    whole = image.resize((60, 50), method).crop((10, 5, 50, 45))
+    difference = squash.apply(image).astype(int) - np.asarray(whole)
+    assert np.abs(difference).max() <= 1
+
+
+def test_none_crops_and_pads(photographs: list[np.ndarray]) -> None:
+    pixels = photographs[0][:50, :70]
+    out = Preprocessing(crop_size=(60, 60), resize="none").apply(
+        Image.fromarray(pixels)
+    )
+    np.testing.assert_array_equal(out[5:55], pixels[:, 5:65])
+    assert not out[:5].any()
+    assert not out[55:].any()
+
+
+def test_conventions_of_rounding() -> None:
+    def corner(rounding: str, width: int) -> tuple[tuple[int, int], int]:
+        record = Preprocessing(crop_size=(10, 10), rounding=rounding, resize_size=10)
+        return record.resized_size(100, width), record._corner(3)
+
+    assert corner("torchvision", 178) == ((10, 17), 2)
+    assert corner("huggingface", 178) == ((10, 17), 1)
+    assert corner("nearest", 178) == ((10, 18), 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop_size": (0, 4)}, "crop_size.*at least one pixel.*(0, 4)"),
+        ({"crop_size": "224"}, "crop_size.*'224'"),
+        ({"resize": "fit"}, r"resize: expected one of \['shorter'.*'fit'"),
+        ({"interpolation": "area"}, "interpolation.*'bilinear'.*'area'"),
+        ({"channels": "RBG"}, "channels.*'RBG'"),
+        ({"layout": "CHW"}, "layout.*'CHW'"),
+        ({"rounding": "up"}, "rounding.*'up'"),
+        ({"mean": (1, 2)}, r"mean: expected 3 finite numbers, got \(1, 2\)"),
+        ({"mean": (1, 2, float("nan"))}, "mean: expected 3 finite"),
+        ({"std": (1, 0, 1)}, "std: expected no zero"),
+        ({"scale": 0}, "scale: expected a number other than 0"),
+        ({"resize_size": (4, 4)}, "resize_size: expected an int"),
+        ({"resize_size": -1}, "resize_size: expected at least 1"),
+        ({"resize": "exact", "resize_size": 4}, "resize_size: expected None"),
+    ],
+)
+def test_nonsense_is_refused(values: dict, message: str) -> None:
+    with pytest.raises(PreprocessingError, match=message):
+        Preprocessing(**({"crop_size": (32, 32)} | values))
+
+
+def test_dict_and_metadata_round_trip() -> None:
+    record = Preprocessing(
+        crop_size=(224, 192),
+        resize="squash",
+        resize_size=(256, 256),
+        interpolation="bicubic",
+        scale=1 / 255,
+        mean=(0.1, 0.2, 0.3),
+        channels="BGR",
+        layout="NHWC",
+    )
+    assert Preprocessing.from_dict(record.to_dict()) == record
+    assert Preprocessing.from_metadata(record.to_metadata()) == record
+    assert Preprocessing.from_metadata({"author": "me"}) is None
+    assert hash(record) == hash(Preprocessing.from_dict(record.to_dict()))
+    with pytest.raises(PreprocessingError, match="'size'.*Expected crop_size"):
+        Preprocessing.from_dict({"crop_size": (3, 3), "size": 3})
+    with pytest.raises(PreprocessingError, match="crop_size is missing"):
+        Preprocessing.from_dict({})
+    with pytest.raises(PreprocessingError, match="not JSON"):
+        Preprocessing.from_metadata({"sk_cnncodes.preprocessing": "{"})
+
+
+def test_gray_takes_one_value() -> None:
+    record = Preprocessing(crop_size=(28, 28), channels="GRAY", scale=1 / 255)
+    assert record.n_channels == 1
+    assert record.mean == (0.0,)
+    assert record.input_shape == (1, 1, 28, 28)
