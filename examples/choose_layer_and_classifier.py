@@ -28,8 +28,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC
 
 from sk_cnncodes import CNNCodeTransformer
@@ -63,18 +62,16 @@ held_in, held_out, y_in, y_out = train_test_split(
 print(f"{len(images)} images of {len(set(labels))} classes; {len(held_out)} held out.")
 
 # %%
-# The pipeline and the grid. `memory` keeps the codes of each fold, so that the
-# three classifiers of a layer share them.
+# The pipeline and the grid. Codes of unit length suit all three heads. `memory` keeps
+# the codes of each fold, so that the three classifiers of a layer share them.
 heads = {
-    "linear SVM": make_pipeline(StandardScaler(), LinearSVC(C=0.001)),
-    "logistic regression": make_pipeline(
-        StandardScaler(), LogisticRegression(C=0.01, max_iter=1000)
-    ),
-    "5 nearest neighbours": make_pipeline(Normalizer(), KNeighborsClassifier(5)),
+    "linear SVM": LinearSVC(C=10),
+    "logistic regression": LogisticRegression(C=10, max_iter=1000),
+    "5 nearest neighbours": KNeighborsClassifier(5),
 }
 with tempfile.TemporaryDirectory() as folder:
     pipeline = Pipeline(
-        [("codes", CNNCodeTransformer()), ("head", heads["linear SVM"])],
+        [("codes", CNNCodeTransformer(norm="l2")), ("head", heads["linear SVM"])],
         memory=joblib.Memory(folder, verbose=0),
     )
     grid = {
@@ -94,14 +91,14 @@ scores = search.cv_results_["mean_test_score"].reshape(
 )
 width = max(len(Path(b).name) for b in backbones)
 print("\nMean accuracy in 5-fold cross-validation, in %:\n")
-print(f"{'backbone':<{width}}  layer", *(f"{name:>20}" for name in heads))
+print(f"{'backbone':<{width}}  layer", *(f"{name:>22}" for name in heads))
 for backbone, of_backbone in zip(backbones, scores, strict=True):
     for layer, of_layer in zip(args.layers, of_backbone, strict=True):
-        cells = (f"{100 * score:20.2f}" for score in of_layer)
+        cells = (f"{100 * score:22.2f}" for score in of_layer)
         print(f"{Path(backbone).name:<{width}}  {layer:5}", *cells)
 
 chosen = search.best_params_
-head = next(name for name, h in heads.items() if str(h) == str(chosen["head"]))
+head = next(n for n, h in heads.items() if type(h) is type(chosen["head"]))
 print(
     f"\nChosen: {Path(chosen['codes__backbone']).name}, "
     f"layer {chosen['codes__layer']}, {head}: "
