@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sk_cnncodes.backbone import Backbone, file_sha256
+from sk_cnncodes.download import home_folder, obtain_file
 from sk_cnncodes.exceptions import BackboneError, PreprocessingError
 from sk_cnncodes.graph import external_data_files, read_model
 from sk_cnncodes.preprocessing import METADATA_KEY, Preprocessing
@@ -34,7 +37,7 @@ class CatalogueRow:
     ----------
     name : str
     file : str
-        File name; a bundled file lies in `models`.
+        File name in the home folder; a bundled file lies in `models`.
     sha256 : str
     size : int
         In bytes.
@@ -44,12 +47,16 @@ class CatalogueRow:
         Where the weights come from.
     architecture : str
     preprocessing : Preprocessing
-    penultimate : str
-        Tensor of layer -1.
     code_length : int
-        Length of its code.
+        Length of the codes of layer -1.
+    penultimate : str
+        Tensor of layer -1; "" where it is found when the file is read.
     top1 : float or None
         Stated top-1 accuracy on ImageNet, in %.
+    aliases : tuple of str
+        Other names.
+    addresses : tuple of str
+        Where the file can be downloaded, in order of preference.
     bundled : bool
         Whether the file comes with the package.
     notes : str
@@ -63,11 +70,18 @@ class CatalogueRow:
     source: str
     architecture: str
     preprocessing: Preprocessing
-    penultimate: str
     code_length: int
+    penultimate: str = ""
     top1: float | None = None
+    aliases: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
     bundled: bool = False
     notes: str = ""
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the input, in pixels."""
+        return self.preprocessing.crop_size
 
 
 @lru_cache(maxsize=1)
@@ -92,9 +106,79 @@ def _row(name: str, table: Mapping[str, Any]) -> CatalogueRow:
         raise ValueError(f"catalogue row {name!r}: unknown {unknown}.")
     try:
         values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+        for key in ("aliases", "addresses"):
+            values[key] = tuple(values.get(key, ()))
         return CatalogueRow(name=name, **values)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"catalogue row {name!r}: {error}") from error
+
+
+def list_backbones() -> list[CatalogueRow]:
+    """The known backbones, bundled ones first.
+
+    Returns
+    -------
+    list of CatalogueRow
+
+    Examples
+    --------
+    >>> from sk_cnncodes.catalogue import list_backbones
+    >>> [row.name for row in list_backbones() if row.bundled]
+    ['cnncodes-mini']
+    """
+    return sorted(read_catalogue().values(), key=lambda row: not row.bundled)
+
+
+def find_row(name: str) -> CatalogueRow | None:
+    """The row with a name or an alias; None where there is none."""
+    rows = read_catalogue()
+    if name in rows:
+        return rows[name]
+    return next((row for row in rows.values() if name in row.aliases), None)
+
+
+def local_file(row: CatalogueRow) -> Path | None:
+    """Where the file of a row lies on this machine, by its name and size; or None."""
+    path = MODELS / row.file if row.bundled else home_folder() / row.file
+    return path if path.is_file() and path.stat().st_size == row.size else None
+
+
+def download_backbone(name: str, progress: bool | None = None) -> Path:
+    """Have the file of a known backbone on this machine.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the catalogue, or an alias.
+    progress : bool or None, default=None
+        Whether to show a progress bar; None shows one on a terminal.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    BackboneError
+        If no backbone has this name.
+    DownloadError
+        If the file is not there and cannot be downloaded, or does not work.
+    """
+    row = find_row(name)
+    if row is None:
+        raise BackboneError(
+            f"backbone={name!r}: not in the catalogue. Expected {_names_like(name)}."
+        )
+    return MODELS / row.file if row.bundled else obtain_file(row, progress)
+
+
+def _names_like(name: str) -> str:
+    """The names that could be meant, for a message."""
+    rows = list_backbones()
+    names = [each for row in rows for each in (row.name, *row.aliases)]
+    close = difflib.get_close_matches(name, names, n=4)
+    nearest = " or ".join(repr(each) for each in close or [rows[0].name])
+    return f"a name that list_backbones() shows, such as {nearest}"
 
 
 def load_backbone(
@@ -106,8 +190,10 @@ def load_backbone(
     Parameters
     ----------
     name_or_path : str or path-like
-        A bundled backbone by its name, such as ``"cnncodes-mini"``, or the path of an
-        ONNX file.
+        The name or an alias of a known backbone, such as ``"cnncodes-mini"`` or
+        ``"resnet50"``, or the path of an ONNX file. A string that is a name is never
+        read as a path: should a file be called the same, a warning says so, and
+        ``"./resnet50"`` or a `pathlib.Path` stands for the file.
     preprocessing : Preprocessing, dict or None, default=None
         None takes, in this order: the file's own metadata, the catalogue's row of the
         file's SHA-256, a Hugging Face `preprocessor_config.json` beside the file, a
@@ -121,8 +207,19 @@ def load_backbone(
     ------
     BackboneError
         If there is no such backbone, or the file is not an ONNX image network.
+    DownloadError
+        If the file of a known backbone is not there and cannot be downloaded.
     PreprocessingError
         If no preprocessing is known for the file.
+
+    Notes
+    -----
+    The file of a name is looked for in the package, then in the home folder, and
+    else downloaded to it. The home folder is `SK_CNNCODES_HOME`, or the user's cache
+    folder. A download is compared with the catalogue's SHA-256, run once, and only
+    then put in place. `SK_CNNCODES_OFFLINE=1` forbids the network;
+    `SK_CNNCODES_MIRROR`, such as ``"https://mirror.example.org"``, replaces scheme and
+    host of the addresses.
 
     Examples
     --------
@@ -151,7 +248,7 @@ def load_backbone(
         sha256=_digest_with_data(path, digest, facts.data_files),
         preprocessing=preprocessing,
         name=row.name if row else None,
-        penultimate=row.penultimate if row else None,
+        penultimate=(row.penultimate or None) if row else None,
     )
 
 
@@ -159,21 +256,26 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
     """Path of the ONNX file that a name or a path stands for."""
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(
-            "backbone: expected the name of a bundled backbone or the path of an ONNX "
+            "backbone: expected the name of a known backbone or the path of an ONNX "
             f"file, got {name_or_path!r}."
         )
-    row = read_catalogue().get(os.fspath(name_or_path))
-    if row is not None and row.bundled:
-        return MODELS / row.file
     path = Path(name_or_path)
+    if isinstance(name_or_path, str) and find_row(name_or_path) is not None:
+        if path.is_file():
+            warnings.warn(
+                f"backbone={name_or_path!r} is taken as the name of a known backbone, "
+                f"not as the file of that name in {str(Path.cwd())!r}. If the file is "
+                f"meant, write {f'.{os.sep}{name_or_path}'!r}.",
+                stacklevel=3,
+            )
+        return download_backbone(name_or_path)
     if path.is_file():
         return path
-    names = sorted(r.name for r in read_catalogue().values() if r.bundled)
     what = "is a folder" if path.is_dir() else "no such file"
     raise BackboneError(
-        f"backbone={str(name_or_path)!r}: {what}, and no bundled backbone has this "
-        f"name. Expected one of {names}, or the path of an ONNX file; relative paths "
-        f"start from {str(Path.cwd())!r}."
+        f"backbone={str(name_or_path)!r}: {what}, and no known backbone has this name. "
+        f"Expected {_names_like(str(name_or_path))}, or the path of an ONNX file; "
+        f"relative paths start from {str(Path.cwd())!r}."
     )
 
 

@@ -42,5 +42,13 @@ class PreprocessingError(BackboneError):
     """The preprocessing of a backbone is unknown, incomplete or contradictory."""
 
 
+class DownloadError(BackboneError):
+    """The file of a known backbone is not there, and cannot be had or does not work."""
+
+
 class DeviceError(RuntimeError):
     """The device that was asked for does not work on this machine."""
+
+
+class CacheError(RuntimeError):
+    """A code cache cannot be used; callers go on without it."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -34,6 +34,7 @@ _CONTAINERS = (
     "(n_images, height, width, channels) or (n_images, height, width)"
 )
 _EXIF_ORIENTATION = 0x0112
+T = TypeVar("T")
 # One file object may stand in X twice, and be read by two threads.
 _open_file_lock = threading.Lock()
 
@@ -166,15 +167,46 @@ def read_rgb(image: Any, index: int) -> Image.Image:
     if isinstance(image, Image.Image):
         with _open_file_lock:  # it may still have to read its file
             return _converted(image, image, index)
-    if isinstance(image, os.PathLike):
-        image = os.fspath(image)
-    if isinstance(image, str):
-        return _from_path(image, index)
-    name = describe_image(image, index)
+    if isinstance(image, (str, os.PathLike)):
+        return _from_path(
+            os.fspath(image), index, lambda f: _from_file(f, image, index)
+        )
+    return decode_content(read_content(image, index), image, index)
+
+
+def decode_content(content: bytes, image: Any, index: int) -> Image.Image:
+    """The content of an image file as `read_rgb` gives it.
+
+    Parameters
+    ----------
+    content : bytes
+    image : object
+        The element of X that it is the content of; messages name it.
+    index : int
+    """
+    return _from_file(io.BytesIO(content), image, index)
+
+
+def holds_content(image: Any) -> bool:
+    """Whether an element of X is or names an image file, rather than pixels."""
+    return not isinstance(image, (np.ndarray, Image.Image))
+
+
+def read_content(image: Any, index: int) -> bytes:
+    """The content of the image file that an element of X is or names.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read, or is nothing of the kind.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return _from_path(os.fspath(image), index, lambda file: bytes(file.read()))
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return _from_file(io.BytesIO(image), image, index)
+        return bytes(image)
     if _is_file(image):
-        return _from_file(io.BytesIO(_content(image, index)), image, index)
+        return _content(image, index)
+    name = describe_image(image, index)
     if image is None or (isinstance(image, float) and np.isnan(image)):
         raise ImageError(f"{name}: missing value. Expected {_ACCEPTED}.", index)
     raise ImageError(
@@ -182,11 +214,12 @@ def read_rgb(image: Any, index: int) -> Image.Image:
     )
 
 
-def _from_path(path: str, index: int) -> Image.Image:
+def _from_path(path: str, index: int, use: Callable[[Any], T]) -> T:
+    """What `use` makes of the open file at a path."""
     name = describe_image(path, index)
     try:
         with open(path, "rb") as file:
-            return _from_file(file, path, index)
+            return use(file)
     except FileNotFoundError as error:
         raise ImageNotFoundError(
             f"{name}: no such file. Expected the path of an image; relative paths "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any, Self
 
@@ -16,19 +18,24 @@ from sklearn.base import (
 from sklearn.utils import Tags
 
 from sk_cnncodes.backbone import Backbone, CodeSpec
+from sk_cnncodes.cache import MEMORY, CacheWarning, CodeCache, resolve_cache
 from sk_cnncodes.catalogue import load_backbone
 from sk_cnncodes.exceptions import BackboneError
-from sk_cnncodes.extraction import ExtractionOptions, extract_codes
+from sk_cnncodes.extraction import Extraction, ExtractionOptions
 from sk_cnncodes.images import as_image_sequence
 from sk_cnncodes.preprocessing import Preprocessing
 from sk_cnncodes.runtime import (
     SESSIONS,
     CodeSession,
+    Device,
     open_session,
     resolve_device,
     usable_threads,
 )
 
+# Larger batches are slower on CPUs, where they leave the caches.
+CPU_BATCH_SIZE = 16
+GPU_BATCH_SIZE = 64
 POOLINGS = ("auto", "avg", "max", "gem", "cls", "mean", "flatten")
 
 
@@ -71,6 +78,14 @@ class CNNCodeTransformer(
     on_error : {"raise", "nan"}, default="raise"
         What a bad image does: raise an `ImageError` with its position and path, or
         give a row of NaN, with one warning that lists all of them.
+    cache : "memory", str, path-like, CodeCache or None, default="memory"
+        Where codes are kept, so that each image is embedded once, however many
+        folds, candidates and calls ask for it. ``"memory"`` is shared by all
+        transformers of this process and bounded; a path is a file that processes and
+        days share, which a search with several processes needs; None keeps nothing.
+    cache_layers : iterable of int or str, or None, default=None
+        Further layers, whose codes the same forward pass computes and puts into the
+        cache. `layer_grid` writes a grid that uses it.
     batch_size : int or "auto", default="auto"
         Number of images in each run of the backbone. It does not change the codes.
     device : str, default="auto"
@@ -85,6 +100,8 @@ class CNNCodeTransformer(
     See Also
     --------
     load_backbone : The layers and the preprocessing of a backbone.
+    CodeCache : Size, size bound and clearing of a cache.
+    layer_grid : A grid over layers that runs the backbone once for all of them.
     Preprocessing : Resize, crop and normalisation.
 
     Notes
@@ -148,6 +165,8 @@ class CNNCodeTransformer(
         norm: str | None = None,
         preprocessing: Preprocessing | Mapping[str, Any] | None = None,
         on_error: str = "raise",
+        cache: str | os.PathLike[str] | CodeCache | None = "memory",
+        cache_layers: Iterable[int | str] | None = None,
         batch_size: int | str = "auto",
         device: str = "auto",
         n_jobs: int | None = -1,
@@ -159,6 +178,8 @@ class CNNCodeTransformer(
         self.norm = norm
         self.preprocessing = preprocessing
         self.on_error = on_error
+        self.cache = cache
+        self.cache_layers = cache_layers
         self.batch_size = batch_size
         self.device = device
         self.n_jobs = n_jobs
@@ -189,7 +210,7 @@ class CNNCodeTransformer(
         resolve_device(self.device)
         as_image_sequence(X)
         backbone = self._load_backbone(check_digest=False)
-        self._spec(backbone)
+        self._specs(backbone)
         # What a saved pipeline needs to recognise its backbone by.
         self.fitted_backbone_ = (os.fspath(self.backbone), backbone.sha256)
         return self
@@ -219,20 +240,83 @@ class CNNCodeTransformer(
             If a GPU is asked for that does not work.
         """
         self._check_parameters()
+        cache = resolve_cache(self.cache)
+        _advise_worker(cache)
+        return self._extract(X, cache, verbose=bool(self.verbose), store_only=False)
+
+    def precompute(self, X: Any) -> Self:
+        """Put the codes of images into the cache, with a progress bar.
+
+        The codes of `layer` and of all `cache_layers` are stored as they come, so
+        that after an interruption a second call goes on where the first one stopped.
+
+        Parameters
+        ----------
+        X : container of images
+            See the notes of the class.
+
+        Returns
+        -------
+        self : CNNCodeTransformer
+
+        Raises
+        ------
+        ValueError
+            If ``cache=None``; otherwise as `transform`.
+
+        Examples
+        --------
+        Before a search with several processes, which share the file:
+
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from sk_cnncodes import CNNCodeTransformer
+        >>> X = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     codes = CNNCodeTransformer(
+        ...         cache=os.path.join(folder, "codes.sqlite3"), cache_layers=[-1, -2]
+        ...     )
+        ...     codes.precompute(X).transform(X).shape
+        (4, 512)
+        """
+        self._check_parameters()
+        cache = resolve_cache(self.cache)
+        if cache is None:
+            raise ValueError(
+                "cache: precompute needs a cache, got None. Expected a path, a "
+                "CodeCache, or 'memory'."
+            )
+        self._extract(X, cache, verbose=True, store_only=True)
+        return self
+
+    def _extract(
+        self, X: Any, cache: CodeCache | None, *, verbose: bool, store_only: bool
+    ) -> np.ndarray:
         images = as_image_sequence(X)
         backbone = self._load_backbone(check_digest=True)
-        spec = self._spec(backbone)
+        specs, wanted = self._specs(backbone)
+        device = resolve_device(self.device)
         n_threads = usable_threads(self.n_jobs)
-        session = _session(backbone, [spec], self.device, n_threads)
         options = ExtractionOptions(
-            batch_size=None if self.batch_size == "auto" else int(self.batch_size),
+            batch_size=self._batch_size(device),
             n_threads=n_threads,
             on_error="nan" if self.on_error == "nan" else "raise",
-            verbose=bool(self.verbose),
+            verbose=verbose,
         )
-        lengths = [backbone.code_length(spec)]
-        (codes,) = extract_codes(images, session, spec.preprocessing, lengths, options)
-        return codes
+        return Extraction(
+            images,
+            specs,
+            wanted,
+            None if store_only else backbone.code_length(specs[wanted]),
+            lambda: _session(backbone, specs, device, n_threads),
+            cache,
+            options,
+        ).run()
+
+    def _batch_size(self, device: Device) -> int:
+        if self.batch_size == "auto":
+            return CPU_BATCH_SIZE if device.gpu is None else GPU_BATCH_SIZE
+        return int(self.batch_size)
 
     # -- parameters ----------------------------------------------------------
 
@@ -246,6 +330,12 @@ class CNNCodeTransformer(
             raise TypeError(
                 f"layer: expected a negative int or a name, got {self.layer!r}."
             )
+        if isinstance(self.cache_layers, (str, int)):
+            raise TypeError(
+                "cache_layers: expected a list of layers or None, got "
+                f"{self.cache_layers!r}."
+            )
+        resolve_cache(self.cache)
         _check_choice("pooling", self.pooling, POOLINGS)
         _check_choice("norm", self.norm, ("l2", None))
         _check_choice("on_error", self.on_error, ("raise", "nan"))
@@ -275,16 +365,30 @@ class CNNCodeTransformer(
             )
         return backbone
 
-    def _spec(self, backbone: Backbone) -> CodeSpec:
+    def _specs(self, backbone: Backbone) -> tuple[list[CodeSpec], int]:
+        """Code specs of all layers to compute, and which of them is `layer`'s.
+
+        Without a cache, there is only one. In the same order for every candidate of
+        a search, so that all share one session.
+        """
         layer = self.layer if isinstance(self.layer, str) else int(self.layer)
-        return backbone.spec(layer, self.pooling, self.norm)
+        wanted = backbone.spec(layer, self.pooling, self.norm)
+        specs = {wanted.layer: wanted}
+        if self.cache is not None:
+            for other in self.cache_layers or ():
+                which = other if isinstance(other, str) else int(other)
+                spec = backbone.spec(which, self.pooling, self.norm)
+                specs[spec.layer] = spec
+        order = sorted(specs)
+        return [specs[name] for name in order], order.index(wanted.layer)
 
     # -- scikit-learn's conventions --------------------------------------------
 
     @property
     def _n_features_out(self) -> int:
         backbone = self._load_backbone(check_digest=True)
-        return backbone.code_length(self._spec(backbone))
+        specs, wanted = self._specs(backbone)
+        return backbone.code_length(specs[wanted])
 
     def __sklearn_is_fitted__(self) -> bool:
         return True  # nothing is learned
@@ -299,13 +403,30 @@ class CNNCodeTransformer(
 
 
 def _session(
-    backbone: Backbone, specs: list[CodeSpec], device: str, n_threads: int
+    backbone: Backbone, specs: list[CodeSpec], device: Device, n_threads: int
 ) -> CodeSession:
     """The session of code specs on a device, from the table of this process."""
-    where = resolve_device(device)
-    key = (tuple(spec.digest for spec in specs), where, n_threads)
+    key = (tuple(spec.digest for spec in specs), device, n_threads)
     return SESSIONS.get(
-        key, lambda: open_session(backbone.code_graphs(specs), where, n_threads)
+        key, lambda: open_session(backbone.code_graphs(specs), device, n_threads)
+    )
+
+
+_advised = False
+
+
+def _advise_worker(cache: CodeCache | None) -> None:
+    """Say once in a worker process that its memory is not shared."""
+    global _advised
+    if cache is not MEMORY or _advised or multiprocessing.parent_process() is None:
+        return
+    _advised = True
+    warnings.warn(
+        "cache='memory' in a worker process: every process embeds the images for "
+        "itself. Pass a path, cache='codes.sqlite3', so that all share one cache; or "
+        "cache=None to compute without one.",
+        CacheWarning,
+        stacklevel=3,
     )
 
 

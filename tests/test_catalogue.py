@@ -4,27 +4,197 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from sk_cnncodes import Preprocessing, PreprocessingError, load_backbone
+from sk_cnncodes import (
+    BackboneError,
+    Preprocessing,
+    PreprocessingError,
+    catalogue,
+    load_backbone,
+)
 from sk_cnncodes.backbone import file_sha256
-from sk_cnncodes.catalogue import MODELS, read_catalogue
+from sk_cnncodes.catalogue import (
+    MODELS,
+    download_backbone,
+    find_row,
+    list_backbones,
+    read_catalogue,
+)
 from tests import graphs
+
+# SPDX identifiers that let the weights be used and passed on.
+LICENSES = {"Apache-2.0", "BSD-3-Clause", "MIT"}
 
 
 def test_every_row_is_complete() -> None:
-    rows = read_catalogue()
-    assert "cnncodes-mini" in rows
-    assert len({row.sha256 for row in rows.values()}) == len(rows)
-    for name, row in rows.items():
-        assert row.name == name
+    with open(MODELS / "catalogue.toml", "rb") as file:
+        written = tomllib.load(file)
+    rows = list_backbones()
+    assert len(rows) >= 30
+    assert [row.name for row in rows if row.bundled] == ["cnncodes-mini"]
+    assert rows[0].name == "cnncodes-mini"
+    assert {row.name for row in rows} == set(written)
+    for row in rows:
+        assert re.fullmatch(r"[0-9a-z][0-9a-z._-]*", row.name)
+        assert re.fullmatch(r"[0-9a-z._-]+\.onnx", row.file)
         assert re.fullmatch(r"[0-9a-f]{64}", row.sha256)
-        assert row.size > 0
-        assert row.license
+        assert isinstance(row.size, int)
+        assert 10_000 < row.size < 10**9
+        assert row.license in LICENSES
         assert row.source
-        assert row.code_length > 0
+        assert row.architecture
+        assert 16 <= row.code_length <= 4096
+        assert row.top1 is None or 50 < row.top1 < 90
+        # What the preprocessing says is written out, not left to defaults.
+        assert {"crop_size", "mean"} <= set(written[row.name]["preprocessing"])
+        assert row.input_size == row.preprocessing.crop_size
+
+
+def test_nothing_stands_for_two_rows() -> None:
+    rows = list_backbones()
+    names = [name for row in rows for name in (row.name, *row.aliases)]
+    assert len(set(names)) == len(names)
+    for row in rows:
+        assert all(find_row(name) is row for name in (row.name, *row.aliases))
+    for value in ("sha256", "file"):
+        assert len({getattr(row, value) for row in rows}) == len(rows)
+    addresses = [address for row in rows for address in row.addresses]
+    assert len(set(addresses)) == len(addresses)
+
+
+def test_addresses() -> None:
+    for row in list_backbones():
+        assert row.bundled == (not row.addresses) or row.name in (
+            # Converted by hand: there is no public copy.
+            "squeezenet1.1",
+            "mobilenet_v2",
+        )
+        for address in row.addresses:
+            parts = urlsplit(address)
+            assert parts.scheme == "https"
+            assert parts.netloc in ("huggingface.co", "media.githubusercontent.com")
+            assert parts.path.endswith(".onnx")
+            assert not parts.query
+            assert not parts.fragment
+        if row.source.startswith("ONNX Model Zoo") and row.addresses:
+            assert len(row.addresses) == 3
+            assert {a.rpartition("/")[2] for a in row.addresses} == {row.file}
+        elif row.addresses:
+            # Repositories that others change: pinned to a commit.
+            assert re.search(r"/resolve/[0-9a-f]{40}/", row.addresses[0])
+
+
+@pytest.mark.parametrize(
+    ("alias", "architecture"),
+    [
+        ("lenet", "LeNet-style"),
+        ("alexnet", "AlexNet"),
+        ("caffenet", "CaffeNet"),
+        ("zfnet512", "ZFNet-512"),
+        ("vgg16", "VGG-16"),
+        ("vgg16_bn", "VGG-16-BN"),
+        ("vgg19", "VGG-19"),
+        ("vgg19_bn", "VGG-19-BN"),
+        ("googlenet", "GoogLeNet"),
+        ("inception_v1", "Inception v1"),
+        ("inception_v2", "Inception v2"),
+        ("resnet18", "ResNet-18 v1"),
+        ("resnet34", "ResNet-34 v1"),
+        ("resnet50", "ResNet-50 v1"),
+        ("resnet101", "ResNet-101 v1"),
+        ("resnet18_v2", "ResNet-18 v2"),
+        ("resnet34_v2", "ResNet-34 v2"),
+        ("resnet50_v2", "ResNet-50 v2"),
+        ("resnet101_v2", "ResNet-101 v2"),
+        ("resnet152_v2", "ResNet-152 v2"),
+        ("densenet121", "DenseNet-121"),
+        ("mobilenetv2", "MobileNetV2"),
+        ("squeezenet1_0", "SqueezeNet 1.0"),
+        ("squeezenet1_1", "SqueezeNet 1.1"),
+        ("shufflenet_v1", "ShuffleNet v1"),
+        ("shufflenet_v2", "ShuffleNet v2"),
+        ("efficientnet_lite4", "EfficientNet-Lite4"),
+        ("rcnn_ilsvrc13", "R-CNN ILSVRC13"),
+        ("dinov2_small", "DINOv2 ViT-S/14"),
+        ("clip_vit_b32", "CLIP ViT-B/32, vision"),
+    ],
+)
+def test_aliases(alias: str, architecture: str) -> None:
+    row = find_row(alias)
+    assert row is not None
+    assert row.architecture == architecture
+    assert row.addresses
+
+
+def test_preprocessing_that_no_source_states_is_marked() -> None:
+    for row in list_backbones():
+        if row.preprocessing.channels == "BGR" and row.addresses:
+            stated = row.name == "googlenet-12"
+            assert stated or row.notes.startswith("Preprocessing by convention: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"licence": "MIT"}, r"'net': unknown \['licence'\]"),
+        ({"preprocessing": {"crop": 224}}, r"'net': preprocessing: unknown \['crop'\]"),
+        ({"preprocessing": None}, "'net': "),
+        ({"sha256": None}, "'net': .*sha256"),
+    ],
+)
+def test_a_wrong_row_is_named(
+    change: dict[str, object],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values: dict[str, object] = {
+        "file": "net.onnx",
+        "sha256": "0" * 64,
+        "size": 1,
+        "license": "MIT",
+        "source": "tests",
+        "architecture": "small",
+        "code_length": 1,
+        "preprocessing": {"crop_size": 224},
+    }
+    values |= change
+    lines = [f"{k} = {json.dumps(v)}" for k, v in values.items() if isinstance(v, str)]
+    lines += [f"{k} = {v}" for k, v in values.items() if isinstance(v, int)]
+    if isinstance(table := values["preprocessing"], dict):
+        lines += ["[net.preprocessing]", *(f"{k} = {v}" for k, v in table.items())]
+    (tmp_path / "catalogue.toml").write_text("\n".join(["[net]", *lines]))
+    monkeypatch.setattr(catalogue, "MODELS", tmp_path)
+    read_catalogue.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=message):
+            read_catalogue()
+    finally:
+        read_catalogue.cache_clear()
+
+
+def test_a_name_wins_over_a_file_and_says_so(
+    tmp_path: Path, plain: Preprocessing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    graphs.save(graphs.resnet(), tmp_path / "cnncodes-mini")
+    with pytest.warns(UserWarning, match=r"write '\..cnncodes-mini'"):
+        assert load_backbone("cnncodes-mini").name == "cnncodes-mini"
+    for path in (Path("cnncodes-mini"), "./cnncodes-mini"):
+        assert load_backbone(path, plain).name is None
+
+
+def test_unknown_names_are_answered_with_near_ones() -> None:
+    with pytest.raises(BackboneError, match="no such file.*such as 'resnet50'"):
+        load_backbone("resnet-50")
+    with pytest.raises(BackboneError, match="not in the catalogue.*'resnet50'"):
+        download_backbone("resnet-50")
+    assert download_backbone("cnncodes-mini") == MODELS / "cnncodes-mini.onnx"
 
 
 def test_bundled_files_are_as_their_rows_say() -> None:

@@ -66,7 +66,7 @@ def test_reading_runs_ahead_by_two_batches_at_most(
         done[0] += len(batch)
         return run(self, batch)
 
-    transformer = CNNCodeTransformer(net, n_jobs=n_jobs, batch_size=4)
+    transformer = CNNCodeTransformer(net, n_jobs=n_jobs, batch_size=4, cache=None)
     transformer.transform(images)  # the self-test of a new session runs here
     images.asked, done[0] = 0, 0
     monkeypatch.setattr(runtime.CodeSession, "run", slow_run)

@@ -31,8 +31,9 @@ def test_code_runs(
         Image.fromarray(pixels).save(folder / f"{number}.jpg")
     codes = blocks("python")
     assert codes
+    names: dict[str, object] = {}  # later blocks use what earlier ones define
     for code in codes:
-        exec(compile(code, "README.md", "exec"), {})
+        exec(compile(code, "README.md", "exec"), names)
     assert (tmp_path / "classifier.joblib").exists()
     assert "china" in capsys.readouterr().out
 

@@ -174,10 +174,11 @@ def test_one_transformer_in_many_threads(
 
 
 @pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])
-def test_parallel_backends(backend: str, photographs: list[np.ndarray]) -> None:
-    model = make_pipeline(
-        CNNCodeTransformer(), StandardScaler(), LogisticRegression(C=0.01)
-    )
+def test_parallel_backends(
+    backend: str, photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    codes = CNNCodeTransformer(cache=tmp_path / "codes.sqlite3")
+    model = make_pipeline(codes, StandardScaler(), LogisticRegression(C=0.01))
     labels = [0, 0, 0, 0, 1, 1, 1, 1]
     expected = cross_validate(model, photographs, labels, cv=2, return_estimator=True)
     with joblib.parallel_backend(backend, n_jobs=2):
@@ -244,7 +245,7 @@ def test_a_grid_scores_every_backbone_and_layer_for_itself(
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
-        ({"backbone": "resnet9000"}, BackboneError, "resnet9000.*'cnncodes-mini'"),
+        ({"backbone": "resnet9000"}, BackboneError, "resnet9000.*no known backbone"),
         ({"backbone": 3}, TypeError, "backbone: expected.*got 3"),
         ({"layer": 0}, LayerError, r"layer=0.*Expected -1 \('features.*-2"),
         ({"layer": -99}, LayerError, "layer=-99.*Expected -1"),

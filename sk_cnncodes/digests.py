@@ -1,0 +1,133 @@
+"""Digests of images: what a code cache knows an image by.
+
+Files, bytes and open files are digested by their content, arrays by their pixels,
+shape and dtype, PIL images by the RGB pixels that they become.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sk_cnncodes.cache import CodeCache, FileState
+from sk_cnncodes.exceptions import ImageError
+from sk_cnncodes.images import read_content, read_rgb
+
+# A file that changed less than this ago may change again without a new time stamp.
+_SETTLED_NS = 2_000_000_000
+
+Digest = bytes
+
+
+def image_digest(image: Any, index: int) -> Digest:
+    """Digest of one element of X.
+
+    Raises
+    ------
+    ImageError
+        If the element cannot be read.
+    """
+    if isinstance(image, np.ndarray) and image.dtype != object:
+        head = f"array {image.dtype.str} {image.shape}"
+        return _sha256(head, np.ascontiguousarray(image).data)
+    if isinstance(image, Image.Image):
+        rgb = read_rgb(image, index)
+        return _sha256(f"rgb {rgb.size}", rgb.tobytes())
+    return content_digest(read_content(image, index))
+
+
+def content_digest(content: bytes) -> Digest:
+    """Digest of the content of an image file."""
+    return _sha256("file", content)
+
+
+def _sha256(head: str, content: Any) -> Digest:
+    digest = hashlib.sha256(f"{head}\n".encode())
+    digest.update(content)
+    return digest.digest()
+
+
+class ImageDigests:
+    """Digests the images of one X; files that a cache remembers are not read.
+
+    Parameters
+    ----------
+    images : sequence
+        Elements of X.
+    cache : CodeCache
+        Remembers digests of files.
+    run : callable
+        Maps a function over a sequence, perhaps in threads.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Any],
+        cache: CodeCache,
+        run: Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]],
+    ) -> None:
+        self._images = images
+        self._cache = cache
+        self._run = run
+        self._folders: dict[str, str] = {}
+
+    def many(self, indices: Sequence[int]) -> list[Digest | ImageError]:
+        """Digests of some images, or why they cannot be read."""
+        states = {i: state for i in indices if (state := self._file_state(i))}
+        remembered = self._cache.file_digests(list(states.values()))
+        found: dict[int, Digest | ImageError] = {
+            index: digest
+            for index, digest in zip(states, remembered, strict=True)
+            if digest is not None
+        }
+        unknown = [index for index in indices if index not in found]
+        found |= dict(zip(unknown, self._run(self._attempt, unknown), strict=True))
+        now = time.time_ns()
+        self._cache.remember_files(
+            [
+                (states[index], digest)
+                for index in unknown
+                if isinstance(digest := found[index], bytes)
+                and index in states
+                and self._file_state(index) == states[index]
+                and now - max(states[index].mtime_ns, states[index].ctime_ns)
+                > _SETTLED_NS
+            ]
+        )
+        return [found[index] for index in indices]
+
+    def _attempt(self, index: int) -> Digest | ImageError:
+        try:
+            return image_digest(self._images[index], index)
+        except ImageError as error:
+            return error
+
+    def _file_state(self, index: int) -> FileState | None:
+        """What a path's digest is remembered by; None of what is no readable path."""
+        image = self._images[index]
+        if not isinstance(image, (str, os.PathLike)):
+            return None
+        try:
+            path = os.fspath(image)
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                path, status = os.path.realpath(path), os.stat(path)  # noqa: PTH116
+            else:
+                path = self._real_path(path)
+        except (OSError, ValueError):
+            return None
+        return FileState(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def _real_path(self, path: str) -> str:
+        """Real path of what is no link itself; folders are looked up once."""
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return f"{self._folders[folder]}{os.sep}{name}"

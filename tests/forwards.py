@@ -1,0 +1,56 @@
+"""Counts images that run through sessions; the self-test of a new one aside."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from sk_cnncodes import runtime, transformer
+
+
+class Forwards:
+    """Images that were run, and sessions that were opened."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.sessions = 0
+
+
+@contextmanager
+def counted_forwards(*, keep_sessions: bool = False) -> Iterator[Forwards]:
+    """Count what ONNX Runtime is given while the context is open.
+
+    Open sessions are forgotten first, so that opening them can be counted too.
+    """
+    count = Forwards()
+    testing = threading.local()
+    run, open_session = runtime.CodeSession._run, transformer.open_session
+
+    def counting_run(
+        self: runtime.CodeSession, images: np.ndarray
+    ) -> list[np.ndarray]:
+        if not getattr(testing, "now", False):
+            count.images += len(images)
+        return run(self, images)
+
+    def counting_open(*arguments: Any) -> runtime.CodeSession:
+        count.sessions += 1
+        testing.now = True
+        try:
+            return open_session(*arguments)
+        finally:
+            testing.now = False
+
+    runtime.CodeSession._run = counting_run  # type: ignore[method-assign]
+    transformer.open_session = counting_open
+    if not keep_sessions:
+        runtime.SESSIONS.clear()
+    try:
+        yield count
+    finally:
+        runtime.CodeSession._run = run  # type: ignore[method-assign]
+        transformer.open_session = open_session
