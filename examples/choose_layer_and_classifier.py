@@ -31,7 +31,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC
 
-from sk_cnncodes import CNNCodeTransformer
+from sk_cnncodes import CNNCodeTransformer, layer_grid
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -62,39 +62,40 @@ held_in, held_out, y_in, y_out = train_test_split(
 print(f"{len(images)} images of {len(set(labels))} classes; {len(held_out)} held out.")
 
 # %%
-# The pipeline and the grid. Codes of unit length suit all three heads. `memory` keeps
-# the codes of each fold, so that the three classifiers of a layer share them.
+# The pipeline and the grid. Codes of unit length suit all three heads. With
+# `layer_grid`, a backbone sees each image once for all layers, heads and folds.
 heads = {
     "linear SVM": LinearSVC(C=10),
     "logistic regression": LogisticRegression(C=10, max_iter=1000),
     "5 nearest neighbours": KNeighborsClassifier(5),
 }
-with tempfile.TemporaryDirectory() as folder:
-    pipeline = Pipeline(
-        [("codes", CNNCodeTransformer(norm="l2")), ("head", heads["linear SVM"])],
-        memory=joblib.Memory(folder, verbose=0),
-    )
-    grid = {
-        "codes__backbone": backbones,
-        "codes__layer": args.layers,
-        "head": list(heads.values()),
-    }
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    search = GridSearchCV(pipeline, grid, cv=folds, error_score="raise")
-    search.fit(held_in, y_in)
-best = search.best_estimator_.set_params(memory=None)
+pipeline = Pipeline(
+    [("codes", CNNCodeTransformer(norm="l2")), ("head", heads["linear SVM"])]
+)
+grid = layer_grid(args.layers, step="codes") | {
+    "codes__backbone": backbones,
+    "head": list(heads.values()),
+}
+folds = StratifiedKFold(5, shuffle=True, random_state=0)
+search = GridSearchCV(pipeline, grid, cv=folds, error_score="raise")
+search.fit(held_in, y_in)
+best = search.best_estimator_
 
 # %%
 # Mean accuracy over the folds, by layer and head.
-scores = search.cv_results_["mean_test_score"].reshape(
-    len(backbones), len(args.layers), len(heads)
-)
+score_of = {
+    (p["codes__backbone"], p["codes__layer"], type(p["head"])): score
+    for p, score in zip(
+        search.cv_results_["params"], search.cv_results_["mean_test_score"], strict=True
+    )
+}
 width = max(len(Path(b).name) for b in backbones)
 print("\nMean accuracy in 5-fold cross-validation, in %:\n")
 print(f"{'backbone':<{width}}  layer", *(f"{name:>22}" for name in heads))
-for backbone, of_backbone in zip(backbones, scores, strict=True):
-    for layer, of_layer in zip(args.layers, of_backbone, strict=True):
-        cells = (f"{100 * score:22.2f}" for score in of_layer)
+for backbone in backbones:
+    for layer in args.layers:
+        scores = (score_of[backbone, layer, type(head)] for head in heads.values())
+        cells = (f"{100 * score:22.2f}" for score in scores)
         print(f"{Path(backbone).name:<{width}}  {layer:5}", *cells)
 
 chosen = search.best_params_
