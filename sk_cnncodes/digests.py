@@ -34,7 +34,9 @@ def image_digest(image: Any, index: int) -> Digest:
     ImageError
         If the element cannot be read.
     """
-    if isinstance(image, np.ndarray) and image.dtype != object:
+    if isinstance(image, np.ndarray):
+        if image.dtype.kind not in "buif":
+            read_rgb(image, index)  # says what is wrong with it
         head = f"array {image.dtype.str} {image.shape}"
         return _sha256(head, np.ascontiguousarray(image).data)
     if isinstance(image, Image.Image):

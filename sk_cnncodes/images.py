@@ -240,9 +240,18 @@ def _content(file: Any, index: int) -> bytes:
     name = describe_image(file, index)
     with _open_file_lock:
         try:
-            if file.seekable():
-                file.seek(0)
+            if not file.seekable():
+                # It would be empty when it is read again: by predict after fit, or
+                # to decode what was looked up.
+                raise ImageError(
+                    f"{name}: the open file cannot be read twice. Expected a seekable "
+                    "file, or its bytes.",
+                    index,
+                )
+            file.seek(0)
             content = file.read()
+        except ImageError:
+            raise
         except (OSError, ValueError, AttributeError) as error:
             raise ImageError(f"{name}: cannot be read ({error}).", index) from error
     if not isinstance(content, bytes):

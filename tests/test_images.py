@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,16 @@ def test_truncated_jpeg(photograph: np.ndarray, tmp_path: Path) -> None:
         read_rgb(path, 0)
 
 
+def test_a_pipe_is_refused() -> None:
+    reading, writing = os.pipe()
+    os.close(writing)
+    with (
+        open(reading, "rb") as file,
+        pytest.raises(ImageError, match="cannot be read twice"),
+    ):
+        read_rgb(file, 0)
+
+
 def test_folder_and_odd_paths(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="image 0 .*cannot be read"):
         read_rgb(str(tmp_path), 0)
@@ -242,6 +253,9 @@ def test_too_many_pixels() -> None:
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
         (np.zeros((4, 4), np.int64), "int64.*wrong dtype.*astype"),
         (np.zeros((4, 4), np.uint16), "wrong dtype"),
+        (np.zeros((4, 4), "M8[s]"), "wrong dtype"),
+        (np.zeros((4, 4), complex), "wrong dtype"),
+        (np.zeros((4, 4), object), "dtype object"),
         (np.full((4, 4), np.nan), "NaN among its values"),
         (np.full((4, 4), np.inf), "infinity among its values"),
         (np.full((4, 4), 200.0), r"float values from 200 to 200.*\[0, 1\]"),

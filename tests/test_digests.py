@@ -1,0 +1,79 @@
+"""Equal images have equal digests; everything that changes a code changes them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from sk_cnncodes import ImageError
+from sk_cnncodes.digests import image_digest
+
+PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def test_content_counts_not_its_place(tmp_path: Path) -> None:
+    content = png(PIXELS)
+    paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
+    for path in paths:
+        path.write_bytes(content)
+    sources: list[Any] = [*paths, str(paths[0]), content, io.BytesIO(content)]
+    assert len({image_digest(source, 0) for source in sources}) == 1
+
+
+def test_dtype_shape_and_values_of_arrays_count() -> None:
+    arrays = [
+        PIXELS,
+        PIXELS.reshape(2, 8, 3),
+        PIXELS[::-1],
+        PIXELS / 255,
+        (PIXELS / 255).astype(np.float32),
+        PIXELS.astype(bool),
+        PIXELS[:, :, 0],
+        PIXELS[:, :, :1],
+    ]
+    assert len({image_digest(array, 0) for array in arrays}) == len(arrays)
+    assert image_digest(PIXELS.copy(), 0) == image_digest(PIXELS, 5)
+    fortran = np.asfortranarray(PIXELS)
+    assert image_digest(fortran, 0) == image_digest(PIXELS, 0)
+
+
+def test_pil_images_count_by_what_they_become() -> None:
+    image = Image.fromarray(PIXELS)
+    assert image_digest(image, 0) == image_digest(image.copy(), 0)
+    turned = image.copy()
+    turned.getexif()[0x0112] = 3
+    assert image_digest(turned, 0) != image_digest(image, 0)
+
+
+@given(
+    hnp.arrays(np.uint8, (3, 4, 3)),
+    hnp.arrays(np.uint8, (3, 4, 3)),
+    st.sampled_from([np.asarray, Image.fromarray, png]),
+)
+def test_digests_are_equal_just_where_pixels_are(
+    a: np.ndarray, b: np.ndarray, form: Any
+) -> None:
+    same = image_digest(form(a), 0) == image_digest(form(b), 1)
+    assert same == np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "image", [None, 3, "gone.png", np.zeros((2, 2), "M8[s]"), np.zeros(2, object)]
+)
+def test_what_is_no_image(image: Any) -> None:
+    with pytest.raises(ImageError, match="image 4"):
+        image_digest(image, 4)
