@@ -5,7 +5,8 @@ would draw:
 
 - cut tensors (dominators) with several readers, and outputs of merges;
 - in plain chains, the last tensor at a resolution, after its pooling;
-- vectors that a fully connected layer reads.
+- vectors that a fully connected layer reads, or the maps that they are pooled from;
+- where no tensor is cut for long, the cells of `sk_cnncodes.cells`.
 
 An activation or a normalisation behind a block belongs to the block.
 """
@@ -16,6 +17,7 @@ import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
+from sk_cnncodes.cells import cell_outputs
 from sk_cnncodes.exceptions import BackboneError
 from sk_cnncodes.layers import Layer, LayerGraph
 from sk_cnncodes.operators import (
@@ -80,9 +82,23 @@ class BlockFinder:
                 f"{view.input_name!r} and its output {self._output!r}."
             )
         for group in groups:
-            fitting = [name for name in group.tensors if self.graph.can_be_layer(name)]
-            group.layer = fitting[0] if fitting else None
+            group.layer = self._representative(group.tensors)
         return groups
+
+    def _representative(self, tensors: list[str]) -> str | None:
+        """The tensor of a group at which to cut; None where no code can be made."""
+        shapes = {name: self.graph.shape(name) for name in tensors}
+        fitting = [name for name in tensors if self.graph.can_be_layer(name)]
+        if not fitting:
+            return None
+        first = fitting[0]
+        if shapes[first][2:] == (1,):
+            # Channels with one place, (batch, channels, 1), look like tokens.
+            return next((n for n in fitting if len(shapes[n]) == 2), first)
+        alike = [name for name in fitting if shapes[name] == shapes[first]]
+        between = tensors[tensors.index(first) : tensors.index(alike[-1])]
+        shuffled = any(len(shapes[name]) > 4 for name in between)
+        return alike[-1] if shuffled else first  # the block ends behind the shuffle
 
     def _moves(self, index: int) -> bool:
         """Whether a node keeps all values, as a pooling over single places does too."""
@@ -137,7 +153,7 @@ class BlockFinder:
         if layer.kind == "map":
             return op in GLOBAL_POOLS and max(pooled[1:]) == layer.n_channels
         if layer.kind == "tokens" and not layer.has_class_token:
-            return op == "ReduceMean" and pooled[-1] == layer.n_channels
+            return op in GLOBAL_POOLS and max(pooled[1:]) == layer.n_channels
         if op not in ("Gather", "Slice"):
             return False
         if op == "Gather":
@@ -158,14 +174,23 @@ class BlockFinder:
         chosen = {i for i in range(len(groups)) if self._is_block_output(i)}
         chosen = self._without_squeezes(chosen)
         chosen |= self._last_at_resolution(chosen)
-        chosen |= {i for i in range(len(groups)) if self._feeds_fully_connected(i)}
+        chosen |= self._before_fully_connected()
         chosen = {self._behind_pointwise(i) for i in chosen}
         chosen = self._without_transitions(chosen)
         chosen = self._without_half_blocks(chosen)
         end = len(groups) - 1
-        names = [groups[i].layer for i in sorted(chosen) if not self._joins(i, end)]
-        kept = [name for name in names if name is not None and name != self.penultimate]
-        return [*kept, self.penultimate]
+        # Before the first weights lies the image, moved about or scaled.
+        chosen = {i for i in chosen if self._is_weighted(self._between(-1, i))}
+        found = [groups[i].layer for i in chosen if not self._joins(i, end)]
+        names = {name for name in found if name is not None}
+        for group in groups:
+            names.update(cell_outputs(self.graph, group.nodes[:-1]))
+        names.discard(self.penultimate)
+        producer = self.graph.view.producer
+        return [*sorted(names, key=lambda name: producer[name]), self.penultimate]
+
+    def _is_weighted(self, nodes: list[int]) -> bool:
+        return any(self.graph.op(i) in WEIGHTED for i in nodes)
 
     @cached_property
     def _groups_before_penultimate(self) -> list[_Group]:
@@ -210,7 +235,7 @@ class BlockFinder:
         return (
             self.graph.op(maker) in MERGES
             and len(self.graph.view.data_inputs(maker)) >= 2
-            and any(self.graph.op(i) in WEIGHTED for i in nodes)
+            and self._is_weighted(nodes)
             and not self._is_gate(maker)
         )
 
@@ -234,9 +259,16 @@ class BlockFinder:
         return self._readers(index) >= 2 and not alone
 
     def _is_block_output(self, index: int) -> bool:
-        return self.groups[index].layer is not None and (
-            self._is_merge(index) or self._opens(index)
-        )
+        if self.groups[index].layer is None or self._adds_channels(index):
+            return False
+        return self._is_merge(index) or self._opens(index)
+
+    def _adds_channels(self, index: int) -> bool:
+        """Whether a dense block's step made a group: the one before, and more."""
+        if index == 0 or self.graph.op(self.groups[index].nodes[-1]) != "Concat":
+            return False
+        joined = self.graph.view.data_inputs(self.groups[index].nodes[-1])
+        return self.groups[index - 1].tensors[-1] in joined
 
     def _channels(self, index: int) -> int:
         name = self.groups[index].layer
@@ -255,14 +287,16 @@ class BlockFinder:
                 and self._is_merge(follower)
                 and not self._opens(follower)
                 and self._channels(index) < self._channels(follower)
+                and not cell_outputs(self.graph, self._between(index, follower)[:-1])
             )
             if not squeezed:
                 kept.add(index)
         return kept
 
     def _resolution(self, index: int) -> tuple[int, ...] | None:
+        """Rows and columns of a map; None for a map that is merely padded."""
         name = self.groups[index].layer
-        if name is None:
+        if name is None or self.graph.op(self.groups[index].nodes[-1]) == "Pad":
             return None
         layer = self.graph.layer(name)
         if layer.kind != "map":
@@ -280,23 +314,64 @@ class BlockFinder:
             if resolution is None or resolution in have or max(resolution) == 1:
                 continue
             index = max(i for i, r in enumerate(resolutions) if r == resolution)
-            follower = index + 1
-            nodes = groups[follower].nodes if follower < len(groups) else []
-            if len(nodes) == 1 and self.graph.op(nodes[0]) in POOLS:
-                index = follower
+            before = max((i for i in chosen if i < index), default=-1)
+            if not self._is_weighted(self._between(before, index)):
+                continue  # a block's output, rearranged
+            index = self._before_expansion(self._with_pool(index))
             places = self._resolution(index)
             if places is not None and max(places) > 1:
                 found.add(index)
         return found
 
-    def _feeds_fully_connected(self, index: int) -> bool:
-        group = self.groups[index]
-        if group.layer is None or len(self.graph.shape(group.layer)) != 2:
-            return False
-        if self._pools_all(group.nodes):
-            return False  # the map before it stands for it
-        readers = self.graph.view.readers.get(group.tensors[-1], [])
-        return any(self.graph.op(i) in WEIGHTED for i in readers)
+    def _with_pool(self, index: int) -> int:
+        """The pooling that follows a group at once or behind a padding; or itself."""
+        groups = self._groups_before_penultimate
+        for follower, group in enumerate(groups[index + 1 :], index + 1):
+            ops = [self.graph.op(i) for i in group.nodes]
+            if len(ops) == 1 and ops[0] in POOLS:
+                return follower
+            if ops != ["Pad"]:
+                break
+        return index
+
+    def _before_expansion(self, index: int) -> int:
+        """The narrow map before an inverted bottleneck, for a group inside of it."""
+        groups, wide = self._groups_before_penultimate, self._channels(index)
+        later = range(index + 1, len(groups))
+        follower = next((i for i in later if self._is_weighted(groups[i].nodes)), None)
+        if follower is None or not self._is_depthwise(groups[follower].nodes):
+            return index
+        others = [i for i in later if self._channels(i) not in (0, wide)]
+        narrow = [i for i in range(index) if self._channels(i) not in (0, wide)]
+        if not others or not narrow or self._channels(others[0]) >= wide:
+            return index
+        same = self._resolution(narrow[-1]) == self._resolution(index)
+        learned = self._is_weighted(self._between(-1, narrow[-1]))
+        return narrow[-1] if same and learned else index
+
+    def _is_depthwise(self, nodes: list[int]) -> bool:
+        """Whether a convolution among nodes sees each channel by itself."""
+        return any(
+            attribute.name == "group" and attribute.i > 1
+            for i in nodes
+            for attribute in self.graph.view.nodes[i].attribute
+        )
+
+    def _before_fully_connected(self) -> set[int]:
+        """Groups whose vectors, or whose averages, a fully connected layer reads."""
+        found = set()
+        for index, group in enumerate(self._groups_before_penultimate):
+            readers = self.graph.view.readers.get(group.tensors[-1], [])
+            if group.layer is None or not self._is_weighted(readers):
+                continue
+            shape = self.graph.shape(group.layer)
+            if self._pools_all(group.nodes) and _flat(shape) and index > 0:
+                index -= 1  # the map before it stands for it
+            elif len(shape) != 2:
+                continue
+            if self.groups[index].layer is not None:
+                found.add(index)
+        return found
 
     def _behind_pointwise(self, index: int) -> int:
         """The group behind the activations that follow.
@@ -349,7 +424,7 @@ class BlockFinder:
                 and attention
                 and behind
                 and not any(self.graph.op(i) in ATTENTION for i in behind)
-                and any(self.graph.op(i) in WEIGHTED for i in behind)
+                and self._is_weighted(behind)
                 and self._is_merge(index)
             ):
                 kept.discard(index)

@@ -333,8 +333,10 @@ def _module_paths(nodes: list[onnx.NodeProto]) -> dict[str, str]:
                 parts = [str(s) for s in ast.literal_eval(scopes[0])][:-1]
             except (ValueError, SyntaxError):
                 parts = []
-        elif node.output[0].startswith("/"):
-            parts = node.output[0].split("/")[1:-1]
+        else:
+            # The outputs of the file have names of their own; their nodes keep theirs.
+            made = next((n for n in (node.output[0], node.name) if n[:1] == "/"), "")
+            parts = made.split("/")[1:-1]
         path: list[str] = []
         for part in filter(None, parts):
             if path and part.startswith(path[-1] + "."):

@@ -30,9 +30,7 @@ def counted_forwards(*, keep_sessions: bool = False) -> Iterator[Forwards]:
     testing = threading.local()
     run, open_session = runtime.CodeSession._run, transformer.open_session
 
-    def counting_run(
-        self: runtime.CodeSession, images: np.ndarray
-    ) -> list[np.ndarray]:
+    def counting_run(self: runtime.CodeSession, images: np.ndarray) -> list[np.ndarray]:
         if not getattr(testing, "now", False):
             count.images += len(images)
         return run(self, images)

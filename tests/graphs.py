@@ -42,6 +42,12 @@ class Net:
         attrs |= {"pads": [pad] * 4, "kernel_shape": [kernel] * 2}
         return self.op("Conv", x, kernel_name, bias, out=out, **attrs)
 
+    def conv_depthwise(self, x: str, channels: int) -> str:
+        """3x3, one filter for each channel, every second place."""
+        kernel, bias = self.weight(channels, 1, 3, 3), self.weight(channels)
+        attrs = {"pads": [1] * 4, "kernel_shape": [3, 3], "strides": [2, 2]}
+        return self.op("Conv", x, kernel, bias, group=channels, **attrs)
+
     def dense(self, x: str, c_in: int, c_out: int, out: str | None = None) -> str:
         matrix = self.constant(
             self.rng.normal(0, np.sqrt(2 / c_in), (c_in, c_out)).astype(np.float32)

@@ -119,6 +119,147 @@ def test_swish_is_no_block(tmp_path: Path) -> None:
     assert [layer.name for layer in layers] == ["swish8", "swish16"]
 
 
+def test_inside_of_an_inverted_bottleneck_is_no_block(tmp_path: Path) -> None:
+    """The wide map before a depthwise convolution; the narrow one before it is."""
+    net = graphs.Net()
+    x = net.conv("data", 3, 8, strides=[2, 2], out="narrow")
+    x = net.op("Relu", net.conv(x, 8, 32, 1), out="wide")
+    x = net.conv_depthwise(x, 32)
+    x = net.op("Relu", net.conv(x, 32, 16, 1), out="next")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, 16, 10)), tmp_path)
+    assert [layer.name for layer in layers] == ["narrow", "next"]
+
+
+def test_padding_and_the_image_are_no_blocks(tmp_path: Path) -> None:
+    """As Keras exports: the image transposed, and paddings apart from convolutions."""
+    net = graphs.Net()
+    pads = net.constant(graphs.np.array([0, 0, 0, 0, 0, 0, 1, 1], graphs.np.int64))
+    x = net.op("Transpose", "data", perm=[0, 3, 1, 2], out="image")
+    x = net.op("Relu", net.conv(x, 3, 8, strides=[2, 2]), out="first")
+    x = net.op("Pad", x, pads, out="padded")
+    x = net.op("Relu", net.conv(x, 8, 16, strides=[2, 2]), out="second")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    model = net.model(net.dense(x, 16, 10), shape=(graphs.SIDE, graphs.SIDE, 3))
+    layers = found_layers(model, tmp_path)
+    assert [layer.name for layer in layers] == ["first", "second"]
+
+
+def test_cells_that_read_the_two_before_them(tmp_path: Path) -> None:
+    """NASNet: no tensor is cut between the stem and the last activation."""
+    net = graphs.Net()
+    before = x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
+    width, width_before = 8, 8
+    for number in range(4):
+        here = [net.conv(x, width, 8), net.conv(x, width, 8, 1)]
+        there = net.conv(before, width_before, 8, 1)
+        before, width_before = x, width
+        x, width = net.op("Concat", *here, there, axis=1, out=f"cell{number}"), 24
+    x = net.op("Relu", x, out="last")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, 24, 10)), tmp_path)
+    assert [layer.name for layer in layers] == [
+        *("stem", "cell0", "cell1", "cell2", "last")
+    ]
+
+
+def test_steps_of_a_dense_block_are_no_blocks(tmp_path: Path) -> None:
+    """DenseNet: each step adds channels to what was there, until a transition."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
+    x = net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2], out="pool0")
+    width = 8
+    for block in range(2):
+        for _ in range(3):
+            added = net.op("Relu", net.conv(x, width, 4))
+            x, width = net.op("Concat", x, added, axis=1), width + 4
+        if block == 0:
+            x = net.op("Relu", net.conv(x, width, 8, 1))
+            width = 8
+            x = net.op("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2], out="t1")
+    x = net.op("Relu", x, out="last")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, width, 10)), tmp_path)
+    assert [layer.name for layer in layers] == ["pool0", "t1", "last"]
+
+
+def test_a_block_ends_behind_its_channel_shuffle(tmp_path: Path) -> None:
+    """ShuffleNet: the codes are in the order of what the module puts out."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
+    x = net.op("Concat", net.conv(x, 8, 8), net.conv(x, 8, 8, 1), axis=1)
+    side = graphs.SIDE // 2
+    groups = net.constant(graphs.np.array([0, 2, 8, side, side], graphs.np.int64))
+    merged = net.constant(graphs.np.array([0, 16, side, side], graphs.np.int64))
+    x = net.op("Reshape", x, groups)
+    x = net.op("Transpose", x, perm=[0, 2, 1, 3, 4])
+    x = net.op("Reshape", x, merged, out="shuffled")
+    x = net.op("Relu", net.conv(x, 16, 16, strides=[2, 2]), out="last")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, 16, 10)), tmp_path)
+    assert [layer.name for layer in layers][-2:] == ["shuffled", "last"]
+
+
+def test_the_map_before_a_hidden_fully_connected_layer(tmp_path: Path) -> None:
+    """MobileNet v3: pooled, fully connected, activation, classifier."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
+    y = net.op("Relu", net.conv(x, 8, 8))
+    x = net.op("Add", x, net.conv(y, 8, 8), out="block")
+    x = net.op("Relu", net.conv(x, 8, 24, 1), out="wide")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    x = net.op("HardSwish", net.dense(x, 24, 32), out="hidden")
+    layers = found_layers(net.model(net.dense(x, 32, 10)), tmp_path)
+    assert [layer.name for layer in layers] == ["stem", "block", "wide", "hidden"]
+
+
+def test_tokens_that_are_averaged_as_a_map(tmp_path: Path) -> None:
+    """Swin of transformers pools (batch, channels, tokens) to (batch, channels, 1)."""
+    net = graphs.Net()
+    kernel, bias = net.weight(16, 3, 8, 8), net.weight(16)
+    x = net.op("Conv", "data", kernel, bias, kernel_shape=[8, 8], strides=[8, 8])
+    x = net.op("Reshape", x, net.constant(graphs.np.array([0, 16, 16])))
+    x = net.op("Transpose", x, perm=[0, 2, 1])
+    x = net.op("Relu", net.linear(x, 16, 24), out="tokens")
+    x = net.op("Transpose", x, perm=[0, 2, 1])
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, 24, 10)), tmp_path)
+    assert (layers[-1].name, layers[-1].shape) == ("tokens", (16, 24))
+
+
+def test_gathered_pieces_of_a_block_are_no_block(tmp_path: Path) -> None:
+    """Swin's patch merging joins every second place, then a matrix reduces them."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
+    y = net.op("Relu", net.conv(x, 8, 8))
+    x = net.op("Add", x, net.conv(y, 8, 8), out="block")
+
+    def numbers(*values: int) -> str:
+        return net.constant(graphs.np.array(values, graphs.np.int64))
+
+    end = numbers(graphs.SIDE, graphs.SIDE)
+    axes, steps = numbers(2, 3), numbers(2, 2)
+    pieces = [
+        net.op("Slice", x, numbers(top, left), end, axes, steps)
+        for top in (0, 1)
+        for left in (0, 1)
+    ]
+    x = net.op("Concat", *pieces, axis=1, out="pieces")
+    x = net.op("Relu", net.conv(x, 32, 16, 1, strides=[2, 2]), out="last")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, 16, 10)), tmp_path)
+    assert "pieces" not in [layer.name for layer in layers]
+
+
+def test_the_output_of_the_file_has_a_label(tmp_path: Path) -> None:
+    """It has a name of its own; the name of its node holds the path."""
+    model = graphs.vit()
+    model.graph.output[0].name = "normed"
+    (node,) = [n for n in model.graph.node if "normed" in n.output]
+    node.name = "/norm/LayerNormalization"
+    assert found_layers(model, tmp_path)[-1].label == "norm"
+
+
 def test_module_paths_become_labels(tmp_path: Path) -> None:
     model = graphs.resnet()
     new = {f"block{i}": f"/layer1/layer1.{i}/relu_1/Relu_output_0" for i in range(4)}

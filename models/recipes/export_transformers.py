@@ -1,0 +1,120 @@
+"""Export an image model of Hugging Face transformers to a self-describing ONNX file.
+
+Needs: transformers, torch, onnx, onnxscript.
+
+    python models/recipes/export_transformers.py facebook/dinov2-small dinov2_s.onnx
+    python models/recipes/export_transformers.py facebook/dino-vits16 dino_s.onnx
+    python models/recipes/export_transformers.py google/vit-base-patch16-224 vit.onnx
+
+NAME is that of a repository, or a folder with `config.json` and
+`preprocessor_config.json`. A model with a classifier puts out its scores; another,
+such as DINOv2, its last hidden state. The file has a free batch dimension, keeps module
+paths (`vit.layers.3`) as layer names, and holds the preprocessing of the model's image
+processor in its metadata. Licences differ: see each model's card.
+
+`--random-weights` reads the two configurations, and no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export_common import (
+    add_exporter,
+    argument_parser,
+    check_file,
+    export_torch,
+    write_metadata,
+)
+
+# Pillow's numbers, in which transformers states a resampling.
+INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
+
+def preprocessing_of(processor: Mapping[str, Any]) -> dict[str, Any]:
+    """An image processor's `to_dict()`, as sk_cnncodes.Preprocessing writes it."""
+    size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
+    crops = bool(processor.get("do_center_crop") and crop)
+    shorter = size.get("shortest_edge")
+    values: dict[str, Any] = {"resize": "exact", "resize_size": None}
+    if not processor.get("do_resize", True):
+        values["resize"], target = "none", crop or size
+    elif shorter and processor.get("crop_pct"):
+        # ConvNeXt's processor crops small images and only resizes large ones.
+        target = {"height": shorter, "width": shorter}
+        if shorter < 384:
+            scaled = int(shorter / processor["crop_pct"])
+            values = {"resize": "shorter", "resize_size": scaled}
+    elif shorter:
+        values = {"resize": "shorter", "resize_size": shorter}
+        target = crop if crops else {}
+    elif crops:
+        sides = (size["height"], size["width"])
+        values, target = {"resize": "squash", "resize_size": sides}, crop
+    else:
+        target = size
+    if not target or processor.get("do_pad") or processor.get("rescale_offset"):
+        raise SystemExit(
+            f"the image processor {dict(processor)} has no counterpart in sk_cnncodes. "
+            "Expected a resize and a crop to one size, without padding."
+        )
+    normalises = processor.get("do_normalize", True)
+    rescales = processor.get("do_rescale", True)
+    bgr = processor.get("do_flip_channel_order")
+    return values | {
+        "crop_size": (target["height"], target["width"]),
+        "interpolation": INTERPOLATIONS[int(processor.get("resample") or 0)],
+        "rounding": "huggingface",
+        "mean": list(processor["image_mean"]) if normalises else [0, 0, 0],
+        "std": list(processor["image_std"]) if normalises else [1, 1, 1],
+        "scale": processor.get("rescale_factor", 1 / 255) if rescales else 1.0,
+        "channels": "BGR" if bgr else "RGB",
+        "layout": "NCHW",
+    }
+
+
+def build(name: str, random_weights: bool = False) -> tuple[Any, dict[str, Any]]:
+    """A model in evaluation mode and its preprocessing."""
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForImageClassification,
+    )
+
+    config = AutoConfig.from_pretrained(name)
+    classifies = any("Classif" in each for each in config.architectures or [])
+    kind = AutoModelForImageClassification if classifies else AutoModel
+    model = kind.from_config(config) if random_weights else kind.from_pretrained(name)
+    processor = AutoImageProcessor.from_pretrained(name)
+    return model.eval(), preprocessing_of(processor.to_dict())
+
+
+def scores_or_features(output: Any) -> Any:
+    """The tensor of a model's output that is exported."""
+    scores = getattr(output, "logits", None)
+    return output.last_hidden_state if scores is None else scores
+
+
+def export(
+    model: Any, preprocessing: dict[str, Any], output: Path, exporter: str = "dynamo"
+) -> None:
+    """Write a model of transformers."""
+    shape = (3, *preprocessing["crop_size"])
+    export_torch(model, shape, output, exporter, scores_or_features)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argument_parser(__doc__)
+    add_exporter(parser)
+    given = parser.parse_args(arguments)
+    model, preprocessing = build(given.name, given.random_weights)
+    export(model, preprocessing, given.output, given.exporter)
+    write_metadata(given.output, preprocessing)
+    check_file(given.output)
+
+
+if __name__ == "__main__":
+    main()

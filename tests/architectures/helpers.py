@@ -1,0 +1,277 @@
+"""Compares codes with what the library that a network comes from computes itself."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from sklearn.datasets import load_sample_images
+
+from sk_cnncodes import Backbone, CNNCodeTransformer, Preprocessing, load_backbone
+from sk_cnncodes.runtime import Device, open_session
+from tests.conftest import prepared
+
+RECIPES = Path(__file__).parents[2] / "models" / "recipes"
+# Where the table of `models/README.md` is written to, if anywhere.
+TABLE = "SK_CNNCODES_ARCHITECTURE_TABLE"
+TITLES = (
+    "Architecture",
+    "Exported by",
+    "Length of -1",
+    "Boundaries",
+    "Compared",
+    "Largest relative difference",
+)
+# Of a code's largest value, and of how much codes differ between images.
+LARGEST_DIFFERENCE = 1e-3
+LARGEST_SHARE_OF_SPREAD = 2e-2
+SMALLEST_SPREAD = 2e-3
+# Generous for machines with other work; it is below 5 on one without.
+LONGEST_ANALYSIS = 30.0
+
+Pool = Callable[[np.ndarray], np.ndarray]
+
+
+def recipe(name: str) -> ModuleType:
+    """A script of `models/recipes`, as a module."""
+    if str(RECIPES) not in sys.path:
+        sys.path.insert(0, str(RECIPES))
+    return importlib.import_module(name)
+
+
+def photographs() -> list[np.ndarray]:
+    """Three parts of the photographs that scikit-learn brings."""
+    first, second = load_sample_images().images
+    return [first[:400, :400], second[:400, 200:600], second[20:420, :400]]
+
+
+def whole(preprocessing: dict[str, Any]) -> Preprocessing:
+    """A recipe's preprocessing, but for the crop."""
+    read = Preprocessing.from_dict(preprocessing)
+    return replace(read, resize="exact", resize_size=None)
+
+
+def network_input(preprocessing: Preprocessing) -> np.ndarray:
+    """What the network is given, computed in numpy: float32."""
+    pixels = prepared(photographs(), preprocessing).astype(np.float64)
+    if preprocessing.channels == "BGR":
+        pixels = pixels[..., ::-1]
+    elif preprocessing.channels == "GRAY":
+        pixels = pixels @ np.array([[0.299], [0.587], [0.114]])
+    pixels = pixels * preprocessing.scale - preprocessing.mean
+    pixels = pixels / preprocessing.std
+    if preprocessing.layout == "NCHW":
+        pixels = pixels.transpose(0, 3, 1, 2)
+    return pixels.astype(np.float32)
+
+
+def averaged(values: np.ndarray, channels_last: bool = False) -> np.ndarray:
+    """The mean over places of a map; the mean over tokens; or a vector as it is."""
+    if values.ndim == 4:
+        return values.mean((1, 2) if channels_last else (2, 3))
+    return values.mean(1) if values.ndim == 3 else values
+
+
+def class_token(values: np.ndarray) -> np.ndarray:
+    return values[:, 0] if values.ndim == 3 else values
+
+
+def check_codes(
+    path: Path,
+    preprocessing: Preprocessing,
+    references: list[np.ndarray | None],
+    labels: list[str | None],
+    row: tuple[str, str],
+) -> None:
+    """Compare the codes of all boundaries with references, element by element.
+
+    Parameters
+    ----------
+    path : Path
+        The exported network.
+    preprocessing : Preprocessing
+    references : list of ndarray
+        Codes of the images by the source library, from the image to layer -1; None
+        where it has none.
+    labels : list of str
+        Expected labels of the layers; None where any will do.
+    row : (str, str)
+        Architecture and exporter.
+    """
+    stated = load_backbone(path).preprocessing  # of the file's own metadata
+    assert whole(stated.to_dict()) == preprocessing
+    start = time.perf_counter()
+    backbone = load_backbone(path, preprocessing)
+    layers = backbone.layers
+    assert time.perf_counter() - start < LONGEST_ANALYSIS
+    found = [layer.label for layer in layers]
+    wanted = [b if a is None else a for a, b in zip(labels, found, strict=False)]
+    assert found == wanted + [f"{len(labels)} layers"] * (len(labels) != len(found))
+    codes = [*boundary_codes(backbone)]
+    last = CNNCodeTransformer(path, preprocessing=preprocessing)
+    codes[-1] = last.fit_transform(photographs())
+    worst = 0.0
+    for label, code, reference in zip(found, codes, references, strict=True):
+        if reference is not None:
+            worst = max(worst, _difference(label, code, reference))
+    compared = sum(reference is not None for reference in references)
+    write_row(
+        (
+            *row,
+            f"{codes[-1].shape[1]:,}",
+            str(len(layers)),
+            str(compared),
+            f"{worst:.1e}",
+        )
+    )
+
+
+def boundary_codes(backbone: Backbone) -> Iterator[np.ndarray]:
+    """Codes of all numbered layers, by one code graph with as many outputs."""
+    positions = range(-len(backbone.layers), 0)
+    specs = [backbone.spec(position, "auto", None) for position in positions]
+    session = open_session(backbone.code_graphs(specs), Device(None, True), 2)
+    yield from session.run(prepared(photographs(), backbone.preprocessing))
+
+
+def _difference(label: str, codes: np.ndarray, reference: np.ndarray) -> float:
+    """The largest difference relative to the largest value."""
+    assert codes.shape == reference.shape, label
+    largest = np.abs(reference).max()
+    spread = reference.std(axis=0).max()
+    assert spread > SMALLEST_SPREAD * largest, (
+        f"{label}: nearly the same codes for all images"
+    )
+    difference = np.abs(codes - reference).max()
+    found = f"{label}: {difference=}, {largest=}, {spread=}"
+    assert difference < LARGEST_DIFFERENCE * largest, found
+    assert difference < LARGEST_SHARE_OF_SPREAD * spread, found
+    return float(difference / largest)
+
+
+def write_row(cells: tuple[str, ...]) -> None:
+    """Append a row to the table, where the environment names one."""
+    if TABLE not in os.environ:
+        return
+    path = Path(os.environ[TABLE])
+    lines = [cells] if path.exists() else [TITLES, ("---",) * len(TITLES), cells]
+    with path.open("a") as file:
+        file.writelines(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+# -- torch -------------------------------------------------------------------
+
+
+def enliven(model: Any) -> None:
+    """Undo initial weights so small that blocks would hardly add to their input."""
+    import torch
+
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if name.endswith(("gamma", "lambda1", "layer_scale")):
+                values.fill_(1.0)
+            elif values.ndim == 2 and 0 < values.std() < 0.025:
+                values.mul_(4.0)
+
+
+def calibrated(model: Any, images: Any) -> Any:
+    """Give batch normalisations the statistics of images, so that nothing vanishes."""
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    for layer in layers:
+        layer.momentum = None  # a plain average
+        layer.reset_running_stats()
+        layer.train()
+    with torch.no_grad():
+        model(images)
+    return model.eval()
+
+
+@contextmanager
+def watched(model: Any, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
+    """What modules put out, or for ``<name`` are given, in the next call."""
+    values: dict[str, np.ndarray] = {}
+
+    def keep(name: str, value: Any) -> None:
+        value = value[0] if isinstance(value, tuple) else value
+        values[name] = value.detach().clone().numpy()
+
+    modules, hooks = dict(model.named_modules()), []
+    for name in names:
+        module = modules[name.removeprefix("<")]
+        if name.startswith("<"):
+            hooks.append(
+                module.register_forward_pre_hook(lambda _, i, n=name: keep(n, i))
+            )
+        else:
+            hooks.append(
+                module.register_forward_hook(lambda _, __, o, n=name: keep(n, o))
+            )
+    try:
+        yield values
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def check_torch(
+    model: Any,
+    preprocessing: dict[str, Any],
+    blocks: list[str],
+    last: str,
+    path: Path,
+    row: tuple[str, str],
+    pool: Pool = averaged,
+    forward: Callable[[Any], Any] | None = None,
+) -> None:
+    """Export a torch module by `row[1]` and compare its codes with hooks.
+
+    Parameters
+    ----------
+    model, preprocessing
+        What a recipe's `build` gives.
+    blocks : list of str
+        Modules whose outputs are the boundaries before layer -1, from the image on;
+        ``<name`` is the input of a module, whose label may be anything.
+    last : str
+        The same for layer -1, mostly what the classifier is given.
+    path : Path
+        Where to export to.
+    row : (str, str)
+        Architecture and exporter.
+    pool : callable
+        From activations to codes.
+    forward : callable, optional
+        From what the model gives to the tensor that is exported.
+    """
+    import torch
+
+    common = recipe("export_common")
+    exact = whole(preprocessing)
+    images = torch.from_numpy(network_input(exact))
+    enliven(model)
+    calibrated(model, images)
+    names = [*blocks, last]
+    with watched(model, names) as values, torch.no_grad():
+        model(images)
+    shape = tuple(images.shape[1:])
+    common.export_torch(model, shape, path, row[1].rpartition(" ")[2], forward)
+    common.write_metadata(path, preprocessing)
+    common.check_file(path)
+    references: list[np.ndarray | None] = [pool(values[name]) for name in names]
+    if pool is class_token:
+        references[0] = None  # before the first block it knows nothing of the image
+    labels = [None if name.startswith("<") else name for name in names]
+    check_codes(path, exact, references, [*labels], row)
+    path.unlink()
