@@ -51,7 +51,8 @@ def residual(stages: list[int]) -> list[str]:
 
 # Title and the Keras layers at the boundaries before layer -1; of those whose names
 # depend on what was built before, the type and the number among its type. With ``<``
-# any label will do: TensorFlow's exporter keeps one of two equal activations.
+# any label will do: TensorFlow's exporter keeps one of two equal activations, and may
+# fold a normalisation into the convolution before it, which has no name.
 NETWORKS: dict[str, tuple[str, list[str]]] = {
     "MobileNet": ("MobileNet v1", numbered("conv_pw_{}_relu", 1, 3, 5, 11)),
     "ResNet50": ("ResNet-50", ["pool1_pool", *residual([3, 4, 6, 3])]),
@@ -70,11 +71,11 @@ NETWORKS: dict[str, tuple[str, list[str]]] = {
     "EfficientNetB0": (
         "EfficientNet-B0",
         [
-            *("block1a_project_bn", "block2a_project_bn", "block2b_add"),
-            *("block3a_project_bn", "block3b_add"),
-            *("block4a_project_bn", "block4b_add", "block4c_add"),
-            *("block5a_project_bn", "block5b_add", "block5c_add"),
-            *("block6a_project_bn", "block6b_add", "block6c_add", "block6d_add"),
+            *("<block1a_project_bn", "<block2a_project_bn", "block2b_add"),
+            *("<block3a_project_bn", "block3b_add"),
+            *("<block4a_project_bn", "block4b_add", "block4c_add"),
+            *("<block5a_project_bn", "block5b_add", "block5c_add"),
+            *("<block6a_project_bn", "block6b_add", "block6c_add", "block6d_add"),
         ],
     ),
     "InceptionResNetV2": (
@@ -104,7 +105,7 @@ def resolved(name: str, model: Any) -> str:
     """The name of a Keras layer that is given by its type and number."""
     kind, _, number = name.removeprefix("<").partition(" ")
     if not number:
-        return name
+        return kind
     return [each.name for each in model.layers if type(each).__name__ == kind][
         int(number)
     ]
