@@ -22,7 +22,13 @@ from sk_cnncodes.codegraph import (
     resolve_pooling,
 )
 from sk_cnncodes.exceptions import BackboneError, LayerError, PreprocessingError
-from sk_cnncodes.graph import TensorType, cut_model, embed_external_data, read_model
+from sk_cnncodes.graph import (
+    TensorType,
+    cut_model,
+    embed_external_data,
+    read_model,
+    value_shape,
+)
 from sk_cnncodes.layers import Layer, LayerGraph, image_input
 from sk_cnncodes.preprocessing import Preprocessing
 
@@ -231,8 +237,6 @@ def _input_shape(
     preprocessing: Preprocessing, value: onnx.ValueInfoProto
 ) -> tuple[int, ...]:
     """Shape of the input for one image, or for as many as are baked into the file."""
-    from sk_cnncodes.graph import value_shape
-
     stated = value_shape(value)
     batch = (stated[0] if stated else None) or 1
     return (batch, *preprocessing.input_shape[1:])
@@ -240,8 +244,6 @@ def _input_shape(
 
 def _check_input(preprocessing: Preprocessing, value: onnx.ValueInfoProto) -> None:
     """Compare the preprocessing with what the file states about its input."""
-    from sk_cnncodes.graph import value_shape
-
     stated = value_shape(value)
     if stated is None:
         return

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sk_cnncodes.cache_file import FileState, FileStore
 from sk_cnncodes.exceptions import CacheError
 
 MEMORY_MAX_BYTES = 512 * 2**20
@@ -44,16 +45,6 @@ class CacheInfo:
     bytes: int
     hits: int
     misses: int
-
-
-@dataclass(frozen=True)
-class FileState:
-    """What is remembered a file's digest by: a change of content changes one of it."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    ctime_ns: int
 
 
 class Store(Protocol):
@@ -229,8 +220,6 @@ class CodeCache:
                 if self.path is None:
                     self._store = MemoryStore(self.max_bytes)
                 else:
-                    from sk_cnncodes.cache_file import FileStore
-
                     self._store = FileStore(self.path, self.max_bytes)
             return self._store
 

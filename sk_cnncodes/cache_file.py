@@ -8,12 +8,12 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from sk_cnncodes.cache import FileState
 from sk_cnncodes.exceptions import CacheError
 
 # "skcc": marks a file as a code cache in SQLite's own header field.
@@ -40,6 +40,16 @@ _NETWORK_FILE_SYSTEMS = (
 _CODE = np.dtype("<f4")
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What is remembered a file's digest by: a change of content changes one of it."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
 
 
 class FileStore:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sk_cnncodes.cache import CodeCache, FileState
+from sk_cnncodes.cache import CodeCache
+from sk_cnncodes.cache_file import FileState
 from sk_cnncodes.exceptions import ImageError
 from sk_cnncodes.images import read_content, read_rgb
 

@@ -172,7 +172,6 @@ class CodeSession:
         self.batch_size = batch_size
         self.provider: str = session.get_providers()[0]
         (self._input,) = session.get_inputs()
-        self.n_outputs = len(session.get_outputs())
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -52,7 +52,8 @@ class CNNCodeTransformer(
     Parameters
     ----------
     backbone : str or path-like, default="cnncodes-mini"
-        A bundled backbone by its name, or the path of an ONNX file.
+        A known backbone by its name, as `list_backbones` shows them, or the path of an
+        ONNX file. One that is not bundled is downloaded when it is first needed.
     layer : int or str, default=-1
         Where the backbone is cut. -1 is the penultimate activation, -2 the block
         boundary before it, and so on towards the image; a string is a layer's label
@@ -321,11 +322,6 @@ class CNNCodeTransformer(
     # -- parameters ----------------------------------------------------------
 
     def _check_parameters(self) -> None:
-        if not isinstance(self.backbone, (str, os.PathLike)):
-            raise TypeError(
-                "backbone: expected the name of a bundled backbone or the path of an "
-                f"ONNX file, got {self.backbone!r}."
-            )
         if isinstance(self.layer, bool) or not isinstance(self.layer, (Integral, str)):
             raise TypeError(
                 f"layer: expected a negative int or a name, got {self.layer!r}."

@@ -28,7 +28,8 @@ from sk_cnncodes import (
     layer_grid,
 )
 from sk_cnncodes import cache as cache_module
-from sk_cnncodes.cache import MEMORY, FileState, resolve_cache
+from sk_cnncodes.cache import MEMORY, resolve_cache
+from sk_cnncodes.cache_file import FileState
 from tests import graphs
 from tests.forwards import Forwards, counted_forwards
 

@@ -35,7 +35,7 @@ TITLES = (
 LARGEST_DIFFERENCE = 1e-3
 LARGEST_SHARE_OF_SPREAD = 2e-2
 SMALLEST_SPREAD = 2e-3
-# Generous for machines with other work; it is below 5 on one without.
+# Seconds; generous for machines with other work.
 LONGEST_ANALYSIS = 30.0
 
 Pool = Callable[[np.ndarray], np.ndarray]
