@@ -7,27 +7,20 @@ import os
 import random
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
 
 from sk_cnncodes.backbone import CodeSpec
 from sk_cnncodes.cache import CodeCache
-from sk_cnncodes.digests import Digest, ImageDigests, content_digest
+from sk_cnncodes.digests import Digest, ImageDigests
 from sk_cnncodes.exceptions import BackboneError, ImageError
-from sk_cnncodes.images import (
-    decode_content,
-    describe_image,
-    holds_content,
-    read_content,
-    read_rgb,
-)
+from sk_cnncodes.images import describe_image
 from sk_cnncodes.runtime import CodeSession
+from sk_cnncodes.workers import Batch, Key, Workers
 
 # How many bad images a warning describes; of the others it gives the positions.
 _LISTED = 20
@@ -35,12 +28,10 @@ _LISTED = 20
 # processes may be computing the same ones.
 _LOOKED_UP = 512
 _LOOKED_UP_WHILE_COMPUTING = 64
+# Codes that are put into the cache at once; a file commits each time.
+_STORED = 16
 
 OnError = Literal["raise", "nan"]
-# What an image is looked up by: nothing without a cache, or why it cannot be read.
-Key = Digest | ImageError | None
-# The digest it was looked up by, another one if it changed, and its pixels.
-Prepared = tuple[Digest | None, Digest | None, np.ndarray | ImageError]
 
 
 @dataclass(frozen=True)
@@ -49,17 +40,17 @@ class ExtractionOptions:
 
     Attributes
     ----------
-    batch_size : int
-        Images in each run.
+    batch_size : int or None
+        Images in each run; None for the number that suits the session.
     n_threads : int
-        Threads that decode.
+        Threads in all.
     on_error : {"raise", "nan"}
         What a bad image does.
     verbose : bool
         Whether to show a progress bar.
     """
 
-    batch_size: int
+    batch_size: int | None
     n_threads: int
     on_error: OnError
     verbose: bool
@@ -68,9 +59,9 @@ class ExtractionOptions:
 class Extraction:
     """Computes the codes of the images of one X.
 
-    Threads decode ahead of the session, by at most two batches, so that memory does
-    not grow with the number of images. The session is opened when the first image is
-    not in the cache, and not before.
+    `Workers` decode and run what the cache does not have; everything else happens in
+    the thread that calls `run`. The session is opened when the first image is not in
+    the cache, and not before.
 
     Parameters
     ----------
@@ -84,7 +75,8 @@ class Extraction:
         Length of these codes; None where all specs' codes are to be stored, and none
         returned.
     open_session : callable
-        Gives the `CodeSession`.
+        Gives the `CodeSession`: with True one that spends all cores on each run, for
+        fewer images than threads; with False the one of most images a second.
     cache : CodeCache or None
     options : ExtractionOptions
     """
@@ -95,7 +87,7 @@ class Extraction:
         specs: list[CodeSpec],
         wanted: int,
         code_length: int | None,
-        open_session: Callable[[], CodeSession],
+        open_session: Callable[[bool], CodeSession],
         cache: CodeCache | None,
         options: ExtractionOptions,
     ) -> None:
@@ -112,6 +104,7 @@ class Extraction:
         # Rows that wait for the code of an equal image.
         self._followers: dict[Digest, list[int]] = {}
         self._computing = False
+        self._unstored: list[tuple[Digest, list[np.ndarray]]] = []
 
     def run(self) -> np.ndarray:
         """The codes: row i is that of image i.
@@ -126,23 +119,24 @@ class Extraction:
         ImageError
             At a bad image with ``on_error="raise"``.
         """
-        with ExitStack() as stack:
-            threads = self._options.n_threads
-            pool = None
-            if threads > 1 and len(self._images) > 1:
-                pool = ThreadPoolExecutor(threads, "sk_cnncodes-decode")
-                stack.callback(pool.shutdown, cancel_futures=True)
-            self._advance = stack.enter_context(
-                _progress_bar(len(self._images), self._options.verbose)
-            )
-            self._compute(self._missing(pool), pool)
+        options = self._options
+        with (
+            _progress_bar(len(self._images), options.verbose) as self._advance,
+            Workers(
+                self._images,
+                self._preprocessing,
+                options.n_threads,
+                stop_at_fault=options.on_error == "raise",
+            ) as workers,
+        ):
+            self._compute(workers)
         if self._faults:
             _warn_of(sorted(self._faults, key=_position), len(self._images))
         return self._codes
 
     # -- look up -------------------------------------------------------------
 
-    def _missing(self, pool: ThreadPoolExecutor | None) -> Iterator[tuple[int, Key]]:
+    def _missing(self, workers: Workers) -> Iterator[tuple[int, Key]]:
         """Fill rows from the cache; give the images that it does not have.
 
         Images that cannot be read are given too, so that the first fault is that of
@@ -152,8 +146,9 @@ class Extraction:
         if self._cache is None:
             yield from ((index, None) for index in range(count))
             return
-        digests = ImageDigests(self._images, self._cache, pool.map if pool else map)
+        digests = ImageDigests(self._images, self._cache, workers.map)
         for chunk in self._chunks(count):
+            self._flush()
             keys = digests.many(chunk)
             readable = [key for key in keys if isinstance(key, bytes)]
             found = dict(zip(readable, self._look_up(readable), strict=True))
@@ -203,77 +198,66 @@ class Extraction:
 
     # -- compute -------------------------------------------------------------
 
-    def _compute(
-        self,
-        missing: Iterable[tuple[int, Key]],
-        pool: ThreadPoolExecutor | None,
-    ) -> None:
-        """Decode, run and store images."""
-        size = min(self._options.batch_size, len(self._images))
-        batch = np.empty((size, *self._preprocessing.crop_size, 3), np.uint8)
-        rows: list[tuple[int, Digest | None]] = []
-
-        def flush() -> None:
-            if rows:
-                outputs = self._open_session().run(batch[: len(rows)])
-                self._store(outputs, rows)
-                rows.clear()
-
-        for index, (digest, changed, pixels) in _read_ahead(
-            self._prepare, missing, pool, 2 * size
-        ):
-            self._computing = True
-            if isinstance(pixels, ImageError):
-                self._note_fault(pixels)
-                self._release_followers(digest)
-                continue
-            if changed:
-                self._release_followers(digest)
-                digest = changed
-            batch[len(rows)] = pixels
-            rows.append((index, digest))
-            if len(rows) == size:
-                flush()
-        flush()
-
-    def _prepare(self, index: int, key: Key) -> Prepared:
-        """Pixels of an image; and its digest, if that is no longer the given one."""
-        if isinstance(key, ImageError):
-            return None, None, key
-        image, digest, changed = self._images[index], key, None
+    def _compute(self, workers: Workers) -> None:
+        """Decode, run and store the images that the cache does not have."""
+        missing = self._missing(workers)
+        # One image, or a few, are run by all cores together.
+        first = list(islice(missing, workers.n_threads))
+        if not first:
+            return
+        self._computing = True
+        few = len(first) < self._options.n_threads
+        self._session = self._open_session(few)
+        size = self._options.batch_size
+        if size is None:
+            size = self._session.good_batch_size(len(self._images))
         try:
-            if digest is not None and holds_content(image):
-                # The code must be stored under the digest of what is decoded here,
-                # whatever happened to the file since it was looked up.
-                content = read_content(image, index)
-                now = content_digest(content)
-                changed = now if now != digest else None
-                rgb = decode_content(content, image, index)
-            else:
-                rgb = read_rgb(image, index)
-            return digest, changed, self._preprocessing.apply(rgb)
-        except ImageError as error:
-            return digest, changed, error
+            for batch in workers.run(chain(first, missing), self._session, size):
+                self._finish(batch, workers)
+        finally:
+            self._flush()
+
+    def _finish(self, batch: Batch, workers: Workers) -> None:
+        """Write the codes of a batch to their rows, and note what is bad."""
+        rows: list[tuple[int, Digest | None]] = []
+        for outcome in batch.outcomes:
+            if outcome.fault is not None:
+                self._note_fault(outcome.fault)
+                self._run_followers(outcome.digest, workers)
+                continue
+            if outcome.changed is not None:
+                self._run_followers(outcome.digest, workers)
+            rows.append((outcome.index, outcome.changed or outcome.digest))
+        if rows:
+            self._store(batch.outputs, rows)
 
     def _store(
         self, outputs: list[np.ndarray], rows: list[tuple[int, Digest | None]]
     ) -> None:
-        """Write codes to their rows, and to the cache."""
+        """Write codes to their rows; keep them for the cache."""
         indices = [index for index, _ in rows]
         for part in outputs:
             _check_finite(part, indices, self._images)
-        for (index, digest), code in zip(rows, outputs[self._wanted], strict=True):
+        for place, (index, digest) in enumerate(rows):
             same = self._followers.pop(digest, []) if digest else []
             if not self._only_store:
-                self._codes[[index, *same]] = code
+                self._codes[[index, *same]] = outputs[self._wanted][place]
             self._advance(1 + len(same))
-        kept = [place for place, (_, digest) in enumerate(rows) if digest]
-        if self._cache is not None and kept:
-            keys = [digest for _, digest in rows if digest]
+            if digest:
+                self._unstored.append((digest, [part[place] for part in outputs]))
+        if len(self._unstored) >= _STORED:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Put what was computed into the cache."""
+        if self._cache is not None and self._unstored:
+            digests = [digest for digest, _ in self._unstored]
+            layers = zip(*(codes for _, codes in self._unstored), strict=True)
             self._cache.put_many(
-                (spec, keys, part[kept])
-                for spec, part in zip(self._digests_of_specs, outputs, strict=True)
+                (spec, digests, np.stack(layer))
+                for spec, layer in zip(self._digests_of_specs, layers, strict=True)
             )
+        self._unstored.clear()
 
     # -- faults --------------------------------------------------------------
 
@@ -283,15 +267,15 @@ class Extraction:
         self._faults.append(fault)
         self._advance(1)
 
-    def _release_followers(self, digest: Digest | None) -> None:
+    def _run_followers(self, digest: Digest | None, workers: Workers) -> None:
         """Compute rows alone whose equal image turned out bad, or changed."""
         for follower in self._followers.pop(digest, []) if digest else []:
-            _, _, pixels = self._prepare(follower, digest)
-            if isinstance(pixels, ImageError):
-                self._note_fault(pixels)
-                continue
-            outputs = self._open_session().run(pixels[None])
-            self._store(outputs, [(follower, None)])
+            batch = workers.run_now([(follower, digest)], self._session)
+            fault = batch.outcomes[0].fault
+            if fault is not None:
+                self._note_fault(fault)
+            else:
+                self._store(batch.outputs, [(follower, None)])
 
 
 def _position(fault: ImageError) -> int:
@@ -302,26 +286,6 @@ def _is_one_of_several_workers() -> bool:
     """Whether joblib or another pool runs this beside others of its kind."""
     in_child = multiprocessing.parent_process() is not None
     return in_child or threading.current_thread() is not threading.main_thread()
-
-
-def _read_ahead(
-    prepare: Callable[[int, Key], Prepared],
-    missing: Iterable[tuple[int, Key]],
-    pool: ThreadPoolExecutor | None,
-    ahead: int,
-) -> Iterator[tuple[int, Prepared]]:
-    """Results of `prepare` in order, computed by threads up to `ahead` in advance."""
-    if pool is None:
-        yield from ((index, prepare(index, key)) for index, key in missing)
-        return
-    waiting: deque[tuple[int, Future[Prepared]]] = deque()
-    for index, key in missing:
-        waiting.append((index, pool.submit(prepare, index, key)))
-        if len(waiting) == ahead:
-            done, future = waiting.popleft()
-            yield done, future.result()
-    for done, future in waiting:
-        yield done, future.result()
 
 
 class _progress_bar:

@@ -8,9 +8,11 @@ import os
 import re
 import sys
 import threading
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,14 @@ MAX_SESSIONS = 4
 # Codes of one image alone and in a batch may differ by this much, relative to the
 # largest value: rounding does, mixed-up rows do not.
 _BATCH_TOLERANCE = 1e-3
+GPU_BATCH_SIZE = 64
+# On a CPU, most networks are quickest with one or two images in a run: more leave the
+# caches. Large dense layers want more, whose weights are then read less often.
+_UNMEASURED_BATCH_SIZE = 2
+_MAX_CPU_BATCH_SIZE = 64
+# So many images pay for a measurement; and so much quicker must a larger batch be.
+_WORTH_MEASURING = 128
+_WORTHWHILE = 1.04
 
 
 def import_onnxruntime() -> ModuleType:
@@ -165,11 +175,21 @@ class CodeSession:
         With one uint8 input [N, height, width, 3] and float32 outputs [N, d].
     batch_size : int or None
         Number of images that each run must have; None for any number.
+    n_callers : int, default=1
+        How many threads may call `run` at once and gain by it.
     """
 
-    def __init__(self, session: ort.InferenceSession, batch_size: int | None) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        batch_size: int | None,
+        n_callers: int = 1,
+    ) -> None:
         self._session = session
         self.batch_size = batch_size
+        self.n_callers = n_callers
+        self._measuring = threading.Lock()
+        self._measured: int | None = None
         self.provider: str = session.get_providers()[0]
         (self._input,) = session.get_inputs()
 
@@ -179,8 +199,45 @@ class CodeSession:
         height, width, channels = self._input.shape[1:]
         return height, width, channels
 
+    def good_batch_size(self, n_images: int) -> int:
+        """How many images a run should have, if there are so many in all.
+
+        On a CPU it is measured once for many images: the batch is doubled until that
+        gains nothing.
+        """
+        if self.batch_size is not None:
+            return self.batch_size
+        if self.provider != "CPUExecutionProvider":
+            return GPU_BATCH_SIZE
+        if n_images < _WORTH_MEASURING:
+            return _UNMEASURED_BATCH_SIZE
+        with self._measuring:
+            if self._measured is None:
+                self._measured = self._quickest_batch_size()
+        return min(self._measured, -(-n_images // (2 * self.n_callers)))
+
+    def _quickest_batch_size(self) -> int:
+        size, quickest = 1, self._images_per_second(1)
+        while size < _MAX_CPU_BATCH_SIZE:
+            doubled = self._images_per_second(2 * size)
+            if doubled < _WORTHWHILE * quickest:
+                break
+            size, quickest = 2 * size, doubled
+        return size
+
+    def _images_per_second(self, batch_size: int) -> float:
+        """Speed of all callers together: the best of three rounds."""
+        images = np.zeros((batch_size, *self.image_shape), np.uint8)
+        with ThreadPoolExecutor(self.n_callers, "sk_cnncodes-measure") as callers:
+            seconds = []
+            for _ in range(4):  # the first one finds its memory
+                start = time.perf_counter()
+                list(callers.map(self.run, [images] * self.n_callers))
+                seconds.append(time.perf_counter() - start)
+        return batch_size * self.n_callers / min(seconds[1:])
+
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """Codes of a batch.
+        """Codes of a batch. Several threads may call it at once.
 
         Parameters
         ----------
@@ -220,9 +277,22 @@ class CodeSession:
 
 
 def open_session(
-    graphs: Iterable[RunnableGraph], device: Device, n_threads: int
+    graphs: Iterable[RunnableGraph],
+    device: Device,
+    n_threads: int,
+    n_callers: int = 1,
 ) -> CodeSession:
     """Load the first of several graphs whose rows do not depend on the batch.
+
+    Parameters
+    ----------
+    graphs : iterable of RunnableGraph
+    device : Device
+    n_threads : int
+        CPU threads of all runs together.
+    n_callers : int, default=1
+        How many threads will call `run` at once; each run has its share of
+        `n_threads`. On a GPU there is one.
 
     Raises
     ------
@@ -234,8 +304,9 @@ def open_session(
     fault: Exception | None = None
     for graph in graphs:
         try:
-            session = _load(graph.model, device, n_threads)
-            code_session = CodeSession(session, graph.batch_size)
+            session = _load(graph.model, device, max(1, n_threads // n_callers))
+            callers = n_callers if device.gpu is None else 1
+            code_session = CodeSession(session, graph.batch_size, callers)
             fault = _batch_fault(code_session)
         except DeviceError:
             raise

@@ -33,9 +33,6 @@ from sk_cnncodes.runtime import (
     usable_threads,
 )
 
-# Larger batches are slower on CPUs, where they leave the caches.
-CPU_BATCH_SIZE = 16
-GPU_BATCH_SIZE = 64
 POOLINGS = ("auto", "avg", "max", "gem", "cls", "mean", "flatten")
 
 
@@ -299,7 +296,7 @@ class CNNCodeTransformer(
         device = resolve_device(self.device)
         n_threads = usable_threads(self.n_jobs)
         options = ExtractionOptions(
-            batch_size=self._batch_size(device),
+            batch_size=None if self.batch_size == "auto" else int(self.batch_size),
             n_threads=n_threads,
             on_error="nan" if self.on_error == "nan" else "raise",
             verbose=verbose,
@@ -309,15 +306,10 @@ class CNNCodeTransformer(
             specs,
             wanted,
             None if store_only else backbone.code_length(specs[wanted]),
-            lambda: _session(backbone, specs, device, n_threads),
+            lambda few: _session(backbone, specs, device, n_threads, few=few),
             cache,
             options,
         ).run()
-
-    def _batch_size(self, device: Device) -> int:
-        if self.batch_size == "auto":
-            return CPU_BATCH_SIZE if device.gpu is None else GPU_BATCH_SIZE
-        return int(self.batch_size)
 
     # -- parameters ----------------------------------------------------------
 
@@ -399,12 +391,23 @@ class CNNCodeTransformer(
 
 
 def _session(
-    backbone: Backbone, specs: list[CodeSpec], device: Device, n_threads: int
+    backbone: Backbone,
+    specs: list[CodeSpec],
+    device: Device,
+    n_threads: int,
+    *,
+    few: bool,
 ) -> CodeSession:
-    """The session of code specs on a device, from the table of this process."""
-    key = (tuple(spec.digest for spec in specs), device, n_threads)
+    """The session of code specs on a device, from the table of this process.
+
+    On the CPU, runs of one thread each go on at once, which gives the most images a
+    second; for `few` images, one run has all threads.
+    """
+    n_callers = 1 if few or device.gpu is not None else n_threads
+    key = (tuple(spec.digest for spec in specs), device, n_threads, n_callers)
     return SESSIONS.get(
-        key, lambda: open_session(backbone.code_graphs(specs), device, n_threads)
+        key,
+        lambda: open_session(backbone.code_graphs(specs), device, n_threads, n_callers),
     )
 
 

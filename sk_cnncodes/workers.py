@@ -1,0 +1,226 @@
+"""Workers: threads that decode images and run them in batches; results in order."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+
+from sk_cnncodes.digests import Digest, content_digest
+from sk_cnncodes.exceptions import ImageError
+from sk_cnncodes.images import decode_content, holds_content, read_content, read_rgb
+from sk_cnncodes.preprocessing import Preprocessing
+
+# What an image is looked up by: nothing without a cache, or why it cannot be read.
+Key = Digest | ImageError | None
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Session(Protocol):
+    """What workers need of a session; `sk_cnncodes.runtime` has them."""
+
+    @property
+    def n_callers(self) -> int: ...
+
+    def run(self, images: np.ndarray) -> list[np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an image.
+
+    Attributes
+    ----------
+    index : int
+        Its position.
+    digest : bytes or None
+        What it was looked up by.
+    changed : bytes or None
+        Its digest now, if that is another one.
+    fault : ImageError or None
+        Why it has no code.
+    """
+
+    index: int
+    digest: Digest | None = None
+    changed: Digest | None = None
+    fault: ImageError | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that were run together.
+
+    Attributes
+    ----------
+    outcomes : list of Outcome
+        Of all its images, in their order.
+    outputs : list of ndarray of float32, shape (n_good, d)
+        Codes of those without a fault, one array for each layer; empty where there
+        are none, or where the batch was not run because of a fault.
+    """
+
+    outcomes: list[Outcome]
+    outputs: list[np.ndarray]
+
+
+class Workers:
+    """Threads that decode the images of one X and run them; a context.
+
+    Where a session can be called by as many threads as there are, each thread
+    decodes a batch and runs it. Where it cannot (a GPU, or an engine that uses all
+    cores by itself), all threads decode ahead of its few callers. Either way memory
+    is bounded by a few batches, and results come in the order of the images.
+
+    Parameters
+    ----------
+    images : sequence
+        Elements as `sk_cnncodes.images.read_rgb` takes them.
+    preprocessing : Preprocessing
+    n_threads : int
+        With 1, everything is done by the thread that asks.
+    stop_at_fault : bool
+        Whether a batch with a bad image need not be run.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Any],
+        preprocessing: Preprocessing,
+        n_threads: int,
+        *,
+        stop_at_fault: bool,
+    ) -> None:
+        self.n_threads = min(n_threads, len(images))
+        self._images = images
+        self._preprocessing = preprocessing
+        self._stop_at_fault = stop_at_fault
+        self._pools: list[ThreadPoolExecutor] = []
+        self._stopping = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._workers = self._pool(self.n_threads, "sk_cnncodes-worker")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for the threads; after an error they end at the next image."""
+        self._stopping.set()
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
+
+    def _pool(self, n_threads: int, name: str) -> ThreadPoolExecutor | None:
+        if self.n_threads == 1:
+            return None
+        pool = ThreadPoolExecutor(n_threads, name)
+        self._pools.append(pool)
+        return pool
+
+    def map(
+        self, function: Callable[[int], Any], indices: Iterable[int]
+    ) -> Iterable[Any]:
+        """What a function gives for each of some positions, in their order."""
+        mapped = map if self._workers is None else self._workers.map
+        return mapped(function, indices)
+
+    def run(
+        self, items: Iterable[tuple[int, Key]], session: Session, batch_size: int
+    ) -> Iterator[Batch]:
+        """Decode and run images, given by position and key, in batches."""
+        if session.n_callers >= self.n_threads:
+            yield from _in_order(
+                lambda chunk: self.run_now(chunk, session),
+                _chunks(items, batch_size),
+                self._workers,
+                2 * self.n_threads,
+            )
+            return
+        prepared = _in_order(
+            lambda item: self._prepare(*item), items, self._workers, 2 * batch_size
+        )
+        yield from _in_order(
+            lambda batch: self._forward(batch, session),
+            _chunks(prepared, batch_size),
+            self._pool(session.n_callers, "sk_cnncodes-runner"),
+            session.n_callers + 1,
+        )
+
+    def run_now(self, items: Iterable[tuple[int, Key]], session: Session) -> Batch:
+        """Decode images and run them in this thread, as one batch."""
+        prepared = []
+        for index, key in items:
+            outcome, pixels = self._prepare(index, key)
+            prepared.append((outcome, pixels))
+            if outcome.fault is not None and self._stop_at_fault:
+                break
+        return self._forward(prepared, session)
+
+    def _prepare(self, index: int, key: Key) -> tuple[Outcome, np.ndarray | None]:
+        """Decode and resize an image."""
+        if self._stopping.is_set():
+            raise RuntimeError("stopped")  # nobody waits for this result
+        if isinstance(key, ImageError):
+            return Outcome(index, fault=key), None
+        image, digest, changed = self._images[index], key, None
+        try:
+            if digest is not None and holds_content(image):
+                # The code must be stored under the digest of what is decoded here,
+                # whatever happened to the file since it was looked up.
+                content = read_content(image, index)
+                now = content_digest(content)
+                changed = now if now != digest else None
+                rgb = decode_content(content, image, index)
+            else:
+                rgb = read_rgb(image, index)
+            pixels = self._preprocessing.apply(rgb)
+        except ImageError as error:
+            return Outcome(index, digest, changed, error), None
+        return Outcome(index, digest, changed), pixels
+
+    def _forward(
+        self, prepared: list[tuple[Outcome, np.ndarray | None]], session: Session
+    ) -> Batch:
+        outcomes = [outcome for outcome, _ in prepared]
+        good = [pixels for _, pixels in prepared if pixels is not None]
+        stopped = self._stop_at_fault and len(good) < len(prepared)
+        if not good or stopped or self._stopping.is_set():
+            return Batch(outcomes, [])
+        return Batch(outcomes, session.run(np.stack(good)))
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items; the last one may be shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _in_order(
+    function: Callable[[S], T],
+    items: Iterable[S],
+    pool: ThreadPoolExecutor | None,
+    ahead: int,
+) -> Iterator[T]:
+    """Results in order, computed by threads up to `ahead` in advance."""
+    if pool is None:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[T]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
