@@ -184,12 +184,17 @@ def enliven(model: Any) -> None:
 
 
 def calibrated(model: Any, images: Any) -> Any:
-    """Give batch normalisations the statistics of images, so that nothing vanishes."""
+    """Give batch normalisations the statistics of images, so that nothing vanishes.
+
+    Their bias is one: with none, random weights make deep networks multiply rounding
+    errors in each block, in float32 to a thousandth for Inception v4.
+    """
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     for layer in layers:
+        torch.nn.init.ones_(layer.bias)
         layer.momentum = None  # a plain average
         layer.reset_running_stats()
         layer.train()

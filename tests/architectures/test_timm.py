@@ -28,10 +28,15 @@ def numbered(pattern: str, count: int) -> list[str]:
 TRANSFORMER = ["<blocks.0", *numbered("blocks.{}", 11)]
 # Title, blocks before layer -1, and what layer -1 is.
 NETWORKS: dict[str, tuple[str, list[str], str]] = {
+    "inception_v4": (
+        "Inception v4",
+        ["features.0", *(f"features.{number}" for number in range(2, 21))],
+        "<last_linear",
+    ),
     "inception_resnet_v2": (
         "Inception-ResNet-v2",
         [
-            *("conv2d_1a", "maxpool_3a", "maxpool_5a", "mixed_5b"),
+            *("conv2d_1a.bn", "maxpool_3a", "maxpool_5a", "mixed_5b"),
             *numbered("repeat.{}", 10),
             "mixed_6a",
             *numbered("repeat_1.{}", 20),
