@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,14 +21,10 @@ from sk_cnncodes.codegraph import (
     resolve_pooling,
 )
 from sk_cnncodes.exceptions import BackboneError, LayerError, PreprocessingError
-from sk_cnncodes.graph import (
-    TensorType,
-    cut_model,
-    embed_external_data,
-    read_model,
-    value_shape,
-)
+from sk_cnncodes.graph import TensorType, value_shape
 from sk_cnncodes.layers import Layer, LayerGraph, image_input
+from sk_cnncodes.measure import measured_types
+from sk_cnncodes.model_files import read_model, read_outline
 from sk_cnncodes.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -93,6 +88,11 @@ class Backbone:
     preprocessing: Preprocessing
     name: str | None = None
     penultimate: str | None = None
+
+    @property
+    def graph(self) -> LayerGraph:
+        """The network of the file, without its weights."""
+        return _analysis(self).graph
 
     @property
     def layers(self) -> list[Layer]:
@@ -185,7 +185,7 @@ def _guess(which: Any, graph: LayerGraph) -> str:
 
 @dataclass(frozen=True)
 class _Analysis:
-    """What was found out about a backbone's graph, its weights left out."""
+    """What was found out about a backbone's graph."""
 
     graph: LayerGraph
     layers: list[Layer]
@@ -201,7 +201,7 @@ def _analysis(backbone: Backbone) -> _Analysis:
 
 @lru_cache(maxsize=16)
 def _analyse(backbone: Backbone) -> _Analysis:
-    model = read_model(backbone.path)
+    model = read_outline(backbone.path)
     try:
         value = image_input(model)
         _check_input(backbone.preprocessing, value)
@@ -210,7 +210,7 @@ def _analyse(backbone: Backbone) -> _Analysis:
         penultimate = backbone.penultimate or metadata.get(PENULTIMATE_KEY)
 
         def measure(names: list[str]) -> dict[str, TensorType]:
-            return _measured(read_model(backbone.path), names, backbone, shape)
+            return measured_types(backbone.path, names, value, shape)
 
         graph = LayerGraph(model, value.name, shape, measure)
         if penultimate is not None and penultimate not in graph.view.dependent:
@@ -220,17 +220,7 @@ def _analyse(backbone: Backbone) -> _Analysis:
         raise
     except BackboneError as error:
         raise BackboneError(f"backbone file {str(backbone.path)!r}: {error}") from error
-    _drop_weights(model)
     return _Analysis(graph, layers)
-
-
-def _drop_weights(model: onnx.ModelProto) -> None:
-    """Free the memory of large weights; their shapes are kept."""
-    for tensor in model.graph.initializer:
-        if len(tensor.raw_data) > 2**16:
-            tensor.ClearField("raw_data")
-        if len(tensor.float_data) > 2**14:
-            tensor.ClearField("float_data")
 
 
 def _input_shape(
@@ -257,53 +247,3 @@ def _check_input(preprocessing: Preprocessing, value: onnx.ValueInfoProto) -> No
         f"shape {['N', *(d or '?' for d in stated[1:])]}. Expected a preprocessing "
         "whose crop_size, channels and layout give that shape."
     )
-
-
-def _measured(
-    model: onnx.ModelProto, names: list[str], backbone: Backbone, shape: tuple[int, ...]
-) -> dict[str, TensorType]:
-    """Types of tensors found by running the network once on a gray image."""
-    import numpy as np
-    import onnx
-
-    from sk_cnncodes.runtime import import_onnxruntime
-
-    ort = import_onnxruntime()
-    cut = cut_model(model, names)
-    embed_external_data(cut, backbone.path.parent)
-    value = image_input(model)
-    element = value.type.tensor_type.elem_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    # One run does not pay for optimisations, which take long on large graphs.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = ort.InferenceSession(
-            cut.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        arrays = session.run(names, {value.name: np.zeros(shape, dtype)})
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise BackboneError(
-            f"its tensors {names} cannot be computed ({reason})."
-        ) from error
-    return {
-        name: TensorType(onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in zip(names, arrays, strict=True)
-    }
-
-
-# -- digests -----------------------------------------------------------------
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, remembered by path, size and time of change."""
-    status = path.stat()
-    return _file_sha256(os.path.realpath(path), status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=1024)
-def _file_sha256(path: str, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

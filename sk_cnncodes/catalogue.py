@@ -14,10 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sk_cnncodes.backbone import Backbone, file_sha256
+from sk_cnncodes.backbone import Backbone
 from sk_cnncodes.download import home_folder, obtain_file
 from sk_cnncodes.exceptions import BackboneError, PreprocessingError
-from sk_cnncodes.graph import external_data_files, read_model
+from sk_cnncodes.model_files import (
+    external_data_files,
+    file_sha256,
+    read_outline,
+)
 from sk_cnncodes.preprocessing import METADATA_KEY, Preprocessing
 from sk_cnncodes.preprocessing_formats import read_huggingface, read_timm
 
@@ -232,12 +236,13 @@ def load_backbone(
     """
     path = _find_file(name_or_path)
     digest = file_sha256(path)
-    facts = _file_facts(path, digest)
+    model = read_outline(path)
     row = next((r for r in read_catalogue().values() if r.sha256 == digest), None)
     if isinstance(preprocessing, Mapping):
         preprocessing = Preprocessing.from_dict(preprocessing)
     if preprocessing is None:
-        preprocessing = _known_preprocessing(path, digest, facts.metadata, row)
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        preprocessing = _known_preprocessing(path, digest, metadata, row)
     elif not isinstance(preprocessing, Preprocessing):
         raise TypeError(
             "preprocessing: expected a Preprocessing, a dict of its parameters, or "
@@ -245,7 +250,7 @@ def load_backbone(
         )
     return Backbone(
         path=path,
-        sha256=_digest_with_data(path, digest, facts.data_files),
+        sha256=_digest_with_data(path, digest, external_data_files(model)),
         preprocessing=preprocessing,
         name=row.name if row else None,
         penultimate=(row.penultimate or None) if row else None,
@@ -277,22 +282,6 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
         f"Expected {_names_like(str(name_or_path))}, or the path of an ONNX file; "
         f"relative paths start from {str(Path.cwd())!r}."
     )
-
-
-@dataclass(frozen=True)
-class _FileFacts:
-    """What an ONNX file says of itself: its metadata, and files that hold its data."""
-
-    metadata: dict[str, str]
-    data_files: tuple[str, ...]
-
-
-@lru_cache(maxsize=256)
-def _file_facts(path: Path, digest: str) -> _FileFacts:
-    """Read an ONNX file; the digest only keys the memory."""
-    model = read_model(path)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    return _FileFacts(metadata, external_data_files(model))
 
 
 def _digest_with_data(path: Path, digest: str, data_files: tuple[str, ...]) -> str:

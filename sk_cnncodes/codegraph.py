@@ -14,13 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sk_cnncodes.exceptions import LayerError
-from sk_cnncodes.graph import (
-    GraphView,
-    cut_model,
-    embed_external_data,
-    value_shape,
-)
+from sk_cnncodes.graph import GraphView, cut_model, value_shape
 from sk_cnncodes.layers import Layer
+from sk_cnncodes.model_files import embed_external_data
 from sk_cnncodes.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -113,7 +109,7 @@ def build_code_graphs(
     Parameters
     ----------
     model : onnx.ModelProto
-        In the normal form of `sk_cnncodes.graph.read_model`.
+        In the normal form of `sk_cnncodes.model_files.read_model`.
     folder : Path
         Where the model's external data lie.
     image_input : onnx.ValueInfoProto

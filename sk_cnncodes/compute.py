@@ -10,8 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sk_cnncodes.graph import GraphView, infer_types, read_model, value_shape
-from sk_cnncodes.layers import image_input
+from sk_cnncodes.graph import GraphView
 
 if TYPE_CHECKING:
     import onnx
@@ -92,46 +91,13 @@ def layer_multiply_adds(
     total : int
         Multiply-adds of the whole network.
     """
-    model = read_model(backbone.path)
-    value = image_input(model)
-    stated = value_shape(value)
-    batch = (stated[0] if stated else None) or 1
-    view = GraphView(model, value.name)
-    input_shape = (batch, *backbone.preprocessing.input_shape[1:])
-    shapes = _factor_shapes(backbone, view, input_shape)
-    by_name = {name: multiply_adds(view, shapes, [name]) // batch for name in names}
-    outputs = [output.name for output in model.graph.output]
-    return by_name, multiply_adds(view, shapes, outputs) // batch
-
-
-def _factor_shapes(
-    backbone: Backbone, view: GraphView, input_shape: tuple[int, ...]
-) -> dict[str, tuple[int, ...]]:
-    """Shapes of what the counted nodes read and write."""
-    from sk_cnncodes.backbone import _measured
-
-    wanted: set[str] = set()
+    graph = backbone.graph
+    view, wanted = graph.view, set[str]()
     for index, node in enumerate(view.nodes):
         if node.op_type in _FACTORS and view.data_inputs(index):
             wanted.update(node.input[i] for i in _FACTORS[node.op_type])
             wanted.add(node.output[0])
-    shapes = {
-        name: tuple(tensor.dims)
-        for name, tensor in view.constants.items()
-        if name in wanted
-    }
-    types = infer_types(view.model, view.input_name, input_shape)
-    unknown = []
-    for name in sorted(wanted - set(shapes)):
-        found = types[name].shape if name in types else None
-        if found is None or None in found:
-            unknown.append(name)
-        else:
-            shapes[name] = tuple(dim or 0 for dim in found)
-    if unknown:
-        # One run tells all that shape inference does not.
-        measured = _measured(read_model(backbone.path), unknown, backbone, input_shape)
-        shapes.update(
-            {n: tuple(d or 0 for d in t.shape or ()) for n, t in measured.items()}
-        )
-    return shapes
+    shapes = graph.shapes(sorted(wanted))
+    outputs = [output.name for output in view.model.graph.output]
+    work = {name: multiply_adds(view, shapes, [name]) // graph.batch for name in names}
+    return work, multiply_adds(view, shapes, outputs) // graph.batch

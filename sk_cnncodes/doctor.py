@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sk_cnncodes.download import HOME_VARIABLE, home_folder, is_offline
+from sk_cnncodes.exceptions import first_line
 from sk_cnncodes.runtime import count_gpus, import_onnxruntime
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _provider_fault(ort: ModuleType, provider: str) -> str | None:
             session = ort.InferenceSession(_small_model(), options, [provider])
             (made,) = session.run(None, {"x": np.ones((1, 1, 2, 2), np.float32)})
         except Exception as error:
-            return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            return first_line(error)
     got = session.get_providers()[0]
     if got != provider:
         reasons = [line for line in printed.getvalue().splitlines() if line.strip()]

@@ -22,8 +22,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
-from sk_cnncodes.backbone import Backbone, file_sha256
+from sk_cnncodes.backbone import Backbone
 from sk_cnncodes.exceptions import BackboneError, DownloadError
+from sk_cnncodes.model_files import file_sha256
 
 if TYPE_CHECKING:
     from typing import BinaryIO

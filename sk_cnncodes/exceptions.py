@@ -52,3 +52,8 @@ class DeviceError(RuntimeError):
 
 class CacheError(RuntimeError):
     """A code cache cannot be used; callers go on without it."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of another library says, not too long of it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

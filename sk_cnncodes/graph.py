@@ -1,121 +1,27 @@
-"""Reading and cutting ONNX graphs: pure functions on `onnx.ModelProto`.
+"""Looking at and cutting ONNX graphs: pure functions on `onnx.ModelProto`.
 
-Nothing here knows about images or layers. A model is read with `read_model`,
-looked at through a `GraphView`, and cut with `cut_model`.
+Nothing here knows about images or layers. A model is looked at through a `GraphView`,
+and cut with `cut_model`.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sk_cnncodes.exceptions import BackboneError
+from sk_cnncodes.exceptions import BackboneError, first_line
 
 if TYPE_CHECKING:
     import onnx
 
-# ONNX Runtime gives no guarantee for models of an older default opset.
-OLDEST_OPSET = 7
 # Initializers above this many elements are left out of shape inference, which
 # copies the model; shapes, axes and scales all lie below it.
-_LARGEST_SHAPE_TENSOR = 4096
+LARGEST_SHAPE_TENSOR = 4096
 
 Shape = tuple[int | None, ...]
-
-
-def read_model(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file in a normal form, without its external data.
-
-    The normal form has its nodes in topological order, no model-local functions,
-    no `Constant` nodes in the main graph, and no initializer among the inputs.
-
-    Raises
-    ------
-    BackboneError
-        If the file is missing, is not ONNX, or its graph is malformed.
-    """
-    import onnx
-
-    if not path.is_file():
-        raise BackboneError(
-            f"backbone file {str(path)!r}: no such file. Expected the path of an ONNX "
-            "file."
-        )
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:
-        raise BackboneError(
-            f"backbone file {str(path)!r}: not an ONNX file ({_first_line(error)})."
-        ) from error
-    if not model.graph.node or not model.graph.output:
-        raise BackboneError(
-            f"backbone file {str(path)!r}: not an ONNX network: it has "
-            f"{len(model.graph.node)} nodes and {len(model.graph.output)} outputs."
-        )
-    try:
-        return _normal_form(model)
-    except BackboneError as error:
-        raise BackboneError(f"backbone file {str(path)!r}: {error}") from error
-
-
-def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
-    import onnx
-    import onnx.inliner
-    import onnx.version_converter
-
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    if default_opset(model) < OLDEST_OPSET:
-        try:
-            model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
-        except Exception as error:
-            raise BackboneError(
-                f"its opset {default_opset(model)} is older than {OLDEST_OPSET}, and "
-                f"onnx cannot convert it ({_first_line(error)})."
-            ) from error
-    graph = model.graph
-    nodes = []
-    for node in graph.node:
-        tensor = _constant_tensor(node) if node.op_type == "Constant" else None
-        if tensor is None:
-            nodes.append(node)
-        else:
-            graph.initializer.append(tensor)
-    nodes = sorted_nodes(nodes)
-    graph.ClearField("node")
-    graph.node.extend(nodes)
-    constants = constant_names(graph)
-    inputs = [value for value in graph.input if value.name not in constants]
-    graph.ClearField("input")
-    graph.input.extend(inputs)
-    # Initializers that are not inputs exist since IR version 4.
-    model.ir_version = max(model.ir_version, 4)
-    return model
-
-
-def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The value of a `Constant` node as an initializer; None for strings."""
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
-    attribute = node.attribute[0]
-    value = helper.get_attribute_value(attribute)
-    if attribute.name == "value":
-        tensor = TensorProto()
-        tensor.CopyFrom(value)
-        tensor.name = node.output[0]
-        return tensor
-    kinds = {"value_int": "i8", "value_ints": "i8"}
-    kinds |= {"value_float": "f4", "value_floats": "f4"}
-    if attribute.name not in kinds:
-        return None
-    array = np.asarray(value, kinds[attribute.name])
-    return numpy_helper.from_array(array, node.output[0])
 
 
 def default_opset(model: onnx.ModelProto) -> int:
@@ -146,45 +52,6 @@ def _captures(body: onnx.GraphProto) -> Iterator[str]:
     for node in body.node:
         yield from (name for name in node_reads(node) if name not in own)
     yield from (value.name for value in body.output if value.name not in own)
-
-
-def sorted_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Nodes in topological order; the given order is kept where it is one already.
-
-    Raises
-    ------
-    BackboneError
-        If two nodes write one tensor, or nodes wait for each other.
-    """
-    nodes = list(nodes)
-    producer: dict[str, int] = {}
-    for index, node in enumerate(nodes):
-        for name in filter(None, node.output):
-            if name in producer:
-                raise BackboneError(f"the tensor {name!r} is written by two nodes.")
-            producer[name] = index
-    waits = [{producer[n] for n in node_reads(node) if n in producer} for node in nodes]
-    followers: list[list[int]] = [[] for _ in nodes]
-    for index, sources in enumerate(waits):
-        for source in sources:
-            followers[source].append(index)
-    missing = [len(sources) for sources in waits]
-    ready = [index for index, count in enumerate(missing) if count == 0]
-    heapq.heapify(ready)
-    order = []
-    while ready:
-        index = heapq.heappop(ready)
-        order.append(nodes[index])
-        for follower in followers[index]:
-            missing[follower] -= 1
-            if missing[follower] == 0:
-                heapq.heappush(ready, follower)
-    if len(order) < len(nodes):
-        stuck = next(node for node, count in zip(nodes, missing, strict=True) if count)
-        raise BackboneError(
-            f"its graph has a cycle through the tensor {stuck.output[0]!r}."
-        )
-    return order
 
 
 def tensor_size(tensor: onnx.TensorProto) -> int:
@@ -241,7 +108,7 @@ def infer_types(
         # A stated shape may hold a baked-in batch size; only the name is trusted.
         graph.output.add(name=output.name)
     for tensor in model.graph.initializer:
-        if tensor_size(tensor) <= _LARGEST_SHAPE_TENSOR and not tensor.data_location:
+        if tensor_size(tensor) <= LARGEST_SHAPE_TENSOR and not tensor.data_location:
             graph.initializer.append(tensor)
         else:
             graph.input.append(
@@ -257,9 +124,12 @@ def infer_types(
     except Exception as error:
         raise BackboneError(
             f"its shapes are contradictory for an input {input_name!r} of shape "
-            f"{input_shape} ({_first_line(error)})."
+            f"{input_shape} ({first_line(error)})."
         ) from error
-    known = {}
+    known = {
+        tensor.name: TensorType(tensor.data_type, tuple(tensor.dims))
+        for tensor in model.graph.initializer
+    }
     for value in (*light.graph.value_info, *light.graph.input, *light.graph.output):
         if value.type.HasField("tensor_type"):
             known[value.name] = TensorType(
@@ -277,7 +147,7 @@ class GraphView:
     Parameters
     ----------
     model : onnx.ModelProto
-        In the normal form of `read_model`.
+        In the normal form of `sk_cnncodes.model_files.read_model`.
     input_name : str
         The input that counts.
     """
@@ -315,7 +185,7 @@ class GraphView:
         tensor = self.constants.get(name)
         if tensor is None or tensor.data_location:
             return None
-        if tensor_size(tensor) > _LARGEST_SHAPE_TENSOR:
+        if tensor_size(tensor) > LARGEST_SHAPE_TENSOR:
             return None
         return list(numpy_helper.to_array(tensor).ravel())
 
@@ -365,10 +235,29 @@ class GraphView:
 
     def weights_before(self, name: str) -> int:
         """Number of elements of the initializers that a tensor needs."""
-        needed = {
-            read for index in self.ancestors([name]) for read in self._reads[index]
-        }
-        return sum(tensor_size(self.constants[n]) for n in needed & set(self.constants))
+        if name not in self.producer:
+            return 0
+        needed = self._needed_weights[self.producer[name]]
+        sizes = enumerate(self._weight_sizes)
+        return sum(size for bit, size in sizes if needed >> bit & 1)
+
+    @cached_property
+    def _weight_sizes(self) -> list[int]:
+        return [tensor_size(tensor) for tensor in self.constants.values()]
+
+    @cached_property
+    def _needed_weights(self) -> list[int]:
+        """The initializers that each node needs, as the bits of a number."""
+        bits = {name: 1 << bit for bit, name in enumerate(self.constants)}
+        needed: list[int] = []
+        for reads in self._reads:
+            here = 0
+            for name in reads:
+                here |= bits.get(name, 0)
+                if name in self.producer:
+                    here |= needed[self.producer[name]]
+            needed.append(here)
+        return needed
 
 
 def cut_model(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
@@ -409,46 +298,3 @@ def cut_model(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
     for name in outputs:
         graph.output.add(name=name)
     return cut
-
-
-def external_data_files(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the files that hold data of a model, relative to its folder."""
-    return tuple(
-        sorted(
-            {
-                entry.value
-                for tensor in model.graph.initializer
-                for entry in tensor.external_data
-                if entry.key == "location"
-            }
-        )
-    )
-
-
-def embed_external_data(model: onnx.ModelProto, folder: Path) -> None:
-    """Read the external data that a model still refers to into the model.
-
-    Raises
-    ------
-    BackboneError
-        If a data file is missing, too short, or outside of `folder`.
-    """
-    from onnx import external_data_helper
-
-    for tensor in model.graph.initializer:
-        if not external_data_helper.uses_external_data(tensor):
-            continue
-        try:
-            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-        except Exception as error:
-            location = {e.key: e.value for e in tensor.external_data}.get("location")
-            raise BackboneError(
-                f"the weights of {tensor.name!r} cannot be read from {location!r}, "
-                f"expected in the folder {str(folder)!r} ({_first_line(error)})."
-            ) from error
-        tensor.data_location = 0
-        tensor.ClearField("external_data")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -8,7 +8,7 @@ numbers.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -73,7 +73,7 @@ class LayerGraph:
     Parameters
     ----------
     model : onnx.ModelProto
-        In the normal form of `sk_cnncodes.graph.read_model`.
+        In the normal form of `sk_cnncodes.model_files.read_model`.
     input_name : str
         The image input.
     input_shape : tuple of int
@@ -92,7 +92,7 @@ class LayerGraph:
         self.view = GraphView(model, input_name)
         self._measure = measure
         self._types = infer_types(model, input_name, input_shape)
-        self._batch = input_shape[0]
+        self.batch = input_shape[0]
         self._channel_axes: dict[str, int] = {}
 
     @cached_property
@@ -148,13 +148,24 @@ class LayerGraph:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; () where even a run does not tell."""
-        known = self._types.get(name)
-        if known is None or known.shape is None or None in known.shape:
+        if not self._is_known(name):
             self._types.update(self._measure(self._unknown_beside(name)))
-            known = self._types.get(name)
+        known = self._types.get(name)
         if known is None or known.shape is None:
             return ()
         return tuple(dim or 0 for dim in known.shape)
+
+    def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """Shapes of several tensors, by one run for all that need one."""
+        names = list(names)
+        unknown = [name for name in names if not self._is_known(name)]
+        if unknown:
+            self._types.update(self._measure(unknown))
+        return {name: self.shape(name) for name in names}
+
+    def _is_known(self, name: str) -> bool:
+        known = self._types.get(name)
+        return known is not None and known.shape is not None and None not in known.shape
 
     def _may_have_rank(self, name: str, rank: int) -> bool:
         """Whether a tensor has a rank as far as is known without a run."""
@@ -170,12 +181,7 @@ class LayerGraph:
         for node in self.view.nodes:
             if node.op_type == "Concat" and node.output[0] in self.view.dependent:
                 names.add(node.output[0])
-        unknown = []
-        for each in names:
-            known = self._types.get(each)
-            if known is None or known.shape is None or None in known.shape:
-                unknown.append(each)
-        return sorted(unknown)
+        return sorted(each for each in names if not self._is_known(each))
 
     def _element(self, name: str) -> int:
         known = self._types.get(name)
@@ -192,7 +198,7 @@ class LayerGraph:
         return (
             self._is_float(name)
             and 2 <= len(shape) <= 4
-            and shape[0] == self._batch
+            and shape[0] == self.batch
             and 0 not in shape
         )
 

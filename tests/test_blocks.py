@@ -8,8 +8,9 @@ import onnx
 import pytest
 
 from sk_cnncodes.blocks import BlockFinder
-from sk_cnncodes.graph import TensorType, read_model
+from sk_cnncodes.graph import TensorType
 from sk_cnncodes.layers import Layer, LayerGraph, image_input
+from sk_cnncodes.model_files import read_model
 from tests import graphs
 
 

@@ -17,7 +17,6 @@ from sk_cnncodes import (
     catalogue,
     load_backbone,
 )
-from sk_cnncodes.backbone import file_sha256
 from sk_cnncodes.catalogue import (
     MODELS,
     download_backbone,
@@ -25,6 +24,7 @@ from sk_cnncodes.catalogue import (
     list_backbones,
     read_catalogue,
 )
+from sk_cnncodes.model_files import file_sha256
 from tests import graphs
 
 # SPDX identifiers that let the weights be used and passed on.

@@ -1,24 +1,16 @@
-"""Reading and cutting: only what a layer needs is left, and it computes the same."""
+"""Cutting: only what a layer needs is left, and it computes the same."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
 from sk_cnncodes import BackboneError
-from sk_cnncodes.graph import (
-    GraphView,
-    cut_model,
-    embed_external_data,
-    infer_types,
-    node_reads,
-    read_model,
-    sorted_nodes,
-)
+from sk_cnncodes.graph import GraphView, cut_model, infer_types, node_reads
+from sk_cnncodes.model_files import embed_external_data, read_model
 from sk_cnncodes.runtime import import_onnxruntime
 from tests import graphs
 
@@ -50,12 +42,6 @@ def test_cut_follows_captures_of_sub_graphs(tmp_path: Path) -> None:
     assert "unused_weight" not in names(cut)
     assert {"first", "captured"} <= set(node_reads(cut.graph.node[-1]))
     assert [node.op_type for node in cut.graph.node] == ["Conv", "Relu", "If"]
-
-
-def test_functions_are_inlined(tmp_path: Path) -> None:
-    model = read_model(Path(graphs.save(graphs.with_function(), tmp_path / "a.onnx")))
-    assert not model.functions
-    assert "doubled" in GraphView(model, "data").dependent
 
 
 def test_external_data_of_later_layers_is_not_read(tmp_path: Path) -> None:
@@ -100,48 +86,3 @@ def test_shape_edges_are_no_dependence() -> None:
 def test_types_do_not_depend_on_a_baked_batch() -> None:
     types = infer_types(graphs.resnet(batch=1), "data", (4, 3, 32, 32))
     assert types["block3"].shape == (4, 16, 8, 8)
-
-
-def test_nodes_in_any_order_are_sorted() -> None:
-    nodes = list(graphs.resnet().graph.node)
-    order = np.random.default_rng(0).permutation(len(nodes))
-    done = {"data"} | names(graphs.resnet())
-    for node in sorted_nodes([nodes[i] for i in order]):
-        assert done.issuperset(node_reads(node))
-        done.update(node.output)
-
-
-def test_a_cycle_is_named() -> None:
-    nodes = [
-        helper.make_node("Relu", ["b"], ["a"]),
-        helper.make_node("Relu", ["a"], ["b"]),
-    ]
-    with pytest.raises(BackboneError, match=r"cycle through the tensor '[ab]'"):
-        sorted_nodes(nodes)
-    twice = [helper.make_node("Relu", ["x"], ["a"])] * 2
-    with pytest.raises(BackboneError, match="'a' is written by two nodes"):
-        sorted_nodes(twice)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(b"", "not an ONNX network"), (b"hello, I am text", "not an ONNX file")],
-)
-def test_not_onnx(tmp_path: Path, content: bytes, reason: str) -> None:
-    path = tmp_path / "text.onnx"
-    path.write_bytes(content)
-    with pytest.raises(BackboneError, match=f"text.onnx.*{reason}"):
-        read_model(path)
-
-
-def test_initializers_among_the_inputs_are_not_inputs(tmp_path: Path) -> None:
-    """Files before IR version 4 list every weight as an input too."""
-    model = graphs.resnet(opset=7)
-    model.ir_version = 3
-    for tensor in model.graph.initializer:
-        model.graph.input.append(
-            helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        )
-    read = read_model(Path(graphs.save(model, tmp_path / "old.onnx")))
-    assert [value.name for value in read.graph.input] == ["data"]
-    assert read.ir_version >= 4

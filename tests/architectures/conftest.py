@@ -1,14 +1,29 @@
-"""Makes torchvision importable beside a build of torch that it was not made for."""
+"""Decides what happens where a source library, or a part of one, is missing."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Set where all libraries are installed: a test that is skipped then fails.
+NO_SKIP = "SK_CNNCODES_ARCHITECTURES_NO_SKIP"
+
+pytest.register_assert_rewrite("tests.architectures.helpers")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    report = yield
+    if report.skipped and os.environ.get(NO_SKIP):
+        report.outcome = "failed"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.architectures.helpers import averaged, check_torch, class_token, recipe
+from tests.architectures.helpers import (
+    Network,
+    averaged,
+    check_torch,
+    class_token,
+    recipe,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,12 +32,16 @@ def numbered(pattern: str, count: int) -> list[str]:
 
 
 TRANSFORMER = ["<blocks.0", *numbered("blocks.{}", 11)]
-# Title, blocks before layer -1, and what layer -1 is.
-NETWORKS: dict[str, tuple[str, list[str], str]] = {
+NETWORKS: dict[str, Network] = {
+    "inception_v4": (
+        "Inception v4",
+        ["features.0", *(f"features.{number}" for number in range(2, 21))],
+        "<last_linear",
+    ),
     "inception_resnet_v2": (
         "Inception-ResNet-v2",
         [
-            *("conv2d_1a", "maxpool_3a", "maxpool_5a", "mixed_5b"),
+            *("conv2d_1a.bn", "maxpool_3a", "maxpool_5a", "mixed_5b"),
             *numbered("repeat.{}", 10),
             "mixed_6a",
             *numbered("repeat_1.{}", 20),
@@ -54,16 +64,7 @@ def test_network(name: str, exporter: str, timm: Any, tmp_path: Path) -> None:
     import torch
 
     torch.manual_seed(0)
-    title, blocks, last = NETWORKS[name]
     options = {"img_size": 224} if "dinov2" in name else {}
-    recipe_module = recipe("export_timm")
-    model, preprocessing = recipe_module.build(name, random_weights=True, **options)
-    check_torch(
-        model,
-        preprocessing,
-        blocks,
-        last,
-        tmp_path / f"{name}.onnx",
-        (title, f"timm, {exporter}"),
-        pool=class_token if blocks is TRANSFORMER else averaged,
-    )
+    built = recipe("export_timm").build(name, random_weights=True, **options)
+    pool = class_token if NETWORKS[name][1] is TRANSFORMER else averaged
+    check_torch(NETWORKS[name], *built, "timm", exporter, tmp_path, pool)

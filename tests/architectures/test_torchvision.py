@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.architectures.helpers import averaged, check_torch, recipe
+from tests.architectures.helpers import Network, averaged, check_torch, recipe
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,8 +30,7 @@ def features(*numbers: int) -> list[str]:
     return [f"features.{number}" for number in numbers]
 
 
-# Title, blocks before layer -1, and what layer -1 is.
-NETWORKS: dict[str, tuple[str, list[str], str]] = {
+NETWORKS: dict[str, Network] = {
     "alexnet": ("AlexNet", [*features(2, 5, 12), "classifier.2"], "<classifier.6"),
     "vgg16": ("VGG-16", [*features(4, 9, 16, 23, 30), "classifier.1"], "<classifier.6"),
     "googlenet": (
@@ -125,17 +124,15 @@ def test_network(name: str, exporter: str, torchvision: Any, tmp_path: Path) -> 
     import torch
 
     torch.manual_seed(0)
-    title, blocks, last = NETWORKS[name]
-    model, preprocessing = recipe("export_torchvision").build(name, random_weights=True)
+    built = recipe("export_torchvision").build(name, random_weights=True)
     # Swin's maps are channels-last, all others channels-first.
     last_axis = name == "swin_t"
     check_torch(
-        model,
-        preprocessing,
-        blocks,
-        last,
-        tmp_path / f"{name}.onnx",
-        (title, f"torchvision, {exporter}"),
+        NETWORKS[name],
+        *built,
+        "torchvision",
+        exporter,
+        tmp_path,
         pool=lambda values: averaged(values, last_axis),
     )
 
@@ -170,11 +167,5 @@ def test_lenet(exporter: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     preprocessing = {"crop_size": (32, 32), "channels": "GRAY"}
     preprocessing |= {"mean": 128.0, "std": 64.0}
-    check_torch(
-        lenet(),
-        preprocessing,
-        ["s2", "s4", "tanh5"],
-        "<output",
-        tmp_path / "lenet.onnx",
-        ("LeNet-5", f"torch, {exporter}"),
-    )
+    network = ("LeNet-5", ["s2", "s4", "tanh5"], "<output")
+    check_torch(network, lenet(), preprocessing, "torch", exporter, tmp_path)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.architectures.helpers import (
+    Network,
     averaged,
     check_torch,
     class_token,
@@ -59,8 +60,7 @@ def layers(pattern: str, count: int) -> list[str]:
 
 
 SWIN = "swin.encoder.layers."
-# Title, blocks before layer -1, and what layer -1 is.
-NETWORKS: dict[str, tuple[str, list[str], str]] = {
+NETWORKS: dict[str, Network] = {
     "dinov2": (
         "DINOv2-S",
         ["embeddings", *layers("encoder.layer.{}", 11)],
@@ -95,7 +95,7 @@ def test_network(name: str, exporter: str, transformers: Any, tmp_path: Path) ->
     import torch
 
     torch.manual_seed(0)
-    title, blocks, last = NETWORKS[name]
+    _, blocks, last = NETWORKS[name]
     export = recipe("export_transformers")
     source = folder(name, transformers, tmp_path / name)
     model, preprocessing = export.build(str(source), random_weights=True)
@@ -103,12 +103,12 @@ def test_network(name: str, exporter: str, transformers: Any, tmp_path: Path) ->
     if name in ("dinov2", "dino"):
         check_hidden_states(model, preprocessing, [*blocks, last])
     check_torch(
+        NETWORKS[name],
         model,
         preprocessing,
-        blocks,
-        last,
-        tmp_path / f"{name}.onnx",
-        (title, f"transformers, {exporter}"),
+        "transformers",
+        exporter,
+        tmp_path,
         pool,
         export.scores_or_features,
     )

@@ -1,0 +1,63 @@
+"""Types of tensors that shape inference does not find: a run tells them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sk_cnncodes.exceptions import BackboneError, first_line
+from sk_cnncodes.graph import TensorType, cut_model
+from sk_cnncodes.model_files import embed_external_data, read_model
+from sk_cnncodes.runtime import import_onnxruntime
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def measured_types(
+    path: Path, names: list[str], image: onnx.ValueInfoProto, shape: tuple[int, ...]
+) -> dict[str, TensorType]:
+    """Types of tensors found by running a network once on black images.
+
+    Parameters
+    ----------
+    path : Path
+        The ONNX file.
+    names : list of str
+        The tensors.
+    image : onnx.ValueInfoProto
+        The image input.
+    shape : tuple of int
+        Its shape.
+
+    Raises
+    ------
+    BackboneError
+        If the network does not run.
+    """
+    import numpy as np
+    import onnx
+
+    ort = import_onnxruntime()
+    cut = cut_model(read_model(path), names)
+    embed_external_data(cut, path.parent)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(image.type.tensor_type.elem_type)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    # One run does not pay for preparations, which take long on large graphs.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_mem_pattern = options.enable_mem_reuse = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        session = ort.InferenceSession(
+            cut.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        arrays = session.run(names, {image.name: np.zeros(shape, dtype)})
+    except Exception as error:
+        raise BackboneError(
+            f"its tensors {names} cannot be computed ({first_line(error)})."
+        ) from error
+    return {
+        name: TensorType(onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in zip(names, arrays, strict=True)
+    }
