@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sk_cnncodes.cache import CodeCache
+from sk_cnncodes.exceptions import BackboneError
 from sk_cnncodes.transformer import CNNCodeTransformer
 
 # For the codes of a part, which `predict_proba` asks for after `predict`.
@@ -26,13 +27,14 @@ def load_joblib(path: Path) -> Any:
         raise ValueError(f"model {str(path)!r}: no such file.")
     try:
         return joblib.load(path)
-    except (ValueError, OSError, ImportError) as error:
-        raise ValueError(f"model {str(path)!r}: cannot be loaded ({error}).") from error
+    except BackboneError:
+        raise
     except Exception as error:
         # Unpickling raises nearly anything on a damaged file.
         reason = str(error) or type(error).__name__
         raise ValueError(
-            f"model {str(path)!r}: damaged, truncated, or no joblib file ({reason})."
+            f"model {str(path)!r}: cannot be loaded; it is damaged, truncated, no "
+            f"joblib file, or needs other packages or versions ({reason})."
         ) from error
 
 
