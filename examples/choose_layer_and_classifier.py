@@ -11,7 +11,8 @@ saved with joblib, and a new process loads it and predicts.
         --backbone squeezenet.onnx --backbone mobilenet.onnx
 
 Without arguments it runs offline, on the bundled backbone and scikit-learn's
-handwritten digits. FOLDER has one sub-folder of images for each class.
+handwritten digits. FOLDER has one sub-folder of images for each class; the command
+`sk-cnncodes train FOLDER -o classifier.joblib` does the same with it, and more.
 """
 
 # %%
@@ -25,13 +26,10 @@ from pathlib import Path
 import joblib
 import numpy as np
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import Pipeline
-from sklearn.svm import LinearSVC
+from sklearn.model_selection import train_test_split
 
-from sk_cnncodes import CNNCodeTransformer, layer_grid
+from sk_cnncodes.image_files import find_labelled_images
+from sk_cnncodes.selection import code_search, score_table, verdict
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -43,18 +41,13 @@ parser.add_argument(
 parser.add_argument("--layers", type=int, nargs="+", default=[-1, -2, -4])
 parser.add_argument("--output", type=Path, default=Path("classifier.joblib"))
 args = parser.parse_args()
-backbones = args.backbone or ["cnncodes-mini"]
 
 if args.images is None:
     digits = load_digits()
     images, labels = digits.images / 16, digits.target
 else:
-    suffixes = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-    files = sorted(args.images.glob("*/*"))
-    images = [str(f) for f in files if f.suffix.lower() in suffixes]
-    labels = np.array([Path(f).parent.name for f in images])
-    if not images:
-        sys.exit(f"{args.images}: found no images in its sub-folders.")
+    found = find_labelled_images(args.images)
+    images, labels = found.paths, found.labels
 
 held_in, held_out, y_in, y_out = train_test_split(
     images, labels, test_size=0.2, stratify=labels, random_state=0
@@ -62,49 +55,18 @@ held_in, held_out, y_in, y_out = train_test_split(
 print(f"{len(images)} images of {len(set(labels))} classes; {len(held_out)} held out.")
 
 # %%
-# The pipeline and the grid. Codes of unit length suit all three heads. With
-# `layer_grid`, a backbone sees each image once for all layers, heads and folds.
-heads = {
-    "linear SVM": LinearSVC(C=10),
-    "logistic regression": LogisticRegression(C=10, max_iter=1000),
-    "5 nearest neighbours": KNeighborsClassifier(5),
-}
-pipeline = Pipeline(
-    [("codes", CNNCodeTransformer(norm="l2")), ("head", heads["linear SVM"])]
-)
-grid = layer_grid(args.layers, step="codes") | {
-    "codes__backbone": backbones,
-    "head": list(heads.values()),
-}
-folds = StratifiedKFold(5, shuffle=True, random_state=0)
-search = GridSearchCV(pipeline, grid, cv=folds, error_score="raise")
+# A `GridSearchCV` over a pipeline of `CNNCodeTransformer` and a head. Codes of unit
+# length suit all three heads: a linear SVM, logistic regression and nearest
+# neighbours. A backbone sees each image once for all layers, heads and folds.
+search = code_search(args.backbone or ["cnncodes-mini"], args.layers)
 search.fit(held_in, y_in)
 best = search.best_estimator_
 
 # %%
 # Mean accuracy over the folds, by layer and head.
-score_of = {
-    (p["codes__backbone"], p["codes__layer"], type(p["head"])): score
-    for p, score in zip(
-        search.cv_results_["params"], search.cv_results_["mean_test_score"], strict=True
-    )
-}
-width = max(len(Path(b).name) for b in backbones)
 print("\nMean accuracy in 5-fold cross-validation, in %:\n")
-print(f"{'backbone':<{width}}  layer", *(f"{name:>22}" for name in heads))
-for backbone in backbones:
-    for layer in args.layers:
-        scores = (score_of[backbone, layer, type(head)] for head in heads.values())
-        cells = (f"{100 * score:22.2f}" for score in scores)
-        print(f"{Path(backbone).name:<{width}}  {layer:5}", *cells)
-
-chosen = search.best_params_
-head = next(n for n, h in heads.items() if type(h) is type(chosen["head"]))
-print(
-    f"\nChosen: {Path(chosen['codes__backbone']).name}, "
-    f"layer {chosen['codes__layer']}, {head}: "
-    f"{100 * search.best_score_:.2f}% in cross-validation."
-)
+print(score_table(search))
+print(f"\n{verdict(search)}")
 print(f"Held-out accuracy: {100 * best.score(held_out, y_out):.2f}%")
 
 # %%

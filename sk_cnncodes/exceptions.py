@@ -46,6 +46,10 @@ class DownloadError(BackboneError):
     """The file of a known backbone is not there, and cannot be had or does not work."""
 
 
+class ExportError(ValueError):
+    """A pipeline cannot be written as an ONNX file, or a file is none."""
+
+
 class DeviceError(RuntimeError):
     """The device that was asked for does not work on this machine."""
 

@@ -79,6 +79,8 @@ class Extraction:
         fewer images than threads; with False the one of most images a second.
     cache : CodeCache or None
     options : ExtractionOptions
+    out : ndarray of float32, shape (n_images, code_length), or None
+        Where to put the codes; NaN where no row may be left out. None makes one.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Extraction:
         open_session: Callable[[bool], CodeSession],
         cache: CodeCache | None,
         options: ExtractionOptions,
+        out: np.ndarray | None = None,
     ) -> None:
         self._images = images
         self._digests_of_specs = [spec.digest for spec in specs]
@@ -99,7 +102,9 @@ class Extraction:
         self._cache = cache
         self._options = options
         self._only_store = code_length is None
-        self._codes = np.full((len(images), code_length or 0), np.nan, np.float32)
+        if out is None:
+            out = np.full((len(images), code_length or 0), np.nan, np.float32)
+        self._codes = out
         self._faults: list[ImageError] = []
         # Rows that wait for the code of an equal image.
         self._followers: dict[Digest, list[int]] = {}

@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-import joblib
 import numpy as np
 
 from sk_cnncodes.exceptions import BackboneError, DeviceError
@@ -64,7 +63,7 @@ def usable_threads(n_jobs: int | None) -> int:
     n_jobs : int or None
         As in scikit-learn: None means 1, -1 means all, -2 all but one.
     """
-    available: int = joblib.cpu_count()
+    available = _cpu_count()
     limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if limit.isdigit() and int(limit) > 0:
         available = min(available, int(limit))
@@ -73,6 +72,16 @@ def usable_threads(n_jobs: int | None) -> int:
     if n_jobs < 0:
         return max(1, available + 1 + n_jobs)
     return n_jobs
+
+
+def _cpu_count() -> int:
+    try:
+        import joblib
+    except ImportError:  # OnnxClassifier does without; cgroup quotas are not seen then
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+    return int(joblib.cpu_count())
 
 
 # -- devices -----------------------------------------------------------------
@@ -304,7 +313,7 @@ def open_session(
     fault: Exception | None = None
     for graph in graphs:
         try:
-            session = _load(graph.model, device, max(1, n_threads // n_callers))
+            session = load_session(graph.model, device, max(1, n_threads // n_callers))
             callers = n_callers if device.gpu is None else 1
             code_session = CodeSession(session, graph.batch_size, callers)
             fault = _batch_fault(code_session)
@@ -343,7 +352,7 @@ def _batch_fault(session: CodeSession) -> Exception | None:
     return None
 
 
-def _load(model: bytes, device: Device, n_threads: int) -> ort.InferenceSession:
+def load_session(model: bytes, device: Device, n_threads: int) -> ort.InferenceSession:
     """An inference session on the device, or an error that says why not."""
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -397,15 +406,18 @@ def _nvidia_libraries(ort: ModuleType) -> Iterator[list[str]]:
 # -- the table of sessions ---------------------------------------------------
 
 
-class _Entry:
+S = TypeVar("S")
+
+
+class _Entry(Generic[S]):
     """A session that is there, or is being made by the thread that holds the lock."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.session: CodeSession | None = None
+        self.session: S | None = None
 
 
-class SessionTable:
+class SessionTable(Generic[S]):
     """Sessions of this process, the least recently used leaving first.
 
     Sessions cannot be pickled, must not be deleted in a forked child, and cost
@@ -419,13 +431,13 @@ class SessionTable:
 
     def __init__(self, max_sessions: int = MAX_SESSIONS) -> None:
         self.max_sessions = max_sessions
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._entries: OrderedDict[Hashable, _Entry[S]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, make: Callable[[], CodeSession]) -> CodeSession:
+    def get(self, key: Hashable, make: Callable[[], S]) -> S:
         """The session of a key; `make` is called once however many threads ask."""
         with self._lock:
-            entry = self._entries.setdefault(key, _Entry())
+            entry = self._entries.setdefault(key, _Entry[S]())
             self._entries.move_to_end(key)
             while len(self._entries) > self.max_sessions:
                 self._entries.popitem(last=False)
@@ -447,6 +459,6 @@ class SessionTable:
         self._lock = threading.Lock()
 
 
-SESSIONS = SessionTable()
+SESSIONS = SessionTable[CodeSession]()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=SESSIONS._abandon_after_fork)

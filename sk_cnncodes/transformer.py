@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -20,9 +21,11 @@ from sklearn.utils import Tags
 from sk_cnncodes.backbone import Backbone, CodeSpec
 from sk_cnncodes.cache import MEMORY, CacheWarning, CodeCache, resolve_cache
 from sk_cnncodes.catalogue import load_backbone
+from sk_cnncodes.codegraph import CodeGraph
 from sk_cnncodes.exceptions import BackboneError
 from sk_cnncodes.extraction import Extraction, ExtractionOptions
 from sk_cnncodes.images import as_image_sequence
+from sk_cnncodes.persistence import working_graph
 from sk_cnncodes.preprocessing import Preprocessing
 from sk_cnncodes.runtime import (
     SESSIONS,
@@ -287,8 +290,77 @@ class CNNCodeTransformer(
         self._extract(X, cache, verbose=True, store_only=True)
         return self
 
+    def transform_to(self, path: str | os.PathLike[str], X: Any) -> np.ndarray:
+        """Compute the codes of any number of images, and write them to a file.
+
+        Memory does not grow with the number of images, and the file is put in place
+        when it is whole. With a path as `cache`, a second call after an interruption
+        goes on where the first one stopped.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file, in NumPy's ``.npy`` format; one that exists is replaced.
+        X : container of images
+            See the notes of the class.
+
+        Returns
+        -------
+        codes : memory map of float32, shape (n_images, n_features)
+            The file as ``numpy.load(path, mmap_mode="r")`` opens it: row i is the
+            code of image i.
+
+        Raises
+        ------
+        ValueError
+            As `transform`.
+        OSError
+            If the file cannot be written.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from sk_cnncodes import CNNCodeTransformer
+        >>> X = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     codes = CNNCodeTransformer().transform_to(f"{folder}/codes.npy", X)
+        ...     codes.shape
+        (4, 512)
+        """
+        self._check_parameters()
+        images = as_image_sequence(X)
+        whole = Path(path)
+        part = whole.with_name(f"{whole.name}.{os.getpid()}.part")
+        try:
+            out = np.lib.format.open_memmap(
+                part, "w+", np.float32, (len(images), self._n_features_out)
+            )
+            if self.on_error == "nan":
+                out[:] = np.nan  # rows of bad images stay so
+            self._extract(
+                images,
+                resolve_cache(self.cache),
+                verbose=bool(self.verbose),
+                store_only=False,
+                out=out,
+            )
+            out.flush()
+            del out  # Windows does not move files that are mapped
+            part.replace(whole)
+        finally:
+            part.unlink(missing_ok=True)
+        codes: np.ndarray = np.load(whole, mmap_mode="r")
+        return codes
+
     def _extract(
-        self, X: Any, cache: CodeCache | None, *, verbose: bool, store_only: bool
+        self,
+        X: Any,
+        cache: CodeCache | None,
+        *,
+        verbose: bool,
+        store_only: bool,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         images = as_image_sequence(X)
         backbone = self._load_backbone(check_digest=True)
@@ -309,7 +381,18 @@ class CNNCodeTransformer(
             lambda few: _session(backbone, specs, device, n_threads, few=few),
             cache,
             options,
+            out,
         ).run()
+
+    def code_graph(self) -> tuple[CodeSpec, CodeGraph, CodeSession]:
+        """The spec of the codes, the graph that gives them, and its CPU session.
+
+        For `to_onnx` and saving; not needed to compute codes.
+        """
+        self._check_parameters()
+        backbone = self._load_backbone(check_digest=True)
+        specs, wanted = self._specs(backbone)
+        return specs[wanted], *working_graph(backbone, specs[wanted])
 
     # -- parameters ----------------------------------------------------------
 

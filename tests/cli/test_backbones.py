@@ -1,33 +1,13 @@
-"""The sk-cnncodes command."""
+"""The commands that show and get backbones."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 import sk_cnncodes
 from sk_cnncodes.catalogue import list_backbones
-
-
-def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    program = "from sk_cnncodes.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env=os.environ | variables,
-    )
-
-
-def test_version() -> None:
-    assert run("--version").stdout.strip() == sk_cnncodes.__version__
+from tests.cli.commands import invoke
 
 
 def test_backbones(tmp_path: Path) -> None:
@@ -35,8 +15,8 @@ def test_backbones(tmp_path: Path) -> None:
     # As long as the file: the table looks at names and sizes.
     with open(tmp_path / "mnist-12.onnx", "wb") as file:
         file.truncate(rows["mnist-12"].size)
-    result = run("backbones", SK_CNNCODES_HOME=str(tmp_path))
-    assert (result.returncode, result.stderr) == (0, "")
+    result = invoke("backbones", SK_CNNCODES_HOME=str(tmp_path))
+    assert (result.exit_code, result.stderr) == (0, "")
     head, *lines = result.stdout.splitlines()
     assert head.split()[:2] == ["name", "also"]
     here = {line.split()[0]: line[head.index("here") :] for line in lines}
@@ -48,7 +28,7 @@ def test_backbones(tmp_path: Path) -> None:
 
 
 def test_backbones_as_json(tmp_path: Path) -> None:
-    result = run("backbones", "--json", SK_CNNCODES_HOME=str(tmp_path))
+    result = invoke("backbones", "--json", SK_CNNCODES_HOME=str(tmp_path))
     found = {row["name"]: row for row in json.loads(result.stdout)}
     assert list(found) == [row.name for row in list_backbones()]
     mini, resnet = found["cnncodes-mini"], found["resnet50-v1-12"]
@@ -59,8 +39,8 @@ def test_backbones_as_json(tmp_path: Path) -> None:
 
 
 def test_layers() -> None:
-    result = run("layers", "cnncodes-mini")
-    assert result.returncode == 0
+    result = invoke("layers", "cnncodes-mini")
+    assert result.exit_code == 0
     head, *lines = result.stdout.splitlines()
     columns = ["layer", "name", "shape", "code", "compute", "parameters"]
     assert head.split() == columns
@@ -72,7 +52,7 @@ def test_layers() -> None:
 
 
 def test_layers_as_json() -> None:
-    found = json.loads(run("layers", "--json", "cnncodes-mini").stdout)
+    found = json.loads(invoke("layers", "--json", "cnncodes-mini").stdout)
     layers = sk_cnncodes.load_backbone("cnncodes-mini").layers
     assert [fact["position"] for fact in found] == [x.position for x in layers]
     assert [fact["tensor"] for fact in found] == [x.name for x in layers]
@@ -82,49 +62,21 @@ def test_layers_as_json() -> None:
 
 
 def test_download_of_what_is_there() -> None:
-    result = run("download", "cnncodes-mini", SK_CNNCODES_OFFLINE="1")
-    assert result.returncode == 0
+    result = invoke("download", "cnncodes-mini", SK_CNNCODES_OFFLINE="1")
+    assert result.exit_code == 0
     name, _, path = result.stdout.strip().partition(": ")
     assert name == "cnncodes-mini"
     assert Path(path).is_file()
 
 
 def test_download_without_the_network(tmp_path: Path) -> None:
-    result = run(
+    result = invoke(
         "download",
         "resnet50",
         SK_CNNCODES_OFFLINE="1",
         SK_CNNCODES_HOME=str(tmp_path),
     )
-    assert result.returncode == 1
+    assert result.exit_code == 1
     assert result.stderr.startswith("Error: backbone 'resnet50-v1-12': its file")
     assert str(tmp_path / "resnet50-v1-12.onnx") in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-
-
-def test_doctor(tmp_path: Path) -> None:
-    result = run("doctor", SK_CNNCODES_HOME=str(tmp_path))
-    assert result.stderr == ""
-    assert f"sk-cnncodes   {sk_cnncodes.__version__}" in result.stdout
-    assert "CPUExecutionProvider: works" in result.stdout
-    assert str(tmp_path) in result.stdout
-    assert result.returncode == ("Problem:" in result.stdout)
-
-    found = json.loads(run("doctor", "--json").stdout)
-    assert found["providers"]["CPUExecutionProvider"] is True
-    assert isinstance(found["problems"], list)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["layers", "nothing.onnx"], "backbone='nothing.onnx': no such file"),
-        (["download", "resnet-50"], "backbone='resnet-50': not in the catalogue"),
-    ],
-)
-def test_errors_are_one_line(arguments: list[str], message: str) -> None:
-    result = run(*arguments)
-    assert result.returncode == 1
-    assert result.stdout == ""
-    assert result.stderr.startswith(f"Error: {message}")
     assert len(result.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The `sk-cnncodes` command."""
+"""The commands that show and get backbones."""
 
 from __future__ import annotations
 
@@ -10,49 +10,13 @@ import typer
 
 import sk_cnncodes
 from sk_cnncodes import catalogue
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    help="CNN codes for scikit-learn: look at backbones and layers, get backbones.",
-)
+from sk_cnncodes.cli.frame import AsJson, print_table
 
 
-def main() -> None:
-    """Run the command; errors of the library become one line and exit code 1."""
-    try:
-        app()
-    except (ValueError, sk_cnncodes.DeviceError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise SystemExit(1) from error
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(sk_cnncodes.__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            callback=_print_version,
-            is_eager=True,
-            help="Show the version.",
-        ),
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command()
 def backbones(as_json: AsJson = False) -> None:
-    """List the known backbones, and which of them are on this machine.
+    """List the known backbones.
+
+    The last column says which of them are on this machine.
 
     Example: sk-cnncodes backbones
     """
@@ -77,7 +41,7 @@ def backbones(as_json: AsJson = False) -> None:
                 _where(row),
             ]
         )
-    _print_table(table, right={"code", "MB", "top-1"})
+    print_table(table, right={"code", "MB", "top-1"})
 
 
 def _where(row: catalogue.CatalogueRow) -> str:
@@ -94,16 +58,16 @@ def _backbone_facts(row: catalogue.CatalogueRow) -> dict[str, Any]:
     return asdict(row) | {"path": None if path is None else str(path)}
 
 
-@app.command()
 def layers(
     backbone: Annotated[
         str, typer.Argument(help="Name of a known backbone, or path of an ONNX file.")
     ],
     as_json: AsJson = False,
 ) -> None:
-    """List the layers at which a backbone can be cut, the penultimate (-1) last.
+    """List the layers of a backbone.
 
-    The shares are of the multiply-adds and of the parameters of the whole network.
+    It can be cut at each of them; the penultimate (-1) is the last. The shares are of
+    the multiply-adds and of the parameters of the whole network.
 
     Example: sk-cnncodes layers cnncodes-mini
     """
@@ -141,46 +105,15 @@ def layers(
                 f"{layer.parameter_share:.1%}",
             ]
         )
-    _print_table(table, right={"layer", "code", "compute", "parameters"})
+    print_table(table, right={"layer", "code", "compute", "parameters"})
 
 
-def _print_table(table: list[list[str]], right: set[str]) -> None:
-    """Print rows below their heads, some columns aligned to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        padded = [
-            cell.rjust(width) if head in right else cell.ljust(width)
-            for cell, width, head in zip(cells, widths, table[0], strict=True)
-        ]
-        typer.echo("  ".join(padded).rstrip())
-
-
-@app.command()
 def download(
     names: Annotated[list[str], typer.Argument(help="Names of known backbones.")],
 ) -> None:
-    """Get backbones onto this machine, so that they can be used offline.
+    """Get backbones, to use them offline.
 
     Example: sk-cnncodes download resnet50 vgg16
     """
     for name in names:
         typer.echo(f"{name}: {catalogue.download_backbone(name)}")
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Show versions, working providers and folders, and how to cure what is wrong.
-
-    The exit code is 1 where there is a problem.
-
-    Example: sk-cnncodes doctor
-    """
-    from sk_cnncodes.doctor import as_dict, as_text, diagnose
-
-    found = diagnose()
-    if as_json:
-        typer.echo(json.dumps(as_dict(found), indent=1))
-    else:
-        typer.echo(f"{'sk-cnncodes':<13} {sk_cnncodes.__version__}\n{as_text(found)}")
-    if found.problems:
-        raise typer.Exit(1)

@@ -1,0 +1,68 @@
+"""The `sk-cnncodes` command: a module for each of its commands or few of them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+import sk_cnncodes
+from sk_cnncodes.cli import backbones, doctor, embed, predict, similar, train
+from sk_cnncodes.cli.frame import Commands
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="CNN codes for scikit-learn: train a classifier of images, use it, look at "
+    "backbones and layers.",
+    epilog="Exit codes: 0 done; 1 an error, and nothing was written, or doctor found "
+    "a problem; 2 wrong usage; 3 done, but some images could not be read; 130 "
+    "interrupted. Results go to the standard output, all else to standard error.",
+)
+for name, command in (
+    ("train", train.train),
+    ("predict", predict.predict),
+    ("embed", embed.embed),
+    ("similar", similar.similar),
+    ("backbones", backbones.backbones),
+    ("layers", backbones.layers),
+    ("download", backbones.download),
+    ("doctor", doctor.doctor),
+):
+    app.command(name)(command)
+
+
+def main() -> None:
+    """Run the command, as the script `sk-cnncodes` and `python -m sk_cnncodes` do."""
+    # File names need not be UTF-8.
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="surrogateescape")
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
+    app(prog_name="sk-cnncodes")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(sk_cnncodes.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Show the version.",
+        ),
+    ] = False,
+) -> None:
+    pass

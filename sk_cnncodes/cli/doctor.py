@@ -1,0 +1,29 @@
+"""The command that tells what works on a machine."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+import sk_cnncodes
+from sk_cnncodes.cli.frame import ERROR, AsJson
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Tell what works on this machine.
+
+    Shows versions, working providers and folders, and how to cure what is wrong.
+    The exit code is 1 where there is a problem.
+
+    Example: sk-cnncodes doctor
+    """
+    from sk_cnncodes.doctor import as_dict, as_text, diagnose
+
+    found = diagnose()
+    if as_json:
+        typer.echo(json.dumps(as_dict(found), indent=1))
+    else:
+        typer.echo(f"{'sk-cnncodes':<13} {sk_cnncodes.__version__}\n{as_text(found)}")
+    if found.problems:
+        raise typer.Exit(ERROR)

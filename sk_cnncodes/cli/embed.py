@@ -1,0 +1,108 @@
+"""The command that writes the codes of images to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from sk_cnncodes.cli.code_files import WRITERS
+from sk_cnncodes.cli.frame import (
+    CacheOption,
+    DeviceOption,
+    check_output,
+    end_with,
+    interruptible,
+    note,
+    parse_layer,
+)
+from sk_cnncodes.cli.images import (
+    ImagesArgument,
+    compute_parts,
+    listed_paths,
+    progress_bar,
+)
+from sk_cnncodes.transformer import CNNCodeTransformer
+
+
+def embed(
+    images: ImagesArgument,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            show_default=False,
+            help=".npz: arrays codes and paths; .npy: codes, which can be "
+            "memory-mapped, and their paths in FILE.paths.json beside it; .parquet: "
+            "columns path and code (needs pyarrow).",
+        ),
+    ],
+    backbone: Annotated[
+        str, typer.Option(help="Name of a known backbone, or path of an ONNX file.")
+    ] = "cnncodes-mini",
+    layer: Annotated[
+        str,
+        typer.Option(help="-1 the penultimate, -2 the one before, ...; or a name."),
+    ] = "-1",
+    pooling: Annotated[
+        str, typer.Option(help="auto, avg, max, gem, cls, mean or flatten.")
+    ] = "auto",
+    norm: Annotated[
+        str | None,
+        typer.Option(help="l2: codes of unit length.", show_default=False),
+    ] = None,
+    cache: CacheOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Write the codes of images to a file.
+
+    Each has its path beside it. An image that cannot be read has a row of NaN, and
+    the others go on; the exit code is 3 then. Memory does not grow with the number of
+    images.
+
+    \b
+    Examples:
+      sk-cnncodes embed photos -o codes.npz
+      sk-cnncodes embed photos -o codes.parquet --backbone resnet50 --layer -2
+      find . -name '*.jpg' | sk-cnncodes embed - -o codes.npy --cache codes.sqlite3
+    """
+    check_output(output, tuple(WRITERS))
+    kind = output.suffix.lower()
+    if kind == ".parquet" and find_spec("pyarrow") is None:
+        raise ImportError(
+            f"{str(output)!r}: Parquet files need pyarrow, which is not installed: "
+            "pip install 'sk-cnncodes[pandas]'; or write .npz or .npy."
+        )
+    transformer = CNNCodeTransformer(
+        backbone,
+        layer=parse_layer(layer),
+        pooling=pooling,
+        norm=norm,
+        cache=cache,
+        device=device,
+    )
+    paths = listed_paths(images)
+    length = len(transformer.fit(paths).get_feature_names_out())
+    bad: list[str] = []
+    with (
+        interruptible(cache, f"{str(output)!r} was not written."),
+        progress_bar(len(paths), "Embed") as bar,
+    ):
+
+        def blocks() -> Iterator[np.ndarray]:
+            for part in compute_parts(transformer.transform, paths, bar):
+                if part.result is None:
+                    bad.extend(part.paths)
+                    yield np.full((1, length), np.nan, np.float32)
+                else:
+                    yield part.result
+
+        WRITERS[kind](output, paths, length, blocks())
+    note(f"Wrote {len(paths)} codes of length {length} to {output}.")
+    end_with(len(bad))

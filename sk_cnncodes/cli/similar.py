@@ -1,0 +1,159 @@
+"""The command that finds the images most like another one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from sk_cnncodes.cli.frame import (
+    CacheOption,
+    DeviceOption,
+    end_with,
+    interruptible,
+    parse_layer,
+    print_table,
+)
+from sk_cnncodes.cli.images import compute_parts, listed_paths, progress_bar
+from sk_cnncodes.cli.models import code_transformers, load_joblib
+from sk_cnncodes.transformer import CNNCodeTransformer
+
+FIELDS = ("query", "rank", "path", "distance")
+
+
+class Metric(StrEnum):
+    """Distances between codes."""
+
+    cosine = "cosine"
+    euclidean = "euclidean"
+
+
+def similar(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_BACKBONE",
+            show_default=False,
+            help="A joblib file that train wrote, whose backbone and layer are taken "
+            "(loading it runs code that it holds); or the name of a known backbone; "
+            "or the path of its ONNX file.",
+        ),
+    ],
+    query: Annotated[
+        list[str],
+        typer.Argument(metavar="QUERY", show_default=False, help="Image files."),
+    ],
+    among: Annotated[
+        list[str],
+        typer.Option(
+            metavar="IMAGES",
+            show_default=False,
+            help="A folder, with all that lies in it, or an image; repeatable; or - "
+            "to read paths from the standard input.",
+        ),
+    ],
+    count: Annotated[
+        int, typer.Option("--count", "-k", min=1, help="How many to show.")
+    ] = 5,
+    metric: Annotated[Metric, typer.Option(help="Distance.")] = Metric.cosine,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Layer of a backbone: -1 the penultimate, -2 the one before, ...; or "
+            "a name.  [default: -1]",
+            show_default=False,
+        ),
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    cache: CacheOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Find the images most like others.
+
+    They are those whose codes lie nearest. A query that is itself among the images
+    comes first. Images that cannot be read are said and left out; the exit code is 3
+    then.
+
+    \b
+    Examples:
+      sk-cnncodes similar cnncodes-mini photo.jpg --among photos
+      sk-cnncodes similar model.joblib a.jpg b.jpg --among photos -k 3 --csv
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    transformer = _transformer(model, layer).set_params(
+        cache=cache, device=device, on_error="raise", cache_layers=None
+    )
+    paths = listed_paths(among)
+    with interruptible(cache, "Nothing was written."):
+        queries = transformer.transform(query)
+        kept, codes = _codes(transformer.transform, paths)
+        nearest = NearestNeighbors(
+            n_neighbors=min(count, len(kept)), metric=metric.value, algorithm="brute"
+        ).fit(codes)
+        distances, places = nearest.kneighbors(queries)
+    rows = [
+        (image, rank, kept[place], round(float(distance), 6))
+        for image, near, far in zip(query, places, distances, strict=True)
+        for rank, (place, distance) in enumerate(zip(near, far, strict=True), 1)
+    ]
+    _print(rows, as_csv, as_json)
+    end_with(len(paths) - len(kept))
+
+
+def _transformer(model: str, layer: str | None) -> CNNCodeTransformer:
+    """The transformer of a saved model, or one of a backbone."""
+    if Path(model).suffix.lower() not in (".joblib", ".pkl", ".pickle"):
+        return CNNCodeTransformer(model, layer=parse_layer(layer or "-1"))
+    if layer is not None:
+        raise typer.BadParameter(
+            f"{model!r} has its own layer. Expected --layer with a backbone only."
+        )
+    found = code_transformers(load_joblib(Path(model)))
+    if len(found) != 1:
+        raise ValueError(
+            f"model {model!r}: holds {len(found)} transformers of images to codes. "
+            "Expected one; or give a backbone."
+        )
+    return found[0]
+
+
+def _codes(
+    transform: Callable[[list[str]], np.ndarray], paths: list[str]
+) -> tuple[list[str], np.ndarray]:
+    """Images that can be read, and their codes."""
+    kept: list[str] = []
+    blocks = []
+    with progress_bar(len(paths), "Embed") as bar:
+        for part in compute_parts(transform, paths, bar):
+            if part.result is not None:
+                kept += part.paths
+                blocks.append(part.result)
+    if not kept:
+        raise ValueError("--among: none of the images can be read.")
+    return kept, np.concatenate(blocks)
+
+
+def _print(rows: list[tuple[Any, ...]], as_csv: bool, as_json: bool) -> None:
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(dict(zip(FIELDS, row, strict=True))))
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerows([FIELDS, *rows])
+    else:
+        several = len({row[0] for row in rows}) > 1
+        start = 0 if several else 1
+        table = [list(FIELDS)] + [
+            [query, f"{rank}", path, f"{distance:.4f}"]
+            for query, rank, path, distance in rows
+        ]
+        print_table([cells[start:] for cells in table], right={"rank", "distance"})

@@ -1,0 +1,296 @@
+"""The command that trains a classifier on a folder of images."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sk_cnncodes.cli.frame import (
+    CacheOption,
+    DeviceOption,
+    check_output,
+    end_with,
+    interruptible,
+    note,
+    parse_layer,
+)
+from sk_cnncodes.cli.images import compute_parts, note_ignored, progress_bar
+from sk_cnncodes.cli.report import Report
+from sk_cnncodes.files import replacing
+from sk_cnncodes.image_files import find_labelled_images
+from sk_cnncodes.selection import DEFAULT_LAYERS, NEIGHBOURS, code_search
+from sk_cnncodes.transformer import CNNCodeTransformer
+
+LAYERS = [str(layer) for layer in DEFAULT_LAYERS]
+
+
+class Head(StrEnum):
+    """Keys of `sk_cnncodes.selection.HEADS`."""
+
+    svm = "svm"
+    logistic = "logistic"
+    knn = "knn"
+
+
+def train(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            show_default=False,
+            exists=True,
+            file_okay=False,
+            help="A folder with one sub-folder of images for each class.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            show_default=False,
+            help="The joblib file to write, such as model.joblib.",
+        ),
+    ],
+    backbone: Annotated[
+        list[str],
+        typer.Option(help="Known backbone, or path of an ONNX file; repeatable."),
+    ] = ["cnncodes-mini"],  # noqa: B006
+    layer: Annotated[
+        list[str],
+        typer.Option(
+            help="-1 the penultimate, -2 the one before, ...; or a name; repeatable."
+        ),
+    ] = LAYERS,
+    head: Annotated[
+        list[Head],
+        typer.Option(
+            help="Classifier: linear SVM, logistic regression, which gives "
+            "probabilities, or nearest neighbours; repeatable."
+        ),
+    ] = list(Head),  # noqa: B006
+    held_out: Annotated[
+        float,
+        typer.Option(
+            min=0, max=0.9, help="Share of the images held out for the report; or 0."
+        ),
+    ] = 0.2,
+    cv: Annotated[int, typer.Option(min=2, help="Folds of the search.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of what is held out, and of folds.")] = 0,
+    jobs: Annotated[
+        int, typer.Option(help="Processes that the search uses; -1: all cores.")
+    ] = 1,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Write the model as an ONNX file as well (needs skl2onnx).",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON.")
+    ] = False,
+    cache: CacheOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a classifier on a folder of images.
+
+    Backbone, layer and classifier are chosen by cross-validation on the images that
+    are not held out, and the model is trained on these. The report is on the images
+    held out, which took no part in either. Images that cannot be read are said and
+    left out; the exit code is 3 then.
+
+    \b
+    Examples:
+      sk-cnncodes train photos -o model.joblib
+      sk-cnncodes train photos -o model.joblib --backbone cnncodes-mini --backbone \\
+          resnet50 --cache codes.sqlite3
+      sk-cnncodes train photos -o model.joblib --head logistic --onnx model.onnx
+    """
+    check_output(output)
+    if onnx is not None:
+        check_output(onnx, (".onnx",))
+    if jobs == 0:
+        raise typer.BadParameter("--jobs: expected a number other than 0.")
+    layers = [parse_layer(text) for text in dict.fromkeys(layer)]
+    heads = [name.value for name in dict.fromkeys(head)]
+    backbones = list(dict.fromkeys(backbone))
+    found = find_labelled_images(folder)
+    note_ignored(found.ignored)
+    wanted = f"{str(output)!r} was not written."
+    with interruptible(cache, wanted), _cache_file(cache) as codes:
+        transformers = [
+            CNNCodeTransformer(
+                name, norm="l2", cache=codes, cache_layers=layers, device=device
+            )
+            for name in backbones
+        ]
+        everything = _Images(found.paths, found.labels, [])
+        _split(everything, held_out, seed, cv, heads)  # too few is said at once
+        images = _embedded(transformers, layers, everything)
+        split = _split(images, held_out, seed, cv, heads)
+        combinations = len(backbones) * len(layers) * len(heads)
+        note(f"Compare {combinations} combinations in {cv}-fold cross-validation ...")
+        search = code_search(
+            backbones,
+            layers,
+            heads,
+            cv=cv,
+            seed=seed,
+            n_jobs=jobs,
+            cache=codes,
+            device=device,
+        ).fit(split.paths, split.labels)
+        report = Report(
+            search, len(split.paths), split.held_out_paths, split.held_out_labels
+        )
+        _save(search.best_estimator_, output, onnx)
+    if as_json:
+        files = {"model": str(output), "onnx": None if onnx is None else str(onnx)}
+        rest = {"ignored": found.ignored, "unreadable": images.bad}
+        typer.echo(json.dumps(report.as_dict() | rest | files, indent=1))
+    else:
+        typer.echo(report.as_text())
+        size = output.stat().st_size / 1e6
+        typer.echo(f"\nSaved {output} ({size:.2f} MB).")
+        if onnx is not None:
+            typer.echo(f"Saved {onnx} ({onnx.stat().st_size / 1e6:.2f} MB).")
+    end_with(len(images.bad))
+
+
+@contextmanager
+def _cache_file(cache: Path | None) -> Iterator[Path]:
+    """The cache to use: one for this run alone, where none is wanted.
+
+    A file, since processes share it, and since it has room for any number of codes.
+    """
+    if cache is not None:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield Path(folder, "codes.sqlite3")
+
+
+# -- images ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Images:
+    paths: list[str]
+    labels: list[str]
+    bad: list[dict[str, str]]
+
+
+def _embedded(
+    transformers: list[CNNCodeTransformer], layers: list[int | str], images: _Images
+) -> _Images:
+    """Put all codes into the cache; the images that can be read."""
+    for transformer in transformers:
+        for layer in layers:  # a wrong one is said before the work
+            transformer.set_params(layer=layer).fit(images.paths)
+    labels = dict(zip(images.paths, images.labels, strict=True))
+    paths, bad = images.paths, list[dict[str, str]]()
+    with progress_bar(len(paths) * len(transformers), "Embed") as bar:
+        for transformer in transformers:
+            good = list[str]()
+            for part in compute_parts(_storing(transformer, layers), paths, bar):
+                if part.result is None:
+                    bad.append({"path": part.paths[0], "error": part.fault})
+                else:
+                    good += part.paths
+            paths = good
+    return _Images(paths, [labels[path] for path in paths], bad)
+
+
+def _storing(
+    transformer: CNNCodeTransformer, layers: list[int | str]
+) -> Callable[[list[str]], bool]:
+    """A function that has the cache hold the codes of all layers of images."""
+
+    def store(paths: list[str]) -> bool:
+        # The first one's forward pass stores all; the others are found, but for what
+        # an older cache lacks.
+        for layer in layers:
+            transformer.set_params(layer=layer).transform(paths)
+        return True
+
+    return store
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Images to train on, and images held out for the report."""
+
+    paths: list[str]
+    labels: list[str]
+    held_out_paths: list[str]
+    held_out_labels: list[str]
+
+
+def _split(
+    images: _Images, held_out: float, seed: int, cv: int, heads: list[str]
+) -> _Split:
+    """Hold images of each class out; an error where too few are left."""
+    from sklearn.model_selection import train_test_split
+
+    classes = Counter(images.labels)
+    if len(classes) < 2:
+        raise ValueError(
+            f"found images of {len(classes)} class: {sorted(classes)}. Expected a "
+            "sub-folder for each of at least 2 classes."
+        )
+    paths, labels = images.paths, images.labels
+    split = _Split(paths, labels, [], [])
+    if held_out > 0:
+        _check_counts(classes, 2, "one of them is held out")
+        parts = train_test_split(
+            paths,
+            labels,
+            # Of each class at least one.
+            test_size=max(round(held_out * len(paths)), len(classes)),
+            stratify=labels,
+            random_state=seed,
+        )
+        split = _Split(parts[0], parts[2], parts[1], parts[3])
+    purpose = f"to train on, {held_out:g} of all being held out: one for each fold"
+    _check_counts(Counter(split.labels), cv, purpose)
+    in_folds = len(split.paths) * (cv - 1) // cv
+    if "knn" in heads and in_folds < NEIGHBOURS:
+        raise ValueError(
+            f"too few images for {NEIGHBOURS} nearest neighbours: {in_folds} train in "
+            "each fold. Add images, or name other classifiers by --head."
+        )
+    return split
+
+
+def _check_counts(counts: Counter[str], least: int, purpose: str) -> None:
+    few = [f"{name!r} has {n}" for name, n in sorted(counts.items()) if n < least]
+    if few:
+        raise ValueError(
+            f"too few images: class {', '.join(few)}. Expected at least {least} of "
+            f"each class {purpose}. Add images, remove the class, or lower --cv or "
+            "--held-out."
+        )
+
+
+# -- files -------------------------------------------------------------------
+
+
+def _save(pipeline: Any, output: Path, onnx: Path | None) -> None:
+    """Write the model, which keeps nothing of this run's cache."""
+    import joblib
+
+    pipeline.set_params(codes__cache="memory", codes__cache_layers=None)
+    with replacing(output) as part:
+        joblib.dump(pipeline, part)

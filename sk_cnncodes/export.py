@@ -1,0 +1,284 @@
+"""A fitted pipeline -> one ONNX file, from uint8 images to labels and scores."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from sklearn.base import is_classifier
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+import sk_cnncodes
+from sk_cnncodes.backbone import CodeSpec
+from sk_cnncodes.codegraph import CodeGraph
+from sk_cnncodes.exceptions import ExportError
+from sk_cnncodes.export_heads import (
+    at_opset,
+    build_head,
+    check_predictions,
+    flat_steps,
+    naming,
+    transformed,
+)
+from sk_cnncodes.graph import default_opset
+from sk_cnncodes.onnx_classifier import CLASSES_KEY, MODEL_KEY, run_images
+from sk_cnncodes.runtime import Device, load_session, usable_threads
+from sk_cnncodes.transformer import CNNCodeTransformer
+
+if TYPE_CHECKING:
+    import onnx
+
+# Tried in turn where a head needs a newer operator set than the backbone has.
+_NEWER_OPSETS = (13, 18)
+_CHECK_IMAGES = 12
+_CHECK_ROWS = 100
+_RESERVED = {"label", "probabilities", "decision", "values"}
+
+
+def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
+    """Write a fitted pipeline of codes and a head as one ONNX model.
+
+    It needs the extra `export`: ``pip install 'sk-cnncodes[export]'``. Each step is
+    compared with its ONNX nodes before anything is written.
+
+    Parameters
+    ----------
+    model : Pipeline or fitted search
+        A fitted `Pipeline` that starts with a `CNNCodeTransformer` and ends in a
+        classifier or regressor; of a search, its `best_estimator_` is taken.
+    path : str, path-like or None, default=None
+        File to write; None writes none.
+
+    Returns
+    -------
+    onnx.ModelProto
+        Its input is ``images``, uint8 [N, height, width, 3]: RGB images, resized and
+        cropped to the size that the backbone takes. Its outputs are those of the
+        head:
+
+        - ``label`` [N], in the type of the classes, and ``probabilities`` float32 [N,
+          n_classes];
+        - ``label`` and ``decision`` float32 [N, n], decision values, where the head
+          has no probabilities; with two classes, n = 1;
+        - ``values`` float32 [N, n_targets] of a regressor.
+
+        Its metadata hold, as JSON, the classes (``sk_cnncodes.classes``), resize and
+        crop (``sk_cnncodes.preprocessing``), and versions, backbone, layer and steps
+        (``sk_cnncodes.model``).
+
+    Raises
+    ------
+    ExportError
+        If a step cannot be converted, or computes something else as ONNX; the
+        message names it.
+    NotFittedError
+        If the pipeline is not fitted.
+    ImportError
+        If skl2onnx is not installed.
+
+    See Also
+    --------
+    OnnxClassifier : Reads such a file without scikit-learn.
+
+    Notes
+    -----
+    The steps are converted by skl2onnx to float32; labels of images on the border
+    between two classes can differ from scikit-learn's, which computes in float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from sk_cnncodes import CNNCodeTransformer, to_onnx
+    >>> digits = load_digits()
+    >>> X, y = digits.images[:60] / 16, digits.target[:60]
+    >>> pipeline = make_pipeline(
+    ...     CNNCodeTransformer(), StandardScaler(), LogisticRegression(C=0.01)
+    ... ).fit(X, y)
+    >>> model = to_onnx(pipeline)
+    >>> [output.name for output in model.graph.output]
+    ['label', 'probabilities']
+    """
+    steps = _steps(model)
+    transformer = steps[0][1]
+    spec, code_graph, session = transformer.code_graph()
+    images = _check_images(spec.preprocessing.crop_size)
+    codes = session.run(images)[0]
+    merged = _merged(code_graph, steps[1:], _mixed(codes))
+    seen = _seen_by_last(steps[1:], codes)
+    _check_whole(merged, steps[-1], images, seen)
+    metadata = spec.preprocessing.to_metadata()
+    metadata |= _metadata(transformer, spec, steps, seen)
+    del merged.metadata_props[:]
+    for key, value in metadata.items():
+        merged.metadata_props.add(key=key, value=value)
+    if path is not None:
+        _write(merged, Path(path))
+    return merged
+
+
+def _steps(model: Any) -> list[tuple[str, Any]]:
+    """The steps of a fitted pipeline, the transformer first."""
+    check_is_fitted(model)
+    inner = getattr(model, "best_estimator_", model)
+    if not isinstance(inner, Pipeline):
+        raise ExportError(
+            f"model: got {type(model).__name__}. Expected a fitted Pipeline that starts "
+            "with a CNNCodeTransformer, or a search over one."
+        )
+    steps = flat_steps([("model", inner)])
+    steps = [(name.removeprefix("model__"), step) for name, step in steps]
+    name, first = steps[0]
+    if not isinstance(first, CNNCodeTransformer):
+        raise ExportError(
+            f"model: its first step {name!r} is {type(first).__name__}. Expected a "
+            "CNNCodeTransformer."
+        )
+    if len(steps) == 1:
+        raise ExportError(
+            f"model: it ends with its step {name!r} (CNNCodeTransformer). Expected a "
+            "classifier or regressor behind it."
+        )
+    return steps
+
+
+# -- one graph ---------------------------------------------------------------
+
+
+def _merged(
+    code_graph: CodeGraph, steps: list[tuple[str, Any]], rows: np.ndarray
+) -> onnx.ModelProto:
+    """Code graph and head as one model, at an operator set that both have."""
+    import onnx
+
+    codes = onnx.load_model_from_string(code_graph.model)
+    own = default_opset(codes)
+    fault: ExportError | None = None
+    for opset in (own, *(o for o in _NEWER_OPSETS if o > own)):
+        try:
+            head = build_head(steps, rows, opset)
+            raised = onnx.ModelProto()
+            raised.CopyFrom(codes)
+            return _joined(at_opset(raised, opset), head)
+        except ExportError as error:
+            fault = error
+    assert fault is not None
+    raise fault
+
+
+def _joined(codes: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+    import onnx.compose
+
+    names = {name for node in codes.graph.node for name in node.output}
+    names |= {tensor.name for tensor in codes.graph.initializer}
+    if names & _RESERVED:
+        codes = onnx.compose.add_prefix(codes, "backbone/", rename_inputs=False)
+    (output,) = codes.graph.output
+    (taken,) = head.graph.input
+    link = onnx.helper.make_node("Identity", [output.name], [taken.name])
+    codes.graph.node.extend([link, *head.graph.node])
+    codes.graph.initializer.extend(head.graph.initializer)
+    codes.graph.ClearField("output")
+    codes.graph.output.extend(head.graph.output)
+    codes.graph.name = "sk_cnncodes"
+    versions = {entry.domain: entry.version for entry in codes.opset_import}
+    for entry in head.opset_import:
+        version = max(entry.version, versions.get(entry.domain, 1))
+        versions[entry.domain] = version
+    del codes.opset_import[:]
+    codes.opset_import.extend(
+        onnx.helper.make_opsetid(*pair) for pair in versions.items()
+    )
+    codes.ir_version = max(codes.ir_version, head.ir_version)
+    codes.producer_name = "sk_cnncodes"
+    codes.producer_version = sk_cnncodes.__version__
+    return codes
+
+
+def _metadata(
+    transformer: CNNCodeTransformer,
+    spec: CodeSpec,
+    steps: list[tuple[str, Any]],
+    seen: np.ndarray,
+) -> dict[str, str]:
+    head = steps[-1][1]
+    facts: dict[str, Any] = {
+        "version": sk_cnncodes.__version__,
+        "backbone": os.fspath(transformer.backbone),
+        "backbone_sha256": spec.backbone_sha256,
+        "layer": spec.layer,
+        "pooling": spec.pooling,
+        "norm": spec.norm,
+        "steps": [[name, type(step).__name__] for name, step in steps],
+    }
+    if is_classifier(head):
+        classes = np.asarray(head.classes_).tolist()
+        return {MODEL_KEY: json.dumps(facts), CLASSES_KEY: json.dumps(classes)}
+    facts["many_targets"] = np.ndim(head.predict(seen[:1])) == 2
+    return {MODEL_KEY: json.dumps(facts)}
+
+
+def _write(model: onnx.ModelProto, path: Path) -> None:
+    """Write a file that is whole once it is there."""
+    import onnx
+
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        onnx.save_model(model, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# -- the check ---------------------------------------------------------------
+
+
+def _check_images(size: tuple[int, int]) -> np.ndarray:
+    """Different images of coarse to fine patches."""
+    height, width = size
+    rng = np.random.default_rng(0)
+    images = []
+    for number in range(_CHECK_IMAGES):
+        side = 2 + 3 * number
+        coarse = Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
+        resized = coarse.resize((width, height), Image.Resampling.BICUBIC)
+        images.append(np.asarray(resized))
+    return np.stack(images)
+
+
+def _mixed(codes: np.ndarray) -> np.ndarray:
+    """The codes, and mixtures of them: more rows to compare a head on."""
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.full(len(codes), 0.3), _CHECK_ROWS - len(codes))
+    return np.concatenate([codes, (shares @ codes).astype(np.float32)])
+
+
+def _seen_by_last(steps: list[tuple[str, Any]], codes: np.ndarray) -> np.ndarray:
+    """What the last step sees of codes."""
+    for name, step in steps[:-1]:
+        with naming(name, step):
+            codes = transformed(step, codes)
+    return codes
+
+
+def _check_whole(
+    model: onnx.ModelProto,
+    last: tuple[str, Any],
+    images: np.ndarray,
+    seen: np.ndarray,
+) -> None:
+    """Run the whole model as it will be run, and compare it with the last step."""
+    session = load_session(
+        model.SerializeToString(), Device(None, required=True), usable_threads(-1)
+    )
+    with naming(*last):
+        check_predictions(run_images(session, images), last[1], seen)

@@ -1,0 +1,267 @@
+"""OnnxClassifier: predicts with a file of `to_onnx`, without scikit-learn or onnx.
+
+numpy, Pillow and ONNX Runtime are all that it imports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sk_cnncodes.exceptions import ExportError
+from sk_cnncodes.images import as_image_sequence, read_rgb
+from sk_cnncodes.preprocessing import Preprocessing
+from sk_cnncodes.runtime import (
+    SessionTable,
+    load_session,
+    resolve_device,
+    usable_threads,
+)
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+# Entries of the metadata of a file, both JSON.
+CLASSES_KEY = "sk_cnncodes.classes"
+MODEL_KEY = "sk_cnncodes.model"
+_BATCH_SIZE = 16
+
+
+class _available_with:
+    """Makes a method exist only where the file has an output, for `hasattr`."""
+
+    def __init__(self, output: str) -> None:
+        self._output = output
+
+    def __call__(self, method: Callable[..., Any]) -> Any:
+        self._method = method
+        self.__doc__ = method.__doc__
+        return self
+
+    def __get__(self, instance: OnnxClassifier | None, owner: type) -> Any:
+        if instance is None:
+            return self._method
+        if self._output not in instance.outputs:
+            raise AttributeError(
+                f"{instance!r} has no {self._method.__name__}: its head gives "
+                f"{instance.outputs}, expected {self._output!r} among them."
+            )
+        return partial(self._method, instance)
+
+
+class OnnxClassifier:
+    """A classifier or regressor that `to_onnx` wrote, from image files to labels.
+
+    It decodes, resizes and crops with Pillow, as `CNNCodeTransformer` does, and runs
+    the rest with ONNX Runtime. scikit-learn, joblib and onnx need not be installed,
+    and nothing of the file is executed but its network.
+
+    Parameters
+    ----------
+    path : str or path-like
+        File that `to_onnx` wrote.
+    device : str, default="auto"
+        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``: a GPU where there is one
+        that works, else the CPU.
+    n_jobs : int or None, default=-1
+        Number of threads that decode images and, on the CPU, run the network. -1 uses
+        all cores, None means 1.
+
+    Attributes
+    ----------
+    classes_ : ndarray, shape (n_classes,)
+        Of a classifier.
+    outputs : list of str
+        ``["label", "probabilities"]``, ``["label", "decision"]`` or ``["values"]``.
+    preprocessing : Preprocessing
+        How images are resized and cropped.
+    metadata : dict
+        Versions, backbone, layer and steps that the file was made of.
+
+    Raises
+    ------
+    ExportError
+        If the file is missing, damaged, or none that `to_onnx` wrote.
+    DeviceError
+        If a GPU is asked for that does not work.
+
+    See Also
+    --------
+    to_onnx : Writes such files.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.svm import LinearSVC
+    >>> from sk_cnncodes import CNNCodeTransformer, OnnxClassifier, to_onnx
+    >>> digits = load_digits()
+    >>> X, y = digits.images[:60] / 16, digits.target[:60]
+    >>> pipeline = make_pipeline(CNNCodeTransformer(), LinearSVC()).fit(X, y)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "digits.onnx")
+    ...     _ = to_onnx(pipeline, path)
+    ...     classifier = OnnxClassifier(path)
+    >>> classifier.predict(X[:5])
+    array([0, 1, 2, 3, 4])
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        n_jobs: int | None = -1,
+    ) -> None:
+        self.path = Path(path)
+        self.device = device
+        self.n_jobs = n_jobs
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise ExportError(
+                f"model {str(path)!r}: cannot be read ({error.strerror}). Expected a "
+                "file that to_onnx wrote."
+            ) from error
+        self._state = (status.st_size, status.st_mtime_ns)
+        session = self._session()
+        metadata = session.get_modelmeta().custom_metadata_map
+        self.outputs: list[str] = [value.name for value in session.get_outputs()]
+        preprocessing = Preprocessing.from_metadata(metadata)
+        if preprocessing is None or MODEL_KEY not in metadata:
+            raise ExportError(
+                f"model {str(path)!r}: an ONNX file without the metadata {MODEL_KEY!r}. "
+                "Expected a file that to_onnx wrote; a backbone goes to "
+                "CNNCodeTransformer."
+            )
+        self.preprocessing = preprocessing
+        self.metadata: dict[str, Any] = json.loads(metadata[MODEL_KEY])
+        if CLASSES_KEY in metadata:
+            self.classes_ = np.array(json.loads(metadata[CLASSES_KEY]))
+
+    # -- predictions ---------------------------------------------------------
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Classes of images, or values of a regressor.
+
+        Parameters
+        ----------
+        X : container of images
+            As `CNNCodeTransformer.transform` takes it.
+
+        Returns
+        -------
+        ndarray, shape (n_images,), or (n_images, n_targets) for several targets
+
+        Raises
+        ------
+        ImageError
+            If an image is bad; it names position and path.
+        """
+        found = self._run(X)
+        if "values" in found:
+            values = found["values"]
+            return values if self.metadata["many_targets"] else values[:, 0]
+        return found["label"].astype(self.classes_.dtype)
+
+    @_available_with("probabilities")
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities of the classes.
+
+        Parameters
+        ----------
+        X : container of images
+
+        Returns
+        -------
+        ndarray of float32, shape (n_images, n_classes)
+            Columns in the order of `classes_`.
+        """
+        return self._run(X)["probabilities"]
+
+    @_available_with("decision")
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Decision values of a head without probabilities.
+
+        Parameters
+        ----------
+        X : container of images
+
+        Returns
+        -------
+        ndarray of float32, shape (n_images,) or (n_images, n)
+            As the head's own `decision_function` gives them.
+        """
+        decision = self._run(X)["decision"]
+        return decision[:, 0] if len(self.classes_) == 2 else decision
+
+    def _run(self, X: Any) -> dict[str, np.ndarray]:
+        images = as_image_sequence(X)
+        session = self._session()
+        size = session.get_inputs()[0].shape[0]
+        size = size if isinstance(size, int) else _BATCH_SIZE
+        parts = []
+        with ThreadPoolExecutor(usable_threads(self.n_jobs), "sk_cnncodes") as pool:
+            for start in range(0, len(images), size):
+                indices = range(start, min(start + size, len(images)))
+                batch = np.stack(list(pool.map(partial(self._pixels, images), indices)))
+                parts.append(run_images(session, batch))
+        joined = [np.concatenate(output) for output in zip(*parts, strict=True)]
+        return dict(zip(self.outputs, joined, strict=True))
+
+    def _pixels(self, images: Sequence[Any], index: int) -> np.ndarray:
+        return self.preprocessing.apply(read_rgb(images[index], index))
+
+    # -- the session ---------------------------------------------------------
+
+    def _session(self) -> ort.InferenceSession:
+        """From the table of this process: copies, threads and forks share it."""
+        key = (os.path.realpath(self.path), self._state, self.device, self.n_jobs)
+        return _SESSIONS.get(key, self._load)
+
+    def _load(self) -> ort.InferenceSession:
+        device = resolve_device(self.device)
+        try:
+            content = self.path.read_bytes()
+            return load_session(content, device, usable_threads(self.n_jobs))
+        except OSError as error:
+            raise ExportError(
+                f"model {str(self.path)!r}: cannot be read ({error.strerror})."
+            ) from error
+        except Exception as error:
+            if device.required and device.gpu is not None:
+                raise
+            reason = str(error).strip().splitlines()[0][:300]
+            raise ExportError(
+                f"model {str(self.path)!r}: ONNX Runtime cannot load it ({reason}). "
+                "Expected a whole file that to_onnx wrote."
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"OnnxClassifier({str(self.path)!r})"
+
+
+def run_images(session: ort.InferenceSession, images: np.ndarray) -> list[np.ndarray]:
+    """Outputs of a session for prepared images, also where its batch size is fixed."""
+    value = session.get_inputs()[0]
+    size = value.shape[0] if isinstance(value.shape[0], int) else len(images)
+    parts = []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        missing = np.repeat(part[-1:], size - len(part), axis=0)
+        outputs = session.run(None, {value.name: np.concatenate([part, missing])})
+        parts.append([output[: len(part)] for output in outputs])
+    return [np.concatenate(output) for output in zip(*parts, strict=True)]
+
+
+_SESSIONS: SessionTable[Any] = SessionTable()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_SESSIONS._abandon_after_fork)

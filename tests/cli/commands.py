@@ -1,0 +1,83 @@
+"""Runs the command: in this process, or as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from sk_cnncodes.cli import app
+
+ROOT = Path(__file__).parents[2]
+
+only_posix = pytest.mark.skipif(
+    sys.platform == "win32", reason="sends the signal of Ctrl-C to a process group"
+)
+
+
+def invoke(
+    *arguments: str | Path, given: str | None = None, **variables: str
+) -> Result:
+    """Run in this process; an error that the command does not explain is raised."""
+    words = [str(argument) for argument in arguments]
+    result = CliRunner(env=variables).invoke(app, words, input=given)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run as a process."""
+    return subprocess.run(
+        [sys.executable, "-m", "sk_cnncodes", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=_environment() | variables,
+    )
+
+
+def start(
+    folder: Path, *arguments: str | Path, stdout: Any = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """Start a process group that Ctrl-C can be sent to."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "sk_cnncodes", *map(str, arguments)],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+        start_new_session=True,
+    )
+
+
+def interrupt(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Send Ctrl-C as a terminal does; what the process still says."""
+    assert process.poll() is None, f"ended too early: {process.communicate()}"
+    os.killpg(process.pid, signal.SIGINT)
+    return process.communicate(timeout=60)
+
+
+def wait_until(process: subprocess.Popen[str], done: Callable[[], bool]) -> None:
+    """Wait for a process to reach a point, which it must while it runs."""
+    deadline = time.monotonic() + 60
+    while not done():
+        assert process.poll() is None, f"ended too early: {process.communicate()}"
+        assert time.monotonic() < deadline, "took too long"
+        time.sleep(0.02)
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path}

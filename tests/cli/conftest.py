@@ -1,0 +1,47 @@
+"""Folders of photographs for the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sk_cnncodes.cli.train import Head
+from tests.cli.commands import invoke
+
+
+def copies(files: list[Path], folder: Path, count: int) -> list[Path]:
+    """Copies of image files, each of other content: a few bytes follow the image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number:04}.jpg" for number in range(count)]
+    for number, path in enumerate(paths):
+        content = files[number % len(files)].read_bytes()
+        path.write_bytes(content + number.to_bytes(4, "big"))
+    return paths
+
+
+@pytest.fixture(scope="session")
+def photos(
+    photograph_files: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with two classes of 12 photographs, and files that are none."""
+    folder = tmp_path_factory.mktemp("photos")
+    copies(photograph_files[:4], folder / "china", 12)
+    copies(photograph_files[4:], folder / "flower", 12)
+    (folder / "README.txt").write_text("Two classes.")
+    (folder / "china" / ".DS_Store").touch()
+    (folder / "flower" / "Thumbs.db").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What train writes for each head."""
+    folder = tmp_path_factory.mktemp("models")
+    paths = {head.value: folder / f"{head.value}.joblib" for head in Head}
+    for head, path in paths.items():
+        layers = ("--layer", "-1", "--layer", "-2")
+        arguments = ("train", photos, "-o", path, "--head", head, *layers, "--cv", "3")
+        result = invoke(*arguments, "--cache", folder / "codes.sqlite3")
+        assert result.exit_code == 0, result.stderr
+    return paths

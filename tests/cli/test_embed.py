@@ -1,0 +1,129 @@
+"""The command that writes the codes of images to a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sk_cnncodes import CNNCodeTransformer
+from sk_cnncodes.cli import embed as embed_module
+from sk_cnncodes.cli import images as images_module
+from tests.cli.commands import invoke
+from tests.forwards import counted_forwards
+
+
+def read(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Codes and paths of a file that embed wrote."""
+    if path.suffix == ".npz":
+        with np.load(path) as archive:
+            assert archive.files == ["codes", "paths"]
+            return archive["codes"], archive["paths"].tolist()
+    if path.suffix == ".npy":
+        beside = path.with_suffix(".paths.json").read_text(encoding="utf-8")
+        return np.load(path, mmap_mode="r"), json.loads(beside)
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_parquet(path)
+    assert list(frame.columns) == ["path", "code"]
+    return np.stack(frame["code"]), frame["path"].tolist()
+
+
+@pytest.fixture(params=["npz", "npy", "parquet"])
+def output(request: Any, tmp_path: Path) -> Path:
+    if request.param == "parquet":
+        pytest.importorskip("pyarrow")
+    return tmp_path / f"codes.{request.param}"
+
+
+def test_codes_and_paths(
+    photos: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images_module, "PART", 7)
+    result = invoke("embed", photos, "-o", output)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert f"Wrote 24 codes of length 512 to {output}." in result.stderr
+    codes, paths = read(output)
+    assert paths == sorted(map(str, photos.glob("*/*.jpg")))
+    assert codes.dtype == np.float32
+    np.testing.assert_array_equal(codes, CNNCodeTransformer().transform(paths))
+    left = {p.name for p in output.parent.iterdir()} - {"codes.paths.json"}
+    assert left == {output.name}
+
+
+def test_bad_images_are_rows_of_nan(photos: Path, output: Path) -> None:
+    good = photos / "china" / "0000.jpg"
+    result = invoke("embed", "missing.jpg", good, photos / "README.txt", "-o", output)
+    assert result.exit_code == 3
+    assert result.stderr.splitlines()[0].startswith("missing.jpg: no such file.")
+    assert result.stderr.splitlines()[-1] == "2 images could not be read."
+    codes, paths = read(output)
+    assert paths == ["missing.jpg", str(good), str(photos / "README.txt")]
+    assert np.isnan(codes).all(axis=1).tolist() == [True, False, True]
+    assert np.isfinite(codes[1]).all()
+
+
+def test_options_of_the_code(photos: Path, tmp_path: Path) -> None:
+    options = {"layer": "-3", "pooling": "max", "norm": "l2"}
+    arguments = [part for name in options for part in (f"--{name}", options[name])]
+    output = tmp_path / "codes.npz"
+    assert invoke("embed", photos, "-o", output, *arguments).exit_code == 0
+    codes, paths = read(output)
+    own = CNNCodeTransformer(layer=-3, pooling="max", norm="l2").transform(paths)
+    np.testing.assert_array_equal(codes, own)
+
+
+def test_cache_goes_on(photos: Path, tmp_path: Path) -> None:
+    cache = ("--cache", tmp_path / "cache.sqlite3")
+    with counted_forwards() as count:
+        invoke("embed", photos / "china", "-o", tmp_path / "part.npz", *cache)
+        assert count.images == 12
+        invoke("embed", photos, "-o", tmp_path / "all.npz", *cache)
+        assert count.images == 24
+    codes, _ = read(tmp_path / "all.npz")
+    np.testing.assert_array_equal(read(tmp_path / "part.npz")[0], codes[:12])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
+def test_names_that_are_not_utf8(photos: Path, tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    try:
+        with open(path, "wb") as file:
+            file.write((photos / "china" / "0000.jpg").read_bytes())
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    for name in ("codes.npz", "codes.npy"):
+        assert invoke("embed", tmp_path, "-o", tmp_path / name).exit_code == 0
+        assert [os.fsencode(p) for p in read(tmp_path / name)[1]] == [path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layer", "-99"], "layer=-99"),
+        (["--backbone", "no-such.onnx"], "backbone='no-such.onnx'"),
+        (["--pooling", "median"], "pooling: expected one of"),
+        (["--norm", "l1"], "norm: expected one of"),
+        (["--device", "tpu"], "device: expected"),
+    ],
+)
+def test_errors_write_nothing(
+    arguments: list[str], message: str, photos: Path, tmp_path: Path
+) -> None:
+    result = invoke("embed", photos, "-o", tmp_path / "codes.npz", *arguments)
+    assert result.exit_code == 1
+    assert f"Error: {message}" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_parquet_without_pyarrow(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_module, "find_spec", lambda name: None)
+    result = invoke("embed", photos, "-o", tmp_path / "codes.parquet")
+    assert result.exit_code == 1
+    assert "pip install 'sk-cnncodes[pandas]'" in result.stderr
+    assert not list(tmp_path.iterdir())

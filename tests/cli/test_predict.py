@@ -1,0 +1,203 @@
+"""The command that classifies images with a saved model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+
+from sk_cnncodes import CNNCodeTransformer
+from sk_cnncodes.cli import images as images_module
+from tests.cli.commands import invoke
+from tests.forwards import counted_forwards
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.fixture
+def with_bad_ones(photos: Path, tmp_path: Path) -> list[Path]:
+    """Six paths, of which the first, the third and the last are bad."""
+    good = [photos / "china" / f"{number:04}.jpg" for number in range(3)]
+    truncated = tmp_path / "truncated.jpg"
+    truncated.write_bytes(good[0].read_bytes()[:700])
+    text = tmp_path / "text.jpg"
+    text.write_text("no image")
+    return [tmp_path / "missing.jpg", good[0], truncated, good[1], good[2], text]
+
+
+@pytest.mark.parametrize("head", ["svm", "logistic", "knn"])
+def test_csv_of_a_folder(models: dict[str, Path], photos: Path, head: str) -> None:
+    result = invoke("predict", models[head], photos)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("path,label,probability,error\n")
+    assert result.stderr == "Ignored 3 entries that are hidden or no image.\n"
+    rows = rows_of(result.stdout)
+    paths = [row["path"] for row in rows]
+    assert paths == sorted(map(str, photos.glob("*/*.jpg")))
+    model = joblib.load(models[head])
+    assert [row["label"] for row in rows] == model.predict(paths).tolist()
+    if head == "svm":
+        assert {row["probability"] for row in rows} == {""}
+    else:
+        best = model.predict_proba(paths).max(axis=1)
+        found = [float(row["probability"]) for row in rows]
+        np.testing.assert_allclose(found, best, atol=1e-5)
+
+
+def test_json_lines(models: dict[str, Path], photos: Path) -> None:
+    path = str(photos / "flower" / "0000.jpg")
+    result = invoke("predict", models["svm"], path, "--json")
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {"path": path, "label": "flower", "probability": None, "error": None}
+    ]
+
+
+@pytest.mark.parametrize("part", [256, 2])
+def test_bad_images_do_not_stop_the_run(
+    models: dict[str, Path],
+    with_bad_ones: list[Path],
+    part: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(images_module, "PART", part)
+    result = invoke("predict", models["logistic"], *with_bad_ones, "--json")
+    assert result.exit_code == 3
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["path"] for row in rows] == list(map(str, with_bad_ones))
+    assert [row["label"] for row in rows] == [
+        None,
+        "china",
+        None,
+        "china",
+        "china",
+        None,
+    ]
+    faults = [row["error"] or "" for row in rows]
+    assert faults[0].startswith("no such file")
+    assert "truncated" in faults[2]
+    assert faults[5].startswith("not an image file")
+    said = result.stderr.splitlines()
+    assert said[0].startswith(f"{with_bad_ones[0]}: no such file")
+    assert said[-1] == "3 images could not be read."
+    assert len(said) == 4
+
+
+def test_only_bad_images(models: dict[str, Path]) -> None:
+    result = invoke("predict", models["svm"], "missing.jpg")
+    assert result.exit_code == 3
+    assert [row["label"] for row in rows_of(result.stdout)] == [""]
+
+
+def test_standard_input(models: dict[str, Path], photos: Path) -> None:
+    named = [photos / "flower" / "0003.jpg", photos / "china"]
+    given = f"{named[0]}\n\n{named[1]}\r\n"
+    result = invoke("predict", models["svm"], "-", given=given)
+    assert result.exit_code == 0
+    labels = [row["label"] for row in rows_of(result.stdout)]
+    assert labels == ["flower", *["china"] * 12]
+
+
+def test_output_file(models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+    arguments = ("predict", models["knn"], photos / "china")
+    result = invoke(*arguments, "-o", tmp_path / "labels.csv")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
+    written = (tmp_path / "labels.csv").read_text(encoding="utf-8")
+    assert written == invoke(*arguments).stdout
+
+
+def test_cache_serves_the_second_run(
+    models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    arguments = ("predict", models["logistic"], photos, "--cache", tmp_path / "codes")
+    with counted_forwards() as count:
+        first = invoke(*arguments)
+        assert count.images == 24
+        assert invoke(*arguments).stdout == first.stdout
+        assert count.images == 24
+
+
+def test_labels_and_probabilities_take_one_forward_pass(
+    models: dict[str, Path], photos: Path
+) -> None:
+    with counted_forwards() as count:
+        invoke("predict", models["logistic"], photos)
+    assert count.images == 24
+
+
+def test_regressor(photos: Path, tmp_path: Path) -> None:
+    images = sorted(map(str, photos.glob("*/*.jpg")))
+    ages = np.arange(24) / 2
+    model = make_pipeline(CNNCodeTransformer(), LinearRegression()).fit(images, ages)
+    joblib.dump(model, tmp_path / "ages.joblib")
+    result = invoke("predict", tmp_path / "ages.joblib", *images[:2])
+    found = [float(row["label"]) for row in rows_of(result.stdout)]
+    np.testing.assert_allclose(found, model.predict(images[:2]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "cannot be loaded; it is damaged, truncated"),
+        (b"no pickle", "cannot be loaded; it is damaged, truncated"),
+        ("half", "cannot be loaded; it is damaged, truncated"),
+        ("list", "holds a list, which does not predict"),
+    ],
+)
+def test_model_that_is_none(
+    content: bytes | str | None,
+    message: str,
+    models: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model.joblib"
+    if content == "half":
+        whole = models["svm"].read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    elif content == "list":
+        joblib.dump([1, 2], path)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    result = invoke("predict", path, "photo.jpg", "-o", tmp_path / "labels.csv")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"Error: model {str(path)!r}: ")
+    assert message in result.stderr
+    assert not (tmp_path / "labels.csv").exists()
+
+
+def test_folder_without_images(models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    result = invoke("predict", models["svm"], tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        f"{str(tmp_path)!r}: this folder holds no images.",
+        "Ignored 1 entry that is hidden or no image.",
+        "Error: found no images in what was given.",
+    ]
+
+
+def test_old_output_survives_an_error(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "labels.csv"
+    output.write_text("before")
+    broken = shutil.copy(models["svm"], tmp_path / "broken.joblib")
+    model = joblib.load(broken)
+    model.set_params(codes__backbone="no-such-backbone.onnx")
+    joblib.dump(model, broken)
+    result = invoke("predict", broken, "photo.jpg", "-o", output)
+    assert result.exit_code == 1
+    assert "no-such-backbone.onnx" in result.stderr
+    assert output.read_text() == "before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.joblib", "labels.csv"]

@@ -1,0 +1,127 @@
+"""The command that finds the images most like others."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics.pairwise import pairwise_distances
+from sklearn.pipeline import make_pipeline
+
+from sk_cnncodes import CNNCodeTransformer
+from tests.cli.commands import invoke
+from tests.forwards import counted_forwards
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_nearest_images(photos: Path, metric: str) -> None:
+    query = str(photos / "flower" / "0001.jpg")
+    paths = sorted(map(str, photos.glob("*/*.jpg")))
+    options = ("-k", "6", "--metric", metric, "--layer", "-2", "--csv")
+    result = invoke("similar", "cnncodes-mini", query, "--among", photos, *options)
+    assert result.exit_code == 0
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert {row["query"] for row in rows} == {query}
+    assert query in [row["path"] for row in rows[:3]]  # copies of it are as near
+    codes = CNNCodeTransformer(layer=-2).transform(paths)
+    row = pairwise_distances(codes[[paths.index(query)]], codes, metric=metric)[0]
+    found = [float(row["distance"]) for row in rows]
+    np.testing.assert_allclose(found, np.sort(row)[:6], atol=1e-4)
+    of_paths = [row[paths.index(r["path"])] for r in rows]
+    np.testing.assert_allclose(of_paths, found, atol=1e-4)
+
+
+def test_table_and_json_of_several_queries(photos: Path) -> None:
+    queries = [photos / "flower" / "0001.jpg", photos / "china" / "0002.jpg"]
+    arguments = ("similar", "cnncodes-mini", *queries, "--among", photos, "-k", "4")
+    head, *lines = invoke(*arguments).stdout.splitlines()
+    assert head.split() == ["query", "rank", "path", "distance"]
+    rows = [json.loads(x) for x in invoke(*arguments, "--json").stdout.splitlines()]
+    assert len(lines) == len(rows) == 8
+    for line, row in zip(lines, rows, strict=True):
+        distance = f"{row['distance']:.4f}"
+        assert line.split() == [row["query"], str(row["rank"]), row["path"], distance]
+    near = [Path(row["path"]).parent.name for row in rows if row["rank"] <= 3]
+    assert near == ["flower"] * 3 + ["china"] * 3
+
+
+def test_table_of_one_query_does_not_repeat_it(photos: Path) -> None:
+    query = photos / "flower" / "0001.jpg"
+    result = invoke("similar", "cnncodes-mini", query, "--among", photos, "-k", "1")
+    assert result.stdout.splitlines()[0].split() == ["rank", "path", "distance"]
+
+
+def test_model_gives_backbone_and_layer(photos: Path, tmp_path: Path) -> None:
+    codes = CNNCodeTransformer(layer=-3, norm="l2")
+    model = make_pipeline(codes).fit([photos / "china" / "0000.jpg"])
+    joblib.dump(model, tmp_path / "model.joblib")
+    rest = (photos / "china" / "0000.jpg", "--among", photos, "--metric", "euclidean")
+    cache = ("--cache", tmp_path / "codes.sqlite3", "--csv")
+    by_model = invoke("similar", tmp_path / "model.joblib", *rest, *cache)
+    rows = list(csv.DictReader(io.StringIO(by_model.stdout)))
+    found = codes.transform([row["path"] for row in rows])
+    far = np.linalg.norm(found - codes.transform([rest[0]]), axis=1)
+    np.testing.assert_allclose([float(r["distance"]) for r in rows], far, atol=1e-4)
+    with counted_forwards() as count:
+        again = invoke("similar", tmp_path / "model.joblib", *rest, *cache)
+    assert (again.stdout, count.images) == (by_model.stdout, 0)
+
+
+def test_fewer_images_than_asked_for(photos: Path) -> None:
+    image = photos / "china" / "0000.jpg"
+    among = ("--among", image, "--among", photos / "china" / "0001.jpg")
+    result = invoke("similar", "cnncodes-mini", image, *among, "--json")
+    assert len(result.stdout.splitlines()) == 2
+
+
+def test_bad_images_are_left_out(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_text("no image")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    query = photos / "china" / "0000.jpg"
+    result = invoke("similar", "cnncodes-mini", query, "--among", tmp_path, "--json")
+    assert result.exit_code == 3
+    (row,) = map(json.loads, result.stdout.splitlines())
+    assert row["path"] == str(tmp_path / "red.png")
+    assert f"{tmp_path / 'bad.jpg'}: not an image file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "query", "among", "message"),
+    [
+        ("cnncodes-mini", "missing.jpg", "{photos}", "('missing.jpg'): no such file"),
+        ("cnncodes-mini", "{photo}", "missing.jpg", "none of the images can be read"),
+        ("cnncodes-min", "{photo}", "{photos}", "backbone='cnncodes-min'"),
+        ("missing.joblib", "{photo}", "{photos}", "model 'missing.joblib': no such"),
+        ("list.joblib", "{photo}", "{photos}", "holds 0 transformers"),
+    ],
+)
+def test_errors(
+    model: str,
+    query: str,
+    among: str,
+    message: str,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    joblib.dump([1], "list.joblib")
+    names = {"photos": photos, "photo": photos / "china" / "0000.jpg"}
+    arguments = (model, query.format(**names), "--among", among.format(**names))
+    result = invoke("similar", *arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message in result.stderr
+
+
+def test_layer_of_a_model_cannot_be_chosen(photos: Path) -> None:
+    arguments = ("model.joblib", "a.jpg", "--among", photos, "--layer", "-1")
+    result = invoke("similar", *arguments)
+    assert result.exit_code == 2
+    assert "has its own layer" in result.stderr

@@ -1,0 +1,220 @@
+"""The command that trains a classifier on a folder of images."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import joblib
+import pytest
+
+from sk_cnncodes import CNNCodeTransformer
+from sk_cnncodes.cli.report import confusions
+from sk_cnncodes.cli.train import Head
+from sk_cnncodes.selection import HEADS
+from tests.cli.commands import invoke
+from tests.forwards import counted_forwards
+
+FAST = ("--layer", "-1", "--layer", "-2", "--head", "svm", "--head", "knn", "--cv", "2")
+
+
+def test_heads_are_those_of_the_library() -> None:
+    assert [head.value for head in Head] == list(HEADS)
+
+
+def test_text(photos: Path, tmp_path: Path) -> None:
+    result = invoke("train", photos, "-o", tmp_path / "model.joblib", *FAST)
+    assert result.exit_code == 0, result.stderr
+    text = result.stdout
+    assert text.startswith("24 images of 2 classes; 5 held out.\n")
+    assert "Mean accuracy in 2-fold cross-validation, in %:" in text
+    table = text.split("in %:\n\n")[1].split("\n\n")[0].splitlines()
+    assert table[0].split() == [
+        "backbone",
+        "layer",
+        "linear",
+        "SVM",
+        "5",
+        "nearest",
+        "neighbours",
+    ]
+    assert [line.split()[:2] for line in table[1:]] == [
+        ["cnncodes-mini", "-1"],
+        ["cnncodes-mini", "-2"],
+    ]
+    assert re.search(r"Chosen: cnncodes-mini, layer -[12], .*: [\d.]+% in cross", text)
+    assert re.search(r"^Held-out accuracy: [\d.]+%$", text, re.MULTILINE)
+    assert re.search(r"^ +precision +recall +f1-score +support$", text, re.MULTILINE)
+    assert re.search(r"^china +1 +\d+ +\S+$", text, re.MULTILINE)
+    assert re.search(r"Saved .*model.joblib \(0.0\d MB\)\.\n$", text)
+    assert "Ignored 3 entries that are hidden or no image." in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model.joblib"]
+
+
+def test_json_tells_of_the_saved_model(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model.joblib"
+    arguments = ("train", photos, "-o", output, *FAST, "--held-out", "0.25", "--json")
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["classes"] == ["china", "flower"]
+    assert (found["images"], found["ignored"], found["unreadable"]) == (24, 3, [])
+    assert (found["model"], found["onnx"]) == (str(output), None)
+    assert [(c["layer"], c["head"]) for c in found["search"]] == [
+        *[(-1, "svm"), (-1, "knn"), (-2, "svm"), (-2, "knn")]
+    ]
+    assert found["chosen"] in found["search"]
+    best = max(candidate["mean"] for candidate in found["search"])
+    assert found["chosen"]["mean"] == best
+
+    held_out = found["held_out"]
+    matrix = held_out["confusion_matrix"]
+    assert held_out["images"] == sum(map(sum, matrix)) == 6
+    right = matrix[0][0] + matrix[1][1]
+    assert held_out["accuracy"] == pytest.approx(right / 6)
+    assert held_out["classes"]["china"]["support"] == 3
+
+    model = joblib.load(output)
+    codes, head = model["codes"], model["head"]
+    assert codes.layer == found["chosen"]["layer"]
+    assert type(head) is type(HEADS[found["chosen"]["head"]][1])
+    # Nothing of the run's own cache is left in it.
+    assert (codes.cache, codes.cache_layers) == ("memory", None)
+
+
+def test_same_seed_same_result(photos: Path, tmp_path: Path) -> None:
+    def search(seed: str) -> list[dict[str, object]]:
+        arguments = ("train", photos, "-o", tmp_path / "m.joblib", *FAST, "--json")
+        rest = ("--seed", seed, "--cache", tmp_path / "codes.sqlite3")
+        return json.loads(invoke(*arguments, *rest).stdout)["held_out"]
+
+    assert search("1") == search("1")
+
+
+def test_one_forward_pass_an_image(photos: Path, tmp_path: Path) -> None:
+    arguments = ("train", photos, "-o", tmp_path / "model.joblib", *FAST)
+    cache = ("--cache", tmp_path / "codes.sqlite3")
+    with counted_forwards() as count:
+        assert invoke(*arguments, *cache).exit_code == 0
+        assert count.images == 24
+        assert invoke(*arguments, *cache).exit_code == 0
+        assert count.images == 24
+        # A further layer, which that cache lacks, takes one pass more.
+        assert invoke(*arguments, *cache, "--layer", "-3").exit_code == 0
+        assert count.images == 48
+
+
+def test_several_processes(photos: Path, tmp_path: Path) -> None:
+    arguments = ("train", photos, "-o", tmp_path / "m.joblib", *FAST, "--json")
+    alone, together = (
+        json.loads(invoke(*arguments, "--jobs", jobs).stdout) for jobs in ("1", "2")
+    )
+    assert alone == together
+
+
+def test_all_images_train_where_none_is_held_out(photos: Path, tmp_path: Path) -> None:
+    arguments = ("train", photos, "-o", tmp_path / "m.joblib", *FAST, "--held-out", "0")
+    text = invoke(*arguments).stdout
+    assert text.startswith("24 images of 2 classes; 0 held out.")
+    assert "Held-out" not in text
+    assert json.loads(invoke(*arguments, "--json").stdout)["held_out"] is None
+
+
+def test_bad_images_are_left_out(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    bad = folder / "china" / "0005.jpg"
+    bad.write_bytes(bad.read_bytes()[:500])
+    result = invoke("train", folder, "-o", tmp_path / "m.joblib", *FAST, "--json")
+    assert result.exit_code == 3
+    assert f"{bad}: the file is damaged or truncated" in result.stderr
+    found = json.loads(result.stdout)
+    assert found["images"] == 23
+    (row,) = found["unreadable"]
+    assert row["path"] == str(bad)
+    assert row["error"].startswith("the file is damaged or truncated")
+    assert joblib.load(tmp_path / "m.joblib").classes_.tolist() == ["china", "flower"]
+
+
+def test_temporary_cache_is_removed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    invoke("train", photos, "-o", tmp_path / "m.joblib", *FAST)
+    assert (tmp_path / "m.joblib").exists()
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("counts", "arguments", "message"),
+    [
+        ({}, [], "found no images in its sub-folders"),
+        ({"a": 9}, [], "found images of 1 class: ['a']"),
+        ({"a": 9, "b": 1}, [], "too few images: class 'b' has 1. Expected at least 2"),
+        ({"a": 9, "b": 5}, [], "class 'b' has 4. Expected at least 5 of each class"),
+        ({"a": 2, "b": 2}, ["--cv", "2", "--held-out", "0"], "5 nearest neighbours: 2"),
+        ({"a/deep": 9, "b/deep": 9}, [], "Folders lie deeper, such as"),
+        ({"a": 9, "b": 9}, ["--layer", "-99"], "layer=-99"),
+        ({"a": 9, "b": 9}, ["--backbone", "nothing"], "backbone='nothing'"),
+    ],
+)
+def test_errors_come_before_the_work(
+    counts: dict[str, int],
+    arguments: list[str],
+    message: str,
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            shutil.copy(photos / "china" / "0000.jpg", folder / name / f"{number}.jpg")
+    with counted_forwards() as count:
+        result = invoke("train", folder, "-o", tmp_path / "m.joblib", *arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message in result.stderr
+    assert count.images == 0
+    assert not (tmp_path / "m.joblib").exists()
+
+
+def test_too_few_images_that_can_be_read(photos: Path, tmp_path: Path) -> None:
+    for name, damaged in (("china", 0), ("flower", 11)):
+        shutil.copytree(photos / name, tmp_path / "photos" / name)
+        for path in sorted((tmp_path / "photos" / name).glob("*.jpg"))[:damaged]:
+            path.write_bytes(b"nothing")
+    result = invoke("train", tmp_path / "photos", "-o", tmp_path / "m.joblib")
+    assert result.exit_code == 1
+    assert "too few images: class 'flower' has 1." in result.stderr
+
+
+def test_many_classes_are_told_by_their_confusions() -> None:
+    import numpy as np
+
+    classes = [f"class {i}" for i in range(21)]
+    matrix = 5 * np.eye(21, dtype=int)
+    assert "nothing" in confusions(classes, matrix)
+    matrix[3, 7], matrix[20, 0] = 2, 11
+    lines = confusions(classes, matrix).splitlines()
+    assert [line.split(maxsplit=1) for line in lines[2:]] == [
+        ["11", "class 20 taken for class 0"],
+        ["2", "class 3 taken for class 7"],
+    ]
+    assert len(confusions(classes[:20], matrix[:20, :20]).splitlines()) == 23
+
+
+def test_codes_of_training_and_use_are_the_same(
+    models: dict[str, Path], photos: Path
+) -> None:
+    """The head was fitted on what the saved transformer gives."""
+    model = joblib.load(models["logistic"])
+    own = CNNCodeTransformer(layer=model["codes"].layer, norm="l2")
+    images = sorted(map(str, photos.glob("*/*.jpg")))
+    labels = model["head"].predict(own.transform(images))
+    assert labels.tolist() == model.predict(images).tolist()
+    assert (labels == [Path(image).parent.name for image in images]).mean() > 0.9
