@@ -439,6 +439,13 @@ class BlockFinder:
     def layers(self) -> list[Layer]:
         """The numbered layers, in order from the image; the last is -1."""
         names = self.boundaries
+        others = self.graph.view.other_inputs(self.penultimate)
+        if others:
+            raise BackboneError(
+                f"its layers need the inputs {others} besides the image input "
+                f"{self.graph.view.input_name!r}. Expected a network of images alone; "
+                "the others can be made initializers."
+            )
         labels = self.graph.labels(names)
         return [
             self.graph.layer(name, label, place - len(names))

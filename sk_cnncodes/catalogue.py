@@ -180,7 +180,7 @@ def _names_like(name: str) -> str:
     """The names that could be meant, for a message."""
     rows = list_backbones()
     names = [each for row in rows for each in (row.name, *row.aliases)]
-    close = difflib.get_close_matches(name, names, n=4)
+    close = difflib.get_close_matches(name.strip().lower(), names, n=4)
     nearest = " or ".join(repr(each) for each in close or [rows[0].name])
     return f"a name that list_backbones() shows, such as {nearest}"
 
@@ -265,8 +265,12 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
             f"file, got {name_or_path!r}."
         )
     path = Path(name_or_path)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise BackboneError(f"backbone={str(name_or_path)!r}: {error}.") from error
     if isinstance(name_or_path, str) and find_row(name_or_path) is not None:
-        if path.is_file():
+        if is_file:
             warnings.warn(
                 f"backbone={name_or_path!r} is taken as the name of a known backbone, "
                 f"not as the file of that name in {str(Path.cwd())!r}. If the file is "
@@ -274,11 +278,15 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
                 stacklevel=3,
             )
         return download_backbone(name_or_path)
-    if path.is_file():
+    if is_file:
         return path
-    what = "is a folder" if path.is_dir() else "no such file"
+    what = "is a folder" if is_folder else "no such file"
+    if find_row(str(path)) is not None:
+        what += f"; the known backbone of this name is {str(path)!r}, a string"
+    else:
+        what += ", and no known backbone has this name"
     raise BackboneError(
-        f"backbone={str(name_or_path)!r}: {what}, and no known backbone has this name. "
+        f"backbone={str(name_or_path)!r}: {what}. "
         f"Expected {_names_like(str(name_or_path))}, or the path of an ONNX file; "
         f"relative paths start from {str(Path.cwd())!r}."
     )

@@ -7,14 +7,14 @@ float32 [N, d] output for each of its layers, ``codes_0``, ``codes_1``, ...
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sk_cnncodes.exceptions import LayerError
-from sk_cnncodes.graph import GraphView, cut_model, value_shape
+from sk_cnncodes.graph import GraphView, cut_model, rename_tensors, value_shape
 from sk_cnncodes.layers import Layer
 from sk_cnncodes.model_files import embed_external_data
 from sk_cnncodes.preprocessing import Preprocessing
@@ -123,11 +123,24 @@ def build_code_graphs(
     """
     cut = cut_model(model, [layer.name for layer, _ in layers])
     embed_external_data(cut, folder)
+    rename_tensors(cut.graph, _backbone_name)
+    (image_input,) = [
+        value
+        for value in cut.graph.input
+        if value.name == _backbone_name(image_input.name)
+    ]
+    layers = [(replace(la, name=_backbone_name(la.name)), how) for la, how in layers]
     stated = value_shape(image_input)
     baked = stated[0] if stated else None
     rest = (image_input, layers, preprocessing, norm)
     yield CodeGraph(_graph(cut, *rest, None, baked), None)
     yield CodeGraph(_graph(cut, *rest, baked or 1, None), baked or 1)
+
+
+def _backbone_name(name: str) -> str:
+    """The name of a backbone's tensor, where a code graph has its own of that name."""
+    own = name == INPUT or name.startswith(("codes_", "sk_cnncodes/"))
+    return f"backbone/{name}" if own else name
 
 
 def _graph(

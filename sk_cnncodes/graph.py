@@ -7,7 +7,7 @@ and cut with `cut_model`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -142,7 +142,8 @@ class GraphView:
     """What reads what in a model, as far as it depends on one input.
 
     Edges that leave `Shape` and `Size` are no dependence: they carry the size of
-    the image, not the image.
+    the image, not the image. Nor are the scale and the zero point that go with what
+    `DynamicQuantizeLinear` makes.
 
     Parameters
     ----------
@@ -166,12 +167,21 @@ class GraphView:
             for name in dict.fromkeys(self._reads[index]):
                 self.readers.setdefault(name, []).append(index)
             if node.op_type not in ("Shape", "Size") and self.data_inputs(index):
-                self.dependent.update(filter(None, node.output))
+                carrying = node.output
+                if node.op_type == "DynamicQuantizeLinear":
+                    carrying = node.output[:1]
+                self.dependent.update(filter(None, carrying))
 
     def data_inputs(self, index: int) -> list[str]:
         """The tensors that node `index` reads and that depend on the input."""
         names = dict.fromkeys(self._reads[index])
         return [name for name in names if name in self.dependent]
+
+    def other_inputs(self, name: str) -> list[str]:
+        """Inputs that a tensor needs besides the one that counts."""
+        needed = {n for i in self.ancestors([name]) for n in self._reads[i]} | {name}
+        names = [value.name for value in self.model.graph.input]
+        return [n for n in names if n in needed and n != self.input_name]
 
     @cached_property
     def constants(self) -> dict[str, onnx.TensorProto]:
@@ -258,6 +268,20 @@ class GraphView:
                     here |= needed[self.producer[name]]
             needed.append(here)
         return needed
+
+
+def rename_tensors(graph: onnx.GraphProto, renamed: Callable[[str], str]) -> None:
+    """Give the tensors of a graph, and of the bodies in it, other names."""
+    for node in graph.node:
+        for field in (node.input, node.output):
+            field[:] = [renamed(name) for name in field]
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                rename_tensors(body, renamed)
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = renamed(value.name)
+    for tensor in graph.sparse_initializer:
+        tensor.values.name = renamed(tensor.values.name)
 
 
 def cut_model(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:

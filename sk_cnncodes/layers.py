@@ -176,7 +176,8 @@ class LayerGraph:
         """Tensors that will be asked for too, so that one run measures all."""
         names = {name}
         for output in self.view.model.graph.output:
-            if output.name in self.view.dependent:
+            alone = not self.view.other_inputs(output.name)
+            if alone and output.name in self.view.dependent:
                 names.update([output.name, *self.view.cut_tensors(output.name)])
         for node in self.view.nodes:
             if node.op_type == "Concat" and node.output[0] in self.view.dependent:
@@ -187,11 +188,17 @@ class LayerGraph:
         known = self._types.get(name)
         return known.element if known else 0
 
+    def _element_name(self, name: str) -> str:
+        import onnx
+
+        return str(onnx.TensorProto.DataType.Name(self._element(name))).lower()
+
     def _is_float(self, name: str) -> bool:
         import onnx
 
         proto = onnx.TensorProto
-        return self._element(name) in (proto.FLOAT, proto.FLOAT16, proto.BFLOAT16)
+        floats = (proto.FLOAT, proto.FLOAT16, proto.BFLOAT16, proto.DOUBLE)
+        return self._element(name) in floats
 
     def can_be_layer(self, name: str) -> bool:
         shape = self.shape(name)
@@ -213,9 +220,9 @@ class LayerGraph:
             If the tensor has no shape that could give a code.
         """
         if not self.can_be_layer(name):
-            shape = self.shape(name)
             raise BackboneError(
-                f"the tensor {name!r} of shape {shape} cannot be a layer. Expected "
+                f"the tensor {name!r} of shape {self.shape(name)} and type "
+                f"{self._element_name(name)} cannot be a layer. Expected "
                 "floats of shape (batch, channels), (batch, tokens, channels) or "
                 "(batch, channels, rows, columns)."
             )

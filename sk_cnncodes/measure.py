@@ -54,8 +54,9 @@ def measured_types(
         )
         arrays = session.run(names, {image.name: np.zeros(shape, dtype)})
     except Exception as error:
+        listed = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
         raise BackboneError(
-            f"its tensors {names} cannot be computed ({first_line(error)})."
+            f"its tensors {listed} cannot be computed ({first_line(error)})."
         ) from error
     return {
         name: TensorType(onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)

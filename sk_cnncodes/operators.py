@@ -7,6 +7,7 @@ MOVES = frozenset(
     [
         "Cast",
         "Dropout",
+        "DynamicQuantizeLinear",
         "Flatten",
         "Identity",
         "QuantizeLinear",
@@ -83,6 +84,7 @@ WEIGHTED = frozenset(
         "Gemm",
         "MatMul",
         "MatMulInteger",
+        "QGemm",
         "QLinearConv",
         "QLinearMatMul",
     ]

@@ -14,12 +14,14 @@ _AFTER_SCORES = MOVES | frozenset(
         "ArgMax",
         "AveragePool",
         "Clip",
+        "Exp",
         "GlobalAveragePool",
         "LogSoftmax",
         "ReduceMean",
         "Relu",
         "Sigmoid",
         "Softmax",
+        "TopK",
     ]
 )
 
@@ -28,7 +30,8 @@ class ClassifierWalk:
     """Walks from the outputs of a file back to what its classifier reads.
 
     Softmax, reshapes, poolings and biases are passed over until the first fully
-    connected layer or 1x1 convolution; what that reads is the penultimate tensor.
+    connected layer, or convolution that is one at each place or over all places; what
+    that reads is the penultimate tensor.
     """
 
     def __init__(self, graph: LayerGraph) -> None:
@@ -43,6 +46,9 @@ class ClassifierWalk:
             raise BackboneError(
                 f"no output depends on the image input {self.graph.view.input_name!r}."
             )
+        # Of networks that compare images with texts, the features of images.
+        alone = [name for name in outputs if not self.graph.view.other_inputs(name)]
+        outputs = alone or outputs
         classifiers = [n for n in outputs if self._classifier_nodes(n)]
         # Auxiliary classifiers of training stand before the real one.
         deepest = sorted(classifiers, key=lambda n: self.graph.view.producer[n])
@@ -51,7 +57,7 @@ class ClassifierWalk:
     def _classifier_nodes(self, output: str) -> list[int]:
         """The last weighted nodes, behind which only scores are left; else []."""
         shape = self.graph.shape(output)
-        if len(shape) < 2 or sum(dim > 1 for dim in shape[1:]) > 1:
+        if not shape or sum(dim > 1 for dim in shape[1:]) > 1:
             return []  # a map or tokens: features, not scores
         found: list[int] = []
         waiting, softmax, relu = [output], False, False
@@ -61,10 +67,10 @@ class ClassifierWalk:
             if index is None:
                 return []
             op, data = self.graph.op(index), self.graph.view.data_inputs(index)
-            softmax |= op in ("Softmax", "LogSoftmax", "Sigmoid")
+            softmax |= op in ("Softmax", "LogSoftmax", "Sigmoid", "Exp")
             if op in WEIGHTED and len(data) == 1:
                 features = relu and not softmax and self._could_be_features(name)
-                if features or not self._is_pointwise_product(index):
+                if features or not self._is_fully_connected(index):
                     return []
                 found.append(index)
             elif op in _AFTER_SCORES and len(data) == 1:
@@ -74,6 +80,8 @@ class ClassifierWalk:
                 op in ("Mul", "Div") and len(data) == 1
             ):
                 waiting.extend(data)  # a bias, or the average of two heads
+            elif self._is_step_of_softmax(index):
+                waiting.append(data[0])
             else:
                 return []
         return found
@@ -84,10 +92,26 @@ class ClassifierWalk:
         axis = 1 if len(shape) == 4 else -1
         return not shape or shape[axis] % 32 == 0
 
-    def _is_pointwise_product(self, index: int) -> bool:
-        """Whether a node is fully connected, or a 1x1 convolution."""
+    def _is_step_of_softmax(self, index: int) -> bool:
+        """Whether a node divides by its sum, or subtracts its maximum, of a softmax."""
+        op, data = self.graph.op(index), self.graph.view.data_inputs(index)
+        reductions = {"Div": "ReduceSum", "Sub": "ReduceMax"}
+        if op not in reductions or len(data) != 2:
+            return False
+        made, by = (self.graph.view.producer.get(name) for name in data)
+        if by is None or self.graph.op(by) != reductions[op]:
+            return False
+        # Divided by its sum, only an exponential is a score; features may be too.
+        exponential = made is not None and self.graph.op(made) == "Exp"
+        own = self.graph.view.data_inputs(by) == data[:1]
+        return own and (op == "Sub" or exponential)
+
+    def _is_fully_connected(self, index: int) -> bool:
+        """Whether a product sees all of one place, or of all places."""
         node = self.graph.view.nodes[index]
         if "Conv" not in node.op_type:
+            return True
+        if set(self.graph.shape(node.output[0])[2:]) == {1}:
             return True
         kernel = self.graph.view.constants.get(node.input[1])
         if kernel is not None:

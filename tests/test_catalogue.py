@@ -192,6 +192,12 @@ def test_a_name_wins_over_a_file_and_says_so(
 def test_unknown_names_are_answered_with_near_ones() -> None:
     with pytest.raises(BackboneError, match="no such file.*such as 'resnet50'"):
         load_backbone("resnet-50")
+    with pytest.raises(BackboneError, match="such as 'resnet50'"):
+        load_backbone("ResNet50")
+    with pytest.raises(BackboneError, match="no such file; the known.*'resnet50', a s"):
+        load_backbone(Path("resnet50"))
+    with pytest.raises(BackboneError, match="backbone='aaa.*name too long"):
+        load_backbone("a" * 5000)
     with pytest.raises(BackboneError, match="not in the catalogue.*'resnet50'"):
         download_backbone("resnet-50")
     assert download_backbone("cnncodes-mini") == MODELS / "cnncodes-mini.onnx"

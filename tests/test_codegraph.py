@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto
 
 from sk_cnncodes import CNNCodeTransformer, LayerError, Preprocessing, load_backbone
+from sk_cnncodes.graph import rename_tensors
 from sk_cnncodes.runtime import Device, open_session
 from tests import graphs
 from tests.conftest import prepared, run_tensor
@@ -263,3 +264,25 @@ def test_the_cut_file_is_without_later_weights(shared: Path) -> None:
         share = backbone.layer(layer).parameter_share
         assert kept == pytest.approx(share * total, rel=0.01, abs=50)
     assert sizes[second.name] < 0.05 * sizes[-1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("data", "images"), ("block0", "codes_0"), ("w0", "sk_cnncodes/1")]
+)
+def test_names_that_a_code_graph_takes_itself(
+    old: str,
+    new: str,
+    photographs: list[np.ndarray],
+    plain: Preprocessing,
+    tmp_path: Path,
+) -> None:
+    """Some exporters call the input "images"."""
+    model = graphs.resnet()
+    path = graphs.save(model, tmp_path / "before.onnx")
+    expected = CNNCodeTransformer(path, layer=-2, preprocessing=plain)
+    rename_tensors(model.graph, lambda name: new if name == old else name)
+    path = graphs.save(model, tmp_path / "after.onnx")
+    codes = CNNCodeTransformer(path, layer=-2, preprocessing=plain)
+    np.testing.assert_array_equal(
+        codes.fit_transform(photographs), expected.fit_transform(photographs)
+    )
