@@ -166,7 +166,7 @@ class OnnxClassifier:
         ImageError
             If an image is bad; it names position and path.
         """
-        found = self._run(X)
+        found = self.run(X)
         if "values" in found:
             values = found["values"]
             return values if self.metadata["many_targets"] else values[:, 0]
@@ -185,7 +185,7 @@ class OnnxClassifier:
         ndarray of float32, shape (n_images, n_classes)
             Columns in the order of `classes_`.
         """
-        return self._run(X)["probabilities"]
+        return self.run(X)["probabilities"]
 
     @_available_with("decision")
     def decision_function(self, X: Any) -> np.ndarray:
@@ -200,10 +200,21 @@ class OnnxClassifier:
         ndarray of float32, shape (n_images,) or (n_images, n)
             As the head's own `decision_function` gives them.
         """
-        decision = self._run(X)["decision"]
+        decision = self.run(X)["decision"]
         return decision[:, 0] if len(self.classes_) == 2 else decision
 
-    def _run(self, X: Any) -> dict[str, np.ndarray]:
+    def run(self, X: Any) -> dict[str, np.ndarray]:
+        """All outputs at once: label and scores take one run of the network.
+
+        Parameters
+        ----------
+        X : container of images
+
+        Returns
+        -------
+        dict
+            An array of n_images rows for each of `outputs`.
+        """
         images = as_image_sequence(X)
         session = self._session()
         size = session.get_inputs()[0].shape[0]

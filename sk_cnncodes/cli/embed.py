@@ -26,7 +26,6 @@ from sk_cnncodes.cli.images import (
     listed_paths,
     progress_bar,
 )
-from sk_cnncodes.transformer import CNNCodeTransformer
 
 
 def embed(
@@ -72,6 +71,8 @@ def embed(
       sk-cnncodes embed photos -o codes.parquet --backbone resnet50 --layer -2
       find . -name '*.jpg' | sk-cnncodes embed - -o codes.npy --cache codes.sqlite3
     """
+    from sk_cnncodes.transformer import CNNCodeTransformer
+
     check_output(output, tuple(WRITERS))
     kind = output.suffix.lower()
     if kind == ".parquet" and find_spec("pyarrow") is None:

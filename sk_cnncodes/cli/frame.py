@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,23 @@ def interruptible(cache: Path | None, output: str) -> Iterator[None]:
                 "that were computed."
             )
         _end_interrupted(f"{output} {how}")
+
+
+def start_workers(count: int) -> None:
+    """Start the processes of joblib so that they leave Ctrl-C to this one.
+
+    It ends them itself; each would print a traceback else. They inherit the mask of
+    signals from the thread that starts them. A Ctrl-C meanwhile is not lost.
+    """
+    import joblib
+
+    if count == 1 or not hasattr(signal, "pthread_sigmask"):
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        joblib.Parallel(count)(joblib.delayed(int)() for _ in range(abs(count)))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _end_interrupted(message: str) -> None:

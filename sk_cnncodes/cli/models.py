@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sk_cnncodes.cache import CodeCache
 from sk_cnncodes.exceptions import BackboneError
-from sk_cnncodes.transformer import CNNCodeTransformer
+
+if TYPE_CHECKING:
+    from sk_cnncodes.transformer import CNNCodeTransformer
 
 # For the codes of a part, which `predict_proba` asks for after `predict`.
 _PART_BYTES = 128 * 2**20
 
 
-def load_joblib(path: Path) -> Any:
-    """What a joblib or pickle file holds.
+def load(path: Path) -> Any:
+    """What a joblib or pickle file holds; of an ONNX file, an `OnnxClassifier`.
 
     Raises
     ------
@@ -25,6 +26,10 @@ def load_joblib(path: Path) -> Any:
 
     if not path.is_file():
         raise ValueError(f"model {str(path)!r}: no such file.")
+    if path.suffix.lower() == ".onnx":
+        from sk_cnncodes.onnx_classifier import OnnxClassifier
+
+        return OnnxClassifier(path)
     try:
         return joblib.load(path)
     except BackboneError:
@@ -40,6 +45,8 @@ def load_joblib(path: Path) -> Any:
 
 def code_transformers(model: Any) -> list[CNNCodeTransformer]:
     """The transformers of a fitted model, in the order of its parameters."""
+    from sk_cnncodes.transformer import CNNCodeTransformer
+
     model = getattr(model, "best_estimator_", model)
     if isinstance(model, CNNCodeTransformer):
         return [model]
@@ -52,6 +59,8 @@ def code_transformers(model: Any) -> list[CNNCodeTransformer]:
 
 def set_up(model: Any, cache: Path | None, device: str | None) -> None:
     """Make the transformers of a model use a cache and a device."""
+    from sk_cnncodes.cache import CodeCache
+
     for transformer in code_transformers(model):
         transformer.set_params(
             cache=CodeCache(max_bytes=_PART_BYTES) if cache is None else cache,

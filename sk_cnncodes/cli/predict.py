@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import numpy as np
 import typer
@@ -26,8 +26,11 @@ from sk_cnncodes.cli.images import (
     listed_paths,
     progress_bar,
 )
-from sk_cnncodes.cli.models import load_joblib, set_up
+from sk_cnncodes.cli.models import load, set_up
 from sk_cnncodes.files import replacing
+
+if TYPE_CHECKING:
+    from sk_cnncodes.onnx_classifier import OnnxClassifier
 
 FIELDS = ("path", "label", "probability", "error")
 # The label of an image, and its probability where the model gives one.
@@ -137,29 +140,61 @@ def _predictor(
     path: Path, cache: Path | None, device: str | None
 ) -> Callable[[list[str]], list[Prediction]]:
     """A function that gives the predictions of images."""
-    model = load_joblib(path)
+    from sk_cnncodes.onnx_classifier import OnnxClassifier
+
+    model = load(path)
     if not hasattr(model, "predict"):
         raise ValueError(
             f"model {str(path)!r}: holds a {type(model).__name__}, which does not "
             "predict. Expected a fitted pipeline with a classifier at its end."
         )
+    if isinstance(model, OnnxClassifier):
+        if cache is not None:
+            raise typer.BadParameter(
+                f"{str(path)!r} gives labels, and no codes that --cache could keep. "
+                "Expected --cache with a joblib file only."
+            )
+        model.device = device or model.device
+        return lambda images: _predictions_of_onnx(model, images)
     set_up(model, cache, device)
     return lambda images: _predictions(model, images)
 
 
+def _predictions_of_onnx(model: OnnxClassifier, images: list[str]) -> list[Prediction]:
+    outputs = model.run(images)
+    if "label" not in outputs:
+        values = outputs["values"]
+        one = values[:, 0] if values.shape[1] == 1 else values
+        return [(value, None) for value in _one_each(one)]
+    labels = _one_each(outputs["label"])
+    if "probabilities" not in outputs:
+        return [(label, None) for label in labels]
+    return _with_probabilities(labels, model.classes_, outputs["probabilities"])
+
+
 def _predictions(model: Any, images: list[str]) -> list[Prediction]:
-    labels = np.asarray(model.predict(images))
+    labels = _one_each(model.predict(images))
+    if not hasattr(model, "predict_proba"):
+        return [(label, None) for label in labels]
+    return _with_probabilities(labels, model.classes_, model.predict_proba(images))
+
+
+def _one_each(predicted: Any) -> list[Any]:
+    """Predictions as plain values."""
+    labels = np.asarray(predicted)
     if labels.ndim != 1:
         raise ValueError(
-            f"the model gives predictions of shape {labels.shape} for {len(images)} "
-            "images. Expected one label an image."
+            f"the model gives predictions of shape {labels.shape}. Expected one label "
+            "an image."
         )
-    values = labels.tolist()
-    if not hasattr(model, "predict_proba"):
-        return [(label, None) for label in values]
-    column = {label: i for i, label in enumerate(np.asarray(model.classes_).tolist())}
-    table = np.asarray(model.predict_proba(images))
+    return list(labels.tolist())
+
+
+def _with_probabilities(
+    labels: list[Any], classes: Any, table: Any
+) -> list[Prediction]:
+    column = {label: i for i, label in enumerate(np.asarray(classes).tolist())}
     return [
         (label, round(float(row[column[label]]), 6))
-        for label, row in zip(values, table, strict=True)
+        for label, row in zip(labels, np.asarray(table), strict=True)
     ]

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sk_cnncodes.selection import chosen, score_table, scores, verdict
-
 if TYPE_CHECKING:
     from sklearn.model_selection import GridSearchCV
 
@@ -57,6 +55,8 @@ class Report:
         """Plain values."""
         from sklearn.metrics import classification_report
 
+        from sk_cnncodes.selection import chosen, scores
+
         held_out = None
         if self._labels:
             held_out = {
@@ -78,6 +78,8 @@ class Report:
     def as_text(self) -> str:
         """Lines for a terminal."""
         from sklearn.metrics import classification_report
+
+        from sk_cnncodes.selection import score_table, verdict
 
         total = self._n_train + len(self._labels)
         parts = [

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -22,8 +22,10 @@ from sk_cnncodes.cli.frame import (
     print_table,
 )
 from sk_cnncodes.cli.images import compute_parts, listed_paths, progress_bar
-from sk_cnncodes.cli.models import code_transformers, load_joblib
-from sk_cnncodes.transformer import CNNCodeTransformer
+from sk_cnncodes.cli.models import code_transformers, load
+
+if TYPE_CHECKING:
+    from sk_cnncodes.transformer import CNNCodeTransformer
 
 FIELDS = ("query", "rank", "path", "distance")
 
@@ -111,13 +113,15 @@ def similar(
 
 def _transformer(model: str, layer: str | None) -> CNNCodeTransformer:
     """The transformer of a saved model, or one of a backbone."""
+    from sk_cnncodes.transformer import CNNCodeTransformer
+
     if Path(model).suffix.lower() not in (".joblib", ".pkl", ".pickle"):
         return CNNCodeTransformer(model, layer=parse_layer(layer or "-1"))
     if layer is not None:
         raise typer.BadParameter(
             f"{model!r} has its own layer. Expected --layer with a backbone only."
         )
-    found = code_transformers(load_joblib(Path(model)))
+    found = code_transformers(load(Path(model)))
     if len(found) != 1:
         raise ValueError(
             f"model {model!r}: holds {len(found)} transformers of images to codes. "

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,15 +23,18 @@ from sk_cnncodes.cli.frame import (
     interruptible,
     note,
     parse_layer,
+    start_workers,
 )
 from sk_cnncodes.cli.images import compute_parts, note_ignored, progress_bar
 from sk_cnncodes.cli.report import Report
 from sk_cnncodes.files import replacing
 from sk_cnncodes.image_files import find_labelled_images
-from sk_cnncodes.selection import DEFAULT_LAYERS, NEIGHBOURS, code_search
-from sk_cnncodes.transformer import CNNCodeTransformer
 
-LAYERS = [str(layer) for layer in DEFAULT_LAYERS]
+if TYPE_CHECKING:
+    from sk_cnncodes.transformer import CNNCodeTransformer
+
+# As `sk_cnncodes.selection` has them, whose import takes a second.
+LAYERS = ["-1", "-2", "-4"]
 
 
 class Head(StrEnum):
@@ -118,9 +122,17 @@ def train(
           resnet50 --cache codes.sqlite3
       sk-cnncodes train photos -o model.joblib --head logistic --onnx model.onnx
     """
+    from sk_cnncodes.selection import code_search
+    from sk_cnncodes.transformer import CNNCodeTransformer
+
     check_output(output)
     if onnx is not None:
         check_output(onnx, (".onnx",))
+        if find_spec("skl2onnx") is None:
+            raise ImportError(
+                "--onnx needs skl2onnx, which is not installed: pip install "
+                "'sk-cnncodes[export]'."
+            )
     if jobs == 0:
         raise typer.BadParameter("--jobs: expected a number other than 0.")
     layers = [parse_layer(text) for text in dict.fromkeys(layer)]
@@ -142,6 +154,7 @@ def train(
         split = _split(images, held_out, seed, cv, heads)
         combinations = len(backbones) * len(layers) * len(heads)
         note(f"Compare {combinations} combinations in {cv}-fold cross-validation ...")
+        start_workers(jobs)
         search = code_search(
             backbones,
             layers,
@@ -244,6 +257,8 @@ def _split(
     """Hold images of each class out; an error where too few are left."""
     from sklearn.model_selection import train_test_split
 
+    from sk_cnncodes.selection import NEIGHBOURS
+
     classes = Counter(images.labels)
     if len(classes) < 2:
         raise ValueError(
@@ -288,9 +303,14 @@ def _check_counts(counts: Counter[str], least: int, purpose: str) -> None:
 
 
 def _save(pipeline: Any, output: Path, onnx: Path | None) -> None:
-    """Write the model, which keeps nothing of this run's cache."""
+    """Write the model, which keeps nothing of this run's cache: both files or none."""
     import joblib
 
     pipeline.set_params(codes__cache="memory", codes__cache_layers=None)
     with replacing(output) as part:
         joblib.dump(pipeline, part)
+        if onnx is not None:
+            from sk_cnncodes.export import to_onnx
+
+            note("Convert to ONNX ...")
+            to_onnx(pipeline, onnx)
