@@ -23,15 +23,18 @@ if TYPE_CHECKING:
         ImageNotFoundError,
         LayerError,
         PreprocessingError,
+        SavedModelError,
     )
     from sk_cnncodes.export import to_onnx
     from sk_cnncodes.grids import layer_grid
     from sk_cnncodes.layers import Layer
+    from sk_cnncodes.loading import SKOPS_TRUSTED_TYPES, load_model
     from sk_cnncodes.onnx_classifier import OnnxClassifier
     from sk_cnncodes.preprocessing import Preprocessing
     from sk_cnncodes.transformer import CNNCodeTransformer
 
 __all__ = [
+    "SKOPS_TRUSTED_TYPES",
     "Backbone",
     "BackboneError",
     "CNNCodeTransformer",
@@ -49,10 +52,12 @@ __all__ = [
     "OnnxClassifier",
     "Preprocessing",
     "PreprocessingError",
+    "SavedModelError",
     "download_backbone",
     "layer_grid",
     "list_backbones",
     "load_backbone",
+    "load_model",
     "to_onnx",
 ]
 __version__ = "0.1.0"
@@ -77,10 +82,12 @@ _MODULES = {
         "ImageNotFoundError",
         "LayerError",
         "PreprocessingError",
+        "SavedModelError",
     ],
     "export": ["to_onnx"],
     "grids": ["layer_grid"],
     "layers": ["Layer"],
+    "loading": ["SKOPS_TRUSTED_TYPES", "load_model"],
     "onnx_classifier": ["OnnxClassifier"],
     "preprocessing": ["Preprocessing"],
     "transformer": ["CNNCodeTransformer"],

@@ -234,6 +234,14 @@ class CodeCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return _cache_of_process, (self.path, self.max_bytes)
 
+    # For skops, which does not call what __reduce__ gives.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "max_bytes": self.max_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"], max_bytes=state["max_bytes"])  # type: ignore[misc]
+
     def __repr__(self) -> str:
         where = "" if self.path is None else repr(self.path)
         return f"CodeCache({where})"

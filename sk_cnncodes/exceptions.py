@@ -50,6 +50,10 @@ class ExportError(ValueError):
     """A pipeline cannot be written as an ONNX file, or a file is none."""
 
 
+class SavedModelError(ValueError):
+    """A saved pipeline is damaged, was edited, or a newer version saved it."""
+
+
 class DeviceError(RuntimeError):
     """The device that was asked for does not work on this machine."""
 

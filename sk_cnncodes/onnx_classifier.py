@@ -138,9 +138,9 @@ class OnnxClassifier:
         preprocessing = Preprocessing.from_metadata(metadata)
         if preprocessing is None or MODEL_KEY not in metadata:
             raise ExportError(
-                f"model {str(path)!r}: an ONNX file without the metadata {MODEL_KEY!r}. "
-                "Expected a file that to_onnx wrote; a backbone goes to "
-                "CNNCodeTransformer."
+                f"model {str(path)!r}: an ONNX file without the metadata "
+                f"{MODEL_KEY!r}. Expected a file that to_onnx wrote; a backbone goes "
+                "to CNNCodeTransformer."
             )
         self.preprocessing = preprocessing
         self.metadata: dict[str, Any] = json.loads(metadata[MODEL_KEY])

@@ -24,8 +24,20 @@ from sk_cnncodes.catalogue import load_backbone
 from sk_cnncodes.codegraph import CodeGraph
 from sk_cnncodes.exceptions import BackboneError
 from sk_cnncodes.extraction import Extraction, ExtractionOptions
+from sk_cnncodes.files import replacing
 from sk_cnncodes.images import as_image_sequence
-from sk_cnncodes.persistence import working_graph
+from sk_cnncodes.persistence import (
+    STORED_KEY,
+    StoredBackbone,
+    backbone_text,
+    find_backbone,
+    make_reference,
+    restored_state,
+    saved_state,
+    store_graph,
+    stored_backbone,
+    working_graph,
+)
 from sk_cnncodes.preprocessing import Preprocessing
 from sk_cnncodes.runtime import (
     SESSIONS,
@@ -97,6 +109,15 @@ class CNNCodeTransformer(
         uses all the cores that this process may use, None means 1.
     verbose : bool, default=False
         Whether `transform` shows a progress bar.
+    store_backbone : bool, default=False
+        Whether a saved transformer holds the part of the backbone that its codes need,
+        so that it works where the backbone's file is absent. It can be set after
+        `fit`, before saving.
+
+    Attributes
+    ----------
+    fitted_backbone_ : dict
+        Name, path, SHA-256 and preprocessing of the backbone that `fit` saw.
 
     See Also
     --------
@@ -114,10 +135,13 @@ class CNNCodeTransformer(
     data and converted to RGB, transparency over white; of an animation the first
     frame is taken.
 
-    A pickled transformer holds its parameters and, if fitted, the SHA-256 of its
-    backbone, not the backbone itself: the file must be there where it is loaded, and
-    a file with other content is refused. Loaded networks are kept in a table of the
-    process, so that clones and unpickled copies share them.
+    A pickled transformer holds its parameters and, if fitted, name, path, SHA-256 and
+    preprocessing of its backbone. Where it is loaded, the backbone is looked for at
+    its path, in the folders of the environment variable `SK_CNNCODES_BACKBONES`, and
+    in the home folder, or downloaded if its name is known; a file with other content
+    is refused. Paths are saved as strings, so that other systems can load them. Loaded
+    networks are kept in a table of the process, so that clones and unpickled copies
+    share them.
 
     References
     ----------
@@ -172,6 +196,7 @@ class CNNCodeTransformer(
         device: str = "auto",
         n_jobs: int | None = -1,
         verbose: bool = False,
+        store_backbone: bool = False,
     ) -> None:
         self.backbone = backbone
         self.layer = layer
@@ -185,6 +210,7 @@ class CNNCodeTransformer(
         self.device = device
         self.n_jobs = n_jobs
         self.verbose = verbose
+        self.store_backbone = store_backbone
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Check the parameters, and that X can hold images; no image is opened.
@@ -213,7 +239,8 @@ class CNNCodeTransformer(
         backbone = self._load_backbone(check_digest=False)
         self._specs(backbone)
         # What a saved pipeline needs to recognise its backbone by.
-        self.fitted_backbone_ = (os.fspath(self.backbone), backbone.sha256)
+        if isinstance(backbone, Backbone):
+            self.fitted_backbone_ = make_reference(self.backbone, backbone)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -331,8 +358,7 @@ class CNNCodeTransformer(
         self._check_parameters()
         images = as_image_sequence(X)
         whole = Path(path)
-        part = whole.with_name(f"{whole.name}.{os.getpid()}.part")
-        try:
+        with replacing(whole) as part:
             out = np.lib.format.open_memmap(
                 part, "w+", np.float32, (len(images), self._n_features_out)
             )
@@ -347,9 +373,6 @@ class CNNCodeTransformer(
             )
             out.flush()
             del out  # Windows does not move files that are mapped
-            part.replace(whole)
-        finally:
-            part.unlink(missing_ok=True)
         codes: np.ndarray = np.load(whole, mmap_mode="r")
         return codes
 
@@ -424,24 +447,34 @@ class CNNCodeTransformer(
                 f"n_jobs: expected None or an int other than 0, got {self.n_jobs!r}."
             )
 
-    def _load_backbone(self, *, check_digest: bool) -> Backbone:
-        backbone = load_backbone(self.backbone, self.preprocessing)
-        name, digest = getattr(self, "fitted_backbone_", (None, None))
-        same_name = name == os.fspath(self.backbone)
-        if check_digest and same_name and digest != backbone.sha256:
-            raise BackboneError(
-                f"backbone={name!r}: the file {str(backbone.path)!r} is not the one "
-                f"this transformer was fitted with. Expected sha256 {digest}, got "
-                f"{backbone.sha256}. Put the former file back, or fit again."
-            )
-        return backbone
+    def _load_backbone(self, *, check_digest: bool) -> Backbone | StoredBackbone:
+        """The backbone, or what is stored of it.
 
-    def _specs(self, backbone: Backbone) -> tuple[list[CodeSpec], int]:
+        With `check_digest`, it is that of `fit`, if its parameter is still the same.
+        """
+        stored = getattr(self, STORED_KEY, None)
+        own = stored and stored_backbone(stored, self.get_params(deep=False))
+        reference = getattr(self, "fitted_backbone_", None)
+        if check_digest and reference is not None:
+            if own is not None:
+                return own
+            if reference["parameter"] == backbone_text(self.backbone):
+                return find_backbone(reference, self.preprocessing)
+        try:
+            return load_backbone(self.backbone, self.preprocessing)
+        except BackboneError:
+            if own is not None:
+                return own
+            raise
+
+    def _specs(self, backbone: Backbone | StoredBackbone) -> tuple[list[CodeSpec], int]:
         """Code specs of all layers to compute, and which of them is `layer`'s.
 
         Without a cache, there is only one. In the same order for every candidate of
         a search, so that all share one session.
         """
+        if isinstance(backbone, StoredBackbone):
+            return [backbone.spec], 0
         layer = self.layer if isinstance(self.layer, str) else int(self.layer)
         wanted = backbone.spec(layer, self.pooling, self.norm)
         specs = {wanted.layer: wanted}
@@ -452,6 +485,24 @@ class CNNCodeTransformer(
                 specs[spec.layer] = spec
         order = sorted(specs)
         return [specs[name] for name in order], order.index(wanted.layer)
+
+    # -- saving --------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = saved_state(super().__getstate__())
+        if not self.store_backbone or not hasattr(self, "fitted_backbone_"):
+            state.pop(STORED_KEY, None)
+            return state
+        backbone = self._load_backbone(check_digest=True)
+        if isinstance(backbone, Backbone):
+            spec, graph, _ = self.code_graph()
+            length = backbone.code_length(spec)
+            parameters = self.get_params(deep=False)
+            state[STORED_KEY] = store_graph(parameters, spec, length, graph)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(restored_state(state, type(self)))
 
     # -- scikit-learn's conventions --------------------------------------------
 
@@ -474,7 +525,7 @@ class CNNCodeTransformer(
 
 
 def _session(
-    backbone: Backbone,
+    backbone: Backbone | StoredBackbone,
     specs: list[CodeSpec],
     device: Device,
     n_threads: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -17,14 +18,10 @@ import sk_cnncodes
 from sk_cnncodes.backbone import CodeSpec
 from sk_cnncodes.codegraph import CodeGraph
 from sk_cnncodes.exceptions import ExportError
-from sk_cnncodes.export_heads import (
-    at_opset,
-    build_head,
-    check_predictions,
-    flat_steps,
-    naming,
-    transformed,
-)
+from sk_cnncodes.export.graph import at_opset
+from sk_cnncodes.export.heads import build_head, check_predictions, naming
+from sk_cnncodes.export.steps import flat_steps, transformed
+from sk_cnncodes.files import replacing
 from sk_cnncodes.graph import default_opset
 from sk_cnncodes.onnx_classifier import CLASSES_KEY, MODEL_KEY, run_images
 from sk_cnncodes.runtime import Device, load_session, usable_threads
@@ -107,6 +104,7 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     >>> [output.name for output in model.graph.output]
     ['label', 'probabilities']
     """
+    _require_skl2onnx()
     steps = _steps(model)
     transformer = steps[0][1]
     spec, code_graph, session = transformer.code_graph()
@@ -121,8 +119,14 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     for key, value in metadata.items():
         merged.metadata_props.add(key=key, value=value)
     if path is not None:
-        _write(merged, Path(path))
+        with replacing(Path(path)) as part:
+            part.write_bytes(merged.SerializeToString())
     return merged
+
+
+def _require_skl2onnx() -> None:
+    if importlib.util.find_spec("skl2onnx") is None:
+        raise ImportError("to_onnx needs skl2onnx: pip install 'sk-cnncodes[export]'.")
 
 
 def _steps(model: Any) -> list[tuple[str, Any]]:
@@ -131,8 +135,8 @@ def _steps(model: Any) -> list[tuple[str, Any]]:
     inner = getattr(model, "best_estimator_", model)
     if not isinstance(inner, Pipeline):
         raise ExportError(
-            f"model: got {type(model).__name__}. Expected a fitted Pipeline that starts "
-            "with a CNNCodeTransformer, or a search over one."
+            f"model: got {type(model).__name__}. Expected a fitted Pipeline that "
+            "starts with a CNNCodeTransformer, or a search over one."
         )
     steps = flat_steps([("model", inner)])
     steps = [(name.removeprefix("model__"), step) for name, step in steps]
@@ -225,18 +229,6 @@ def _metadata(
         return {MODEL_KEY: json.dumps(facts), CLASSES_KEY: json.dumps(classes)}
     facts["many_targets"] = np.ndim(head.predict(seen[:1])) == 2
     return {MODEL_KEY: json.dumps(facts)}
-
-
-def _write(model: onnx.ModelProto, path: Path) -> None:
-    """Write a file that is whole once it is there."""
-    import onnx
-
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        onnx.save_model(model, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # -- the check ---------------------------------------------------------------

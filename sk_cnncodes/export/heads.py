@@ -1,0 +1,198 @@
+"""What lies behind the codes -> one ONNX model of codes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import is_classifier, is_regressor
+
+from sk_cnncodes.exceptions import ExportError
+from sk_cnncodes.export.classifiers import decision, probabilities
+from sk_cnncodes.export.graph import INPUT, HeadGraph, Output, first_line
+from sk_cnncodes.export.steps import (
+    ODD_ROWS,
+    add_transformer,
+    as_matrix,
+    compare,
+    converted,
+    run_model,
+    transformed,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def build_head(
+    steps: Sequence[tuple[str, Any]], codes: np.ndarray, opset: int
+) -> onnx.ModelProto:
+    """One model of all steps behind the codes.
+
+    Parameters
+    ----------
+    steps : sequence of (name, estimator)
+        Fitted; transformers, and a classifier or regressor at the end.
+    codes : ndarray of float32, shape (n_rows, code_length)
+        Codes on which each step is compared with its ONNX nodes.
+    opset : int
+
+    Returns
+    -------
+    onnx.ModelProto
+        With the input ``codes`` and the outputs ``label`` and ``probabilities`` or
+        ``decision``, or the output ``values``.
+
+    Raises
+    ------
+    ExportError
+        If a step cannot be converted, or its nodes compute something else.
+    """
+    graph = HeadGraph(opset)
+    tensor, rows = INPUT, codes
+    for name, step in steps[:-1]:
+        with naming(name, step):
+            tensor = add_transformer(graph, step, tensor, rows)
+            rows = transformed(step, rows)
+    name, step = steps[-1]
+    with naming(name, step):
+        outputs = _predictions(graph, step, tensor, rows)
+        model = graph.finish(codes.shape[1], outputs)
+        check_predictions(run_model(model, codes), step, rows)
+    return model
+
+
+class naming:
+    """Context that puts the step into errors, and keeps warnings to itself."""
+
+    def __init__(self, name: str, step: Any) -> None:
+        self._step = f"step {name!r} ({type(step).__name__})"
+        self._warnings = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        self._warnings.__enter__()
+        # skl2onnx asks for parameters that scikit-learn deprecates, and the rows have
+        # no feature names: nothing that the user could change.
+        warnings.simplefilter("ignore")
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._warnings.__exit__(kind, error, trace)
+        if not isinstance(error, Exception):
+            return
+        hint = (
+            ""
+            if isinstance(error, ExportError)
+            else " Expected a step that skl2onnx converts, such as StandardScaler, PCA "
+            "or Normalizer before LogisticRegression, LinearSVC, SVC or "
+            "KNeighborsClassifier."
+        )
+        raise ExportError(
+            f"{self._step} cannot be converted to ONNX: {first_line(error)}.{hint}"
+        ) from error
+
+
+def _predictions(
+    graph: HeadGraph, estimator: Any, tensor: str, rows: np.ndarray
+) -> dict[str, Output]:
+    """Outputs of a classifier or regressor, as `HeadGraph.finish` takes them."""
+    import onnx
+
+    if is_regressor(estimator):
+        (values,) = graph.model(converted(estimator, rows, graph.opset), tensor)
+        n_targets = as_matrix(estimator.predict(rows[:1])).shape[1]
+        values = graph.node("Reshape", values, graph.constant([-1, n_targets], "i8"))
+        return {"values": (values, onnx.TensorProto.FLOAT, ["N", n_targets])}
+    if not is_classifier(estimator):
+        raise ExportError("the last step is neither a classifier nor a regressor")
+    if np.ndim(estimator.predict(rows[:1])) > 1:
+        raise ExportError("it predicts several labels for an image, expected one")
+    classes, element = _class_values(estimator)
+    kind = scores_name(estimator)
+    make = probabilities if kind == "probabilities" else decision
+    label, scores = make(graph, estimator, tensor, rows)
+    if label is None or element in (onnx.TensorProto.BOOL, onnx.TensorProto.DOUBLE):
+        if kind == "probabilities" and hasattr(estimator, "decision_function"):
+            # Probabilities may be saturated where decision values still differ.
+            _, ranked = decision(graph, estimator, tensor, rows)
+            single = len(classes) == 2
+        else:
+            ranked, single = scores, kind == "decision" and len(classes) == 2
+        label = _largest(graph, ranked, single, classes)
+    width = head_scores(estimator, rows[:1]).shape[1]
+    return {
+        "label": (label, element, ["N"]),
+        kind: (scores, onnx.TensorProto.FLOAT, ["N", width]),
+    }
+
+
+def _class_values(estimator: Any) -> tuple[np.ndarray, int]:
+    """The classes of a classifier, and their ONNX element type."""
+    import onnx
+
+    classes = np.asarray(estimator.classes_)
+    if all(isinstance(each, str) for each in classes):
+        return classes.astype(object), onnx.TensorProto.STRING
+    types = onnx.TensorProto
+    elements = {"b": types.BOOL, "i": types.INT64, "u": types.INT64, "f": types.DOUBLE}
+    if classes.dtype.kind not in elements:
+        raise ExportError(
+            f"its classes {list(classes)[:5]} are not all strings or all numbers"
+        )
+    element = elements[classes.dtype.kind]
+    return classes.astype(onnx.helper.tensor_dtype_to_np_dtype(element)), element
+
+
+def _largest(graph: HeadGraph, scores: str, single: bool, classes: np.ndarray) -> str:
+    """The class of the largest score, or by the sign of a single one."""
+    import onnx
+
+    if single:
+        positive = graph.node("Greater", scores, graph.constant(0))
+        index = graph.node("Cast", positive, to=onnx.TensorProto.INT64)
+        index = graph.node("Reshape", index, graph.constant([-1], "i8"))
+    else:
+        index = graph.node("ArgMax", scores, axis=1, keepdims=0)
+    return graph.node("Gather", graph.constant(classes, classes.dtype), index, axis=0)
+
+
+def scores_name(estimator: Any) -> str:
+    """Which scores a classifier gives."""
+    return "probabilities" if hasattr(estimator, "predict_proba") else "decision"
+
+
+def head_scores(estimator: Any, rows: np.ndarray) -> np.ndarray:
+    """Probabilities, else decision values, as a matrix."""
+    if hasattr(estimator, "predict_proba"):
+        return as_matrix(estimator.predict_proba(rows))
+    return as_matrix(estimator.decision_function(rows))
+
+
+def check_predictions(
+    outputs: list[np.ndarray], estimator: Any, rows: np.ndarray
+) -> None:
+    """Compare the outputs of an ONNX model with an estimator.
+
+    Parameters
+    ----------
+    outputs : list of ndarray
+        Labels and scores, or values.
+    estimator : classifier or regressor
+    rows : ndarray, shape (n_rows, n_features)
+        What the estimator sees.
+
+    Raises
+    ------
+    ExportError
+        If they differ by more than rounding.
+    """
+    if is_regressor(estimator):
+        compare(outputs[0], as_matrix(estimator.predict(rows)), "values")
+        return
+    compare(outputs[1], head_scores(estimator, rows), scores_name(estimator))
+    odd = outputs[0] != estimator.predict(rows)
+    if odd.mean() > ODD_ROWS:
+        raise ExportError(
+            f"its ONNX nodes give {odd.sum()} other labels for {len(rows)} test rows"
+        )
