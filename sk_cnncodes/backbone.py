@@ -221,9 +221,8 @@ def _analyse(backbone: Backbone) -> _Analysis:
             raise BackboneError(f"its penultimate tensor {penultimate!r} is not in it.")
         layers = BlockFinder(graph, penultimate).layers()
     except BackboneError as error:
-        kind = (
-            PreprocessingError if type(error) is PreprocessingError else BackboneError
-        )
+        its_input = isinstance(error, PreprocessingError)
+        kind = PreprocessingError if its_input else BackboneError
         raise kind(f"backbone file {str(backbone.path)!r}: {error}") from error
     return _Analysis(graph, layers)
 

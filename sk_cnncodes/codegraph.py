@@ -16,6 +16,7 @@ import numpy as np
 from sk_cnncodes.exceptions import LayerError
 from sk_cnncodes.graph import GraphView, cut_model, value_shape
 from sk_cnncodes.layers import Layer
+from sk_cnncodes.model_checks import check_loops
 from sk_cnncodes.model_files import embed_external_data
 from sk_cnncodes.preprocessing import Preprocessing
 
@@ -123,6 +124,7 @@ def build_code_graphs(
     """
     cut = cut_model(model, [layer.name for layer, _ in layers])
     embed_external_data(cut, folder)
+    check_loops(cut.graph)
     stated = value_shape(image_input)
     baked = stated[0] if stated else None
     rest = (image_input, layers, preprocessing, norm)

@@ -221,6 +221,7 @@ def embed_external_data(model: onnx.ModelProto, folder: Path) -> None:
     BackboneError
         If a data file is missing, too short, or outside of `folder`.
     """
+    import onnx
     from onnx import external_data_helper
 
     for tensor in all_tensors(model.graph):
@@ -234,5 +235,5 @@ def embed_external_data(model: onnx.ModelProto, folder: Path) -> None:
                 f"the weights of {tensor.name!r} cannot be read from {location!r}, "
                 f"expected in the folder {str(folder)!r} ({first_line(error)})."
             ) from error
-        tensor.data_location = 0
+        tensor.data_location = onnx.TensorProto.DEFAULT
         tensor.ClearField("external_data")
