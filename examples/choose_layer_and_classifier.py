@@ -28,7 +28,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from sk_cnncodes.image_files import find_labelled_images
+from sk_cnncodes.image_folders import find_labelled_images
 from sk_cnncodes.selection import code_search, score_table, verdict
 
 parser = argparse.ArgumentParser(

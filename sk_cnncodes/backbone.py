@@ -30,6 +30,10 @@ from sk_cnncodes.preprocessing import Preprocessing
 if TYPE_CHECKING:
     import onnx
 
+# Element types of an image input (`onnx.TensorProto.DataType`): float, integers of
+# 8 to 64 bits, float16, double, and bfloat16.
+IMAGE_ELEMENTS = frozenset([1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 16])
+
 # Names the penultimate tensor in the metadata of a file where it cannot be found.
 PENULTIMATE_KEY = "sk_cnncodes.penultimate"
 # Raise it when codes change for the same backbone and parameters.
@@ -216,10 +220,10 @@ def _analyse(backbone: Backbone) -> _Analysis:
         if penultimate is not None and penultimate not in graph.view.dependent:
             raise BackboneError(f"its penultimate tensor {penultimate!r} is not in it.")
         layers = BlockFinder(graph, penultimate).layers()
-    except PreprocessingError:
-        raise
     except BackboneError as error:
-        raise BackboneError(f"backbone file {str(backbone.path)!r}: {error}") from error
+        its_input = isinstance(error, PreprocessingError)
+        kind = PreprocessingError if its_input else BackboneError
+        raise kind(f"backbone file {str(backbone.path)!r}: {error}") from error
     return _Analysis(graph, layers)
 
 
@@ -234,6 +238,12 @@ def _input_shape(
 
 def _check_input(preprocessing: Preprocessing, value: onnx.ValueInfoProto) -> None:
     """Compare the preprocessing with what the file states about its input."""
+    element = value.type.tensor_type.elem_type
+    if element not in IMAGE_ELEMENTS:
+        raise BackboneError(
+            f"its input {value.name!r} has the element type {element}. Expected floats "
+            "or integers."
+        )
     stated = value_shape(value)
     if stated is None:
         return

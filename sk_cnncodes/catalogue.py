@@ -301,9 +301,12 @@ def _digest_with_data(path: Path, digest: str, data_files: tuple[str, ...]) -> s
     folder = path.parent.resolve()
     parts = [digest]
     for name in data_files:
-        file = (folder / name).resolve()
-        if file.is_relative_to(folder) and file.is_file():
-            parts.append(f"{name} {file_sha256(file)}")
+        try:
+            file = (folder / name).resolve()
+            if file.is_relative_to(folder) and file.is_file():
+                parts.append(f"{name} {file_sha256(file)}")
+        except (OSError, ValueError):  # no possible path
+            continue
     if len(parts) == 1:
         return digest
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

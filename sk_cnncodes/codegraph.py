@@ -16,6 +16,7 @@ import numpy as np
 from sk_cnncodes.exceptions import LayerError
 from sk_cnncodes.graph import GraphView, cut_model, rename_tensors, value_shape
 from sk_cnncodes.layers import Layer
+from sk_cnncodes.model_checks import check_loops
 from sk_cnncodes.model_files import embed_external_data
 from sk_cnncodes.preprocessing import Preprocessing
 
@@ -130,6 +131,7 @@ def build_code_graphs(
         if value.name == _backbone_name(image_input.name)
     ]
     layers = [(replace(la, name=_backbone_name(la.name)), how) for la, how in layers]
+    check_loops(cut.graph)
     stated = value_shape(image_input)
     baked = stated[0] if stated else None
     rest = (image_input, layers, preprocessing, norm)

@@ -19,6 +19,7 @@ from PIL import Image
 from sk_cnncodes.cache import CodeCache
 from sk_cnncodes.cache_file import FileState
 from sk_cnncodes.exceptions import ImageError
+from sk_cnncodes.image_files import MAX_PIXELS
 from sk_cnncodes.images import read_content, read_rgb
 
 # A file that changed less than this ago may change again without a new time stamp.
@@ -27,7 +28,7 @@ _SETTLED_NS = 2_000_000_000
 Digest = bytes
 
 
-def image_digest(image: Any, index: int) -> Digest:
+def image_digest(image: Any, index: int, max_pixels: int | None = MAX_PIXELS) -> Digest:
     """Digest of one element of X.
 
     Raises
@@ -37,11 +38,11 @@ def image_digest(image: Any, index: int) -> Digest:
     """
     if isinstance(image, np.ndarray):
         if image.dtype.kind not in "buif":
-            read_rgb(image, index)  # says what is wrong with it
+            read_rgb(image, index, max_pixels)  # says what is wrong with it
         head = f"array {image.dtype.str} {image.shape}"
         return _sha256(head, np.ascontiguousarray(image).data)
     if isinstance(image, Image.Image):
-        rgb = read_rgb(image, index)
+        rgb = read_rgb(image, index, max_pixels)
         return _sha256(f"rgb {rgb.size}", rgb.tobytes())
     return content_digest(read_content(image, index))
 
@@ -68,6 +69,8 @@ class ImageDigests:
         Remembers digests of files.
     run : callable
         Maps a function over a sequence, perhaps in threads.
+    max_pixels : int or None
+        An image with more pixels is a bad image.
     """
 
     def __init__(
@@ -75,10 +78,12 @@ class ImageDigests:
         images: Sequence[Any],
         cache: CodeCache,
         run: Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]],
+        max_pixels: int | None = MAX_PIXELS,
     ) -> None:
         self._images = images
         self._cache = cache
         self._run = run
+        self._max_pixels = max_pixels
         self._folders: dict[str, str] = {}
 
     def many(self, indices: Sequence[int]) -> list[Digest | ImageError]:
@@ -108,7 +113,7 @@ class ImageDigests:
 
     def _attempt(self, index: int) -> Digest | ImageError:
         try:
-            return image_digest(self._images[index], index)
+            return image_digest(self._images[index], index, self._max_pixels)
         except ImageError as error:
             return error
 

@@ -18,6 +18,7 @@ from sk_cnncodes.backbone import CodeSpec
 from sk_cnncodes.cache import CodeCache
 from sk_cnncodes.digests import Digest, ImageDigests
 from sk_cnncodes.exceptions import BackboneError, ImageError
+from sk_cnncodes.image_files import MAX_PIXELS
 from sk_cnncodes.images import describe_image
 from sk_cnncodes.runtime import CodeSession
 from sk_cnncodes.workers import Batch, Key, Workers
@@ -48,12 +49,15 @@ class ExtractionOptions:
         What a bad image does.
     verbose : bool
         Whether to show a progress bar.
+    max_pixels : int or None
+        An image with more pixels is a bad image.
     """
 
     batch_size: int | None
     n_threads: int
     on_error: OnError
     verbose: bool
+    max_pixels: int | None = MAX_PIXELS
 
 
 class Extraction:
@@ -132,6 +136,7 @@ class Extraction:
                 self._preprocessing,
                 options.n_threads,
                 stop_at_fault=options.on_error == "raise",
+                max_pixels=options.max_pixels,
             ) as workers,
         ):
             self._compute(workers)
@@ -151,7 +156,8 @@ class Extraction:
         if self._cache is None:
             yield from ((index, None) for index in range(count))
             return
-        digests = ImageDigests(self._images, self._cache, workers.map)
+        limit = self._options.max_pixels
+        digests = ImageDigests(self._images, self._cache, workers.map, limit)
         for chunk in self._chunks(count):
             self._flush()
             keys = digests.many(chunk)

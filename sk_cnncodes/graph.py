@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sk_cnncodes.exceptions import BackboneError, first_line
+from sk_cnncodes.model_checks import check_sizes
 
 if TYPE_CHECKING:
     import onnx
@@ -135,6 +136,7 @@ def infer_types(
             known[value.name] = TensorType(
                 value.type.tensor_type.elem_type, value_shape(value)
             )
+    check_sizes({name: known[name].shape for name in known})
     return known
 
 

@@ -1,119 +1,206 @@
-"""Image files in folders: which files are images by their names, and their classes."""
+"""Opening image files that may be damaged or hostile.
+
+Pillow is asked for a few formats only, and only for files that cost little more to
+decode than their pixels do: small files exist that keep a decoder busy for minutes,
+or fill the memory, without many pixels.
+"""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
+import io
+import re
+import struct
+from collections.abc import Iterator
+from itertools import islice
 
-from PIL import Image
+from PIL import Image, ImageFile
 
-from sk_cnncodes.images import FORMATS
+# Formats that are opened, MPO as JPEG; Pillow's rarer readers are left closed.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# The costliest format, WebP, takes 16 bytes a pixel while it is decoded: 0.83 GB.
+MAX_PIXELS = 52_000_000
+# A resize takes up to 48 bytes for each pixel along a side.
+_LONGEST_SIDE = 1_000_000
+# In bytes; the file is held in memory as a whole.
+LARGEST_FILE = 2**29
+# Segments, chunks, blocks, strips or tiles: each costs microseconds, however small.
+_MOST_PARTS = 2**16
+# Segments of EXIF data: a file has one, and Pillow copies all before it for each.
+_MOST_EXIF_SEGMENTS = 64
+# Scans of a progressive JPEG: encoders write about ten; more, of small images only.
+_USUAL_SCANS = 16
+_MOST_SCANNED_PIXELS = 2**30
+# Decoders that Pillow has in Python only, and their pixels: a microsecond for each.
+_SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")
+_MOST_SLOW_PIXELS = 2**21
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """Image files of a folder.
+class RefusedError(ValueError):
+    """Why the content of an image file is not decoded."""
 
-    Attributes
+
+def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
+    """Open the content of an image file; its pixels are not decoded yet.
+
+    Like `PIL.Image.open`, but the limit on pixels is the caller's, where Pillow's is
+    one for the process.
+
+    Parameters
     ----------
-    paths : list of str
-        Sorted; each begins with the folder as it was given.
-    labels : list of str
-        The class of each path, where the folder has one sub-folder a class.
-    ignored : int
-        Number of other entries: files that are hidden or have no suffix of an image
-        format, hidden folders, and what lies where no image is looked for.
-    """
-
-    paths: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    ignored: int = 0
-
-
-@lru_cache(maxsize=1)
-def image_suffixes() -> frozenset[str]:
-    """Suffixes, in lower case with their dot, of the formats that can be read."""
-    known = Image.registered_extensions()
-    return frozenset(suffix for suffix, name in known.items() if name in FORMATS)
-
-
-def find_images(folder: str | os.PathLike[str]) -> ImageFiles:
-    """Image files of a folder and of all folders in it.
-
-    Links to files are followed, links to folders are not.
+    content : bytes
+    max_pixels : int or None
+        None for no limit.
 
     Raises
     ------
-    OSError
-        If a folder cannot be read.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from sk_cnncodes.image_files import find_images
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for name in ("a.JPG", "b.png", "notes.txt", ".hidden.png"):
-    ...         Path(folder, name).touch()
-    ...     found = find_images(folder)
-    >>> [Path(path).name for path in found.paths], found.ignored
-    (['a.JPG', 'b.png'], 2)
+    RefusedError
+        If the format is not one of `FORMATS`, or decoding would cost too much.
+    Exception
+        Pillow's readers raise nearly anything on a damaged file.
     """
-    paths, ignored = list[str](), 0
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for place, folders, files in os.walk(folder, onerror=fail):
-        visible = sorted(name for name in folders if not name.startswith("."))
-        ignored += len(folders) - len(visible)
-        folders[:] = visible  # where the walk goes on, and in which order
-        images = sorted(name for name in files if _is_image_name(name))
-        ignored += len(files) - len(images)
-        paths += [os.path.join(place, name) for name in images]  # noqa: PTH118
-    return ImageFiles(paths, [], ignored)
-
-
-def find_labelled_images(folder: str | os.PathLike[str]) -> ImageFiles:
-    """Image files of the sub-folders of a folder; a sub-folder is a class.
-
-    Folders within a class are not looked into: their images might be of other
-    classes, as in ``data/train/cat``.
-
-    Raises
-    ------
-    OSError
-        If a folder cannot be read.
-    ValueError
-        If no sub-folder has an image.
-    """
-    found = ImageFiles()
-    paths, labels, ignored = found.paths, found.labels, 0
-    deeper = ""
-    for place in sorted(Path(folder).iterdir()):
-        if place.name.startswith(".") or not place.is_dir():
-            ignored += 1
-            continue
-        for entry in sorted(place.iterdir()):
-            if _is_image_name(entry.name) and not entry.is_dir():
-                paths.append(str(entry))
-                labels.append(place.name)
-                continue
-            ignored += 1
-            if entry.is_dir() and not entry.name.startswith("."):
-                deeper = deeper or str(entry)
-    if not paths:
-        hint = f" Folders lie deeper, such as {deeper!r}." if deeper else ""
-        suffixes = " ".join(sorted(image_suffixes()))
-        raise ValueError(
-            f"{str(folder)!r}: found no images in its sub-folders. Expected one "
-            f"sub-folder of images for each class ({suffixes}).{hint}"
+    if not content:
+        raise RefusedError(
+            f"the file is empty. Expected an image file ({', '.join(FORMATS)})."
         )
-    return ImageFiles(paths, labels, ignored)
+    Image.init()
+    for name in FORMATS:
+        factory, accept = Image.OPEN.get(name, (None, None))
+        # `accept` gives a text where Pillow was built without the format.
+        if factory is not None and accept is not None and accept(content[:16]) is True:
+            break
+    else:
+        raise RefusedError(
+            f"not an image file. Expected one of {', '.join(FORMATS)}, got "
+            f"{len(content)} bytes of none."
+        )
+    scans = 1
+    if name == "JPEG":
+        scans = _check_jpeg(content)
+    elif name in ("PNG", "GIF"):
+        parts = _png_chunks(content) if name == "PNG" else _gif_blocks(content)
+        _check_count(sum(1 for _ in islice(parts, _MOST_PARTS + 1)), "parts")
+    elif name == "TIFF":
+        _check_count(_count_tiles(content), "strips or tiles")
+    image: ImageFile.ImageFile = factory(io.BytesIO(content), "")
+    check_size(*image.size, max_pixels)
+    _check_work(image, scans)
+    return image
 
 
-def _is_image_name(name: str) -> bool:
-    is_image = os.path.splitext(name)[1].lower() in image_suffixes()  # noqa: PTH122
-    return is_image and not name.startswith(".")
+def check_size(width: int, height: int, max_pixels: int | None) -> None:
+    """Refuse an image without pixels, or with too many.
+
+    Raises
+    ------
+    RefusedError
+    """
+    if width < 1 or height < 1:
+        raise RefusedError(f"no pixels: {width} x {height}. Expected at least 1.")
+    if max_pixels is not None and width * height > max_pixels:
+        raise RefusedError(
+            f"{width} x {height} pixels. Expected at most max_pixels={max_pixels}."
+        )
+    if max(width, height) > _LONGEST_SIDE:
+        raise RefusedError(
+            f"{width} x {height} pixels. Expected sides of at most {_LONGEST_SIDE}."
+        )
+
+
+def _check_work(image: ImageFile.ImageFile, scans: int) -> None:
+    """Refuse a file whose decoding takes far longer than its pixels let expect."""
+    size, pixels = f"{image.width} x {image.height}", image.width * image.height
+    most = max(_USUAL_SCANS, _MOST_SCANNED_PIXELS // pixels)
+    if scans > most:
+        raise RefusedError(
+            f"{size} pixels in {scans} progressive scans. Expected at most {most} "
+            "scans at this size."
+        )
+    slow = any(tile[0] in _SLOW_DECODERS for tile in image.tile)
+    if slow and pixels > _MOST_SLOW_PIXELS:
+        raise RefusedError(
+            f"{size} pixels in a rare variety of {image.format}. Expected at most "
+            f"{_MOST_SLOW_PIXELS} pixels, or another format, such as PNG."
+        )
+
+
+def _check_count(count: int, what: str) -> None:
+    if count > _MOST_PARTS:
+        raise RefusedError(f"damaged: expected at most {_MOST_PARTS} {what}.")
+
+
+# -- the parts of a file -----------------------------------------------------
+
+# Not the stuffing and the restart markers inside of a scan, nor fill bytes.
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+# Tags that hold where the strips or the tiles of a TIFF file are.
+_TIFF_OFFSETS = (273, 324)
+_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+
+
+def _check_jpeg(content: bytes) -> int:
+    """Count the scans of a JPEG file; refuse one with too many segments."""
+    scans = exif = 0
+    for count, (marker, start) in enumerate(_jpeg_segments(content), 1):
+        _check_count(count, "segments")
+        scans += marker == _START_OF_SCAN
+        exif += marker == _APP1 and content.startswith(b"Exif\0\0", start)
+        if exif > _MOST_EXIF_SEGMENTS:
+            raise RefusedError(
+                f"damaged: expected at most {_MOST_EXIF_SEGMENTS} segments of EXIF "
+                "data."
+            )
+    return scans
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and start of the data of each segment, up to the end of the image."""
+    position = 2
+    while match := _JPEG_MARKER.search(content, position):
+        marker, position = match[0][1], match.end()
+        if marker == _END_OF_IMAGE:
+            return
+        yield marker, position + 2
+        length = int.from_bytes(content[position : position + 2], "big")
+        position += max(length, 2)
+
+
+def _png_chunks(content: bytes) -> Iterator[int]:
+    """Start of each chunk of a PNG file."""
+    position = 8
+    while position + 8 <= len(content):
+        yield position
+        length = int.from_bytes(content[position : position + 4], "big")
+        position += 12 + length
+
+
+def _gif_blocks(content: bytes) -> Iterator[int]:
+    """Start of each block, and of its sub-blocks, before the first frame of a GIF."""
+    flags = content[10] if len(content) > 10 else 0
+    position = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
+    while content[position : position + 1] == b"!":
+        yield position
+        position += 2
+        while length := int.from_bytes(content[position : position + 1], "big"):
+            yield position
+            position += 1 + length
+        position += 1
+
+
+def _count_tiles(content: bytes) -> int:
+    """Strips or tiles that the first directory of a TIFF file states."""
+    order = "<" if content[:2] == b"II" else ">"
+    big = 43 in content[2:4]
+    head, entry = ("Q", "HHQQ") if big else ("H", "HHLL")
+    try:
+        (start,) = struct.unpack_from(
+            order + ("Q" if big else "L"), content, 4 + 4 * big
+        )
+        (count,) = struct.unpack_from(order + head, content, start)
+        start += struct.calcsize(order + head)
+        size = struct.calcsize(order + entry)
+        entries = content[start : start + size * min(count, _MOST_PARTS)]
+        entries = entries[: len(entries) // size * size]
+        tags = struct.iter_unpack(order + entry, entries)
+        return max((n for tag, _, n, _ in tags if tag in _TIFF_OFFSETS), default=0)
+    except struct.error:
+        return 0  # damaged: that is for Pillow to say

@@ -1,136 +1,55 @@
-"""Whatever X holds -> upright RGB images.
+"""One image of X -> an upright RGB image.
 
-`as_image_sequence` accepts the containers that users and scikit-learn's splitters
-hand over, and `read_rgb` turns one element into a `PIL.Image.Image` of mode RGB.
+`read_rgb` turns an element of X, whatever it is, into a `PIL.Image.Image` of mode RGB.
 """
 
 from __future__ import annotations
 
-import io
 import os
+import stat
 import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sk_cnncodes.exceptions import ImageError, ImageNotFoundError
-
-# Formats that are opened, MPO as JPEG; Pillow's rarer readers are left closed.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-# Pillow warns above this size and refuses twice of it; here it is an error at once.
-MAX_PIXELS = 89_478_485
+from sk_cnncodes.image_files import (
+    LARGEST_FILE,
+    MAX_PIXELS,
+    RefusedError,
+    check_size,
+    open_image,
+)
 
 _ACCEPTED = (
     "a path, the bytes of an image file, an open binary file, a PIL image, or an array "
     "of shape (height, width), (height, width, 1), (height, width, 3) or (height, "
     "width, 4) of uint8, bool, or floats in [0, 1]"
 )
-_CONTAINERS = (
-    "a list, tuple, 1-D object or string array, pandas or polars Series or one-column "
-    "frame of paths, bytes, open files, PIL images or arrays; or an array of shape "
-    "(n_images, height, width, channels) or (n_images, height, width)"
-)
 _EXIF_ORIENTATION = 0x0112
-T = TypeVar("T")
+# What turns an image of an orientation upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PIXELS_AT_ONCE = 2**20
 # One file object may stand in X twice, and be read by two threads.
 _open_file_lock = threading.Lock()
 
 
-# -- containers --------------------------------------------------------------
-
-
-def as_image_sequence(X: Any) -> Sequence[Any]:
-    """View X as a sequence of images; nothing is opened or copied.
-
-    Raises
-    ------
-    ValueError
-        If X is empty, a single image, a matrix of features, or no container.
-    """
-    images: Sequence[Any] = _as_sequence(X)
-    if len(images) == 0:
-        raise ValueError(
-            "X: found 0 images (0 samples), while a minimum of 1 is required."
-        )
-    return images
-
-
-def _as_sequence(X: Any) -> Any:
-    if isinstance(X, (str, bytes, bytearray, PurePath, Image.Image)) or _is_file(X):
-        raise ValueError(
-            f"X: got a single image ({_written(X)}). Expected {_CONTAINERS}; for one "
-            "image: [image]."
-        )
-    if hasattr(X, "columns") and hasattr(X, "shape"):  # a pandas or polars frame
-        if X.shape[1] != 1:
-            raise ValueError(
-                f"X: got a frame with {X.shape[1]} columns {list(X.columns)[:10]}. "
-                "Expected a single column of images."
-            )
-        column = X.iloc[:, 0] if hasattr(X, "iloc") else X[X.columns[0]]
-        return _as_sequence(column)
-    if isinstance(X, np.ndarray):
-        return _from_array(X)
-    if isinstance(X, (list, tuple)):
-        return X
-    if hasattr(X, "to_numpy") and getattr(X, "ndim", 1) == 1:
-        # A Series of Python objects; `list` would box numbers of some dtypes.
-        return list(X)
-    if hasattr(X, "toarray") and hasattr(X, "shape"):
-        raise ValueError(
-            f"X: got a sparse matrix of shape {X.shape}. Expected {_CONTAINERS}."
-        )
-    if hasattr(X, "__array__"):
-        return _from_array(np.asarray(X))
-    if isinstance(X, Sequence):
-        return X
-    raise TypeError(f"X: got {type(X).__name__}. Expected {_CONTAINERS}.")
-
-
-def _from_array(X: np.ndarray) -> Any:
-    found = f"X: got an array of shape {X.shape} and dtype {X.dtype}"
-    if X.dtype.kind in "OUST":
-        if X.ndim == 2 and X.shape[1] == 1:
-            X = X[:, 0]
-        if X.ndim == 1:
-            return X
-        if X.dtype != object or X.ndim == 0:
-            raise ValueError(f"{found}. Expected {_CONTAINERS}.")
-        # An object array of numbers, as numpy makes of mixed lists.
-        raise ValueError(f"{found}. Expected a 1-D object array with one image each.")
-    if X.ndim == 2:
-        raise ValueError(
-            f"{found}, a matrix of features (n_samples, n_features). Expected images: "
-            f"{_CONTAINERS}. Rows of pixels can be reshaped: X.reshape(-1, height, "
-            "width)."
-        )
-    if X.ndim == 3 and X.shape[2] in (1, 3, 4) and len(X) > 0:
-        raise ValueError(
-            f"{found}, which is a single image (height, width, channels). Expected "
-            f"{_CONTAINERS}; for one image: X[None]."
-        )
-    if X.ndim not in (3, 4):
-        raise ValueError(f"{found}. Expected {_CONTAINERS}.")
-    if X.ndim == 4 and X.shape[3] not in (1, 3, 4):
-        hint = ""
-        if X.shape[1] in (1, 3, 4):
-            hint = " The channels come last: X.transpose(0, 2, 3, 1)."
-        raise ValueError(
-            f"{found}. Expected 1, 3 or 4 channels on the last axis, got "
-            f"{X.shape[3]}.{hint}"
-        )
-    return X
-
-
 def describe_image(image: Any, index: int) -> str:
     """How messages name an element of X: its position, and its path if it has one."""
-    return f"image {index} ({_written(image)})"
+    return f"image {index} ({written(image)})"
 
 
-def _written(image: Any) -> str:
+def written(image: Any) -> str:
     if isinstance(image, (str, PurePath)):
         return repr(str(image))
     if isinstance(image, (bytes, bytearray)):
@@ -144,18 +63,28 @@ def _written(image: Any) -> str:
     return repr(name) if isinstance(name, str) else type(image).__name__
 
 
-def _is_file(image: Any) -> bool:
+def is_file(image: Any) -> bool:
     return callable(getattr(image, "read", None))
 
 
 # -- one image ---------------------------------------------------------------
 
 
-def read_rgb(image: Any, index: int) -> Image.Image:
+def read_rgb(
+    image: Any, index: int, max_pixels: int | None = MAX_PIXELS
+) -> Image.Image:
     """One element of X as an upright image of mode RGB.
 
     EXIF orientation is applied; transparency is laid over white; of an animation,
     the first frame is taken.
+
+    Parameters
+    ----------
+    image : object
+    index : int
+        Its position in X, for messages.
+    max_pixels : int or None
+        More pixels are an error; None for no limit.
 
     Raises
     ------
@@ -163,18 +92,16 @@ def read_rgb(image: Any, index: int) -> Image.Image:
         If it is not an image; ImageNotFoundError if it is a path without a file.
     """
     if isinstance(image, np.ndarray):
-        return _from_pixels(image, index)
+        return _from_pixels(image, index, max_pixels)
     if isinstance(image, Image.Image):
         with _open_file_lock:  # it may still have to read its file
-            return _converted(image, image, index)
-    if isinstance(image, (str, os.PathLike)):
-        return _from_path(
-            os.fspath(image), index, lambda f: _from_file(f, image, index)
-        )
-    return decode_content(read_content(image, index), image, index)
+            return _from_pil(image, index, max_pixels)
+    return decode_content(read_content(image, index), image, index, max_pixels)
 
 
-def decode_content(content: bytes, image: Any, index: int) -> Image.Image:
+def decode_content(
+    content: bytes, image: Any, index: int, max_pixels: int | None = MAX_PIXELS
+) -> Image.Image:
     """The content of an image file as `read_rgb` gives it.
 
     Parameters
@@ -182,9 +109,32 @@ def decode_content(content: bytes, image: Any, index: int) -> Image.Image:
     content : bytes
     image : object
         The element of X that it is the content of; messages name it.
-    index : int
+    index, max_pixels
+        As in `read_rgb`.
     """
-    return _from_file(io.BytesIO(content), image, index)
+    name = describe_image(image, index)
+    try:
+        opened = open_image(content, max_pixels)
+        rgb, orientation = _as_rgb(opened, name, index), _orientation(opened)
+        del opened  # its pixels make room for those of the turned image
+        return _upright(rgb, orientation)
+    except ImageError:
+        raise
+    except RefusedError as error:
+        raise ImageError(f"{name}: {error}", index) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name}: {error} This limit is Pillow's own, PIL.Image.MAX_IMAGE_PIXELS.",
+            index,
+        ) from error
+    except Exception as error:
+        # Pillow's readers raise nearly anything on a broken file.
+        detail = str(error) or type(error).__name__
+        raise ImageError(
+            f"{name}: the file is damaged or truncated after {len(content)} bytes "
+            f"({detail}).",
+            index,
+        ) from error
 
 
 def holds_content(image: Any) -> bool:
@@ -201,10 +151,10 @@ def read_content(image: Any, index: int) -> bytes:
         If it cannot be read, or is nothing of the kind.
     """
     if isinstance(image, (str, os.PathLike)):
-        return _from_path(os.fspath(image), index, lambda file: bytes(file.read()))
+        return _path_content(os.fspath(image), index)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
-    if _is_file(image):
+    if is_file(image):
         return _content(image, index)
     name = describe_image(image, index)
     if image is None or (isinstance(image, float) and np.isnan(image)):
@@ -214,12 +164,17 @@ def read_content(image: Any, index: int) -> bytes:
     )
 
 
-def _from_path(path: str, index: int, use: Callable[[Any], T]) -> T:
-    """What `use` makes of the open file at a path."""
+def _path_content(path: str, index: int) -> bytes:
     name = describe_image(path, index)
     try:
+        status = os.stat(path)  # noqa: PTH116
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            # Reading a pipe or a device may never end.
+            raise ImageError(
+                f"{name}: not a regular file. Expected the path of an image.", index
+            )
         with open(path, "rb") as file:
-            return use(file)
+            return _limited(file.read(LARGEST_FILE + 1), name, index)
     except FileNotFoundError as error:
         raise ImageNotFoundError(
             f"{name}: no such file. Expected the path of an image; relative paths "
@@ -233,6 +188,14 @@ def _from_path(path: str, index: int, use: Callable[[Any], T]) -> T:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{name}: not a valid path ({error}).", index) from error
+
+
+def _limited(content: bytes, name: str, index: int) -> bytes:
+    if len(content) > LARGEST_FILE:
+        raise ImageError(
+            f"{name}: expected a file of at most {LARGEST_FILE} bytes.", index
+        )
+    return content
 
 
 def _content(file: Any, index: int) -> bytes:
@@ -249,7 +212,7 @@ def _content(file: Any, index: int) -> bytes:
                     index,
                 )
             file.seek(0)
-            content = file.read()
+            content = file.read(LARGEST_FILE + 1)
         except ImageError:
             raise
         except (OSError, ValueError, AttributeError) as error:
@@ -259,72 +222,44 @@ def _content(file: Any, index: int) -> bytes:
             f"{name}: opened as text. Expected a file opened in binary mode, 'rb'.",
             index,
         )
-    return content
+    return _limited(content, name, index)
 
 
-def _from_file(file: Any, source: Any, index: int) -> Image.Image:
-    """Decode an image file; `source` is what the user gave."""
-    name = describe_image(source, index)
+def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> Image.Image:
+    name = describe_image(image, index)
     try:
-        with Image.open(file, formats=FORMATS) as opened:
-            return _converted(opened, source, index)
+        check_size(*image.size, max_pixels)
+        return _upright(_as_rgb(image, name, index), _orientation(image))
     except ImageError:
         raise
+    except RefusedError as error:
+        raise ImageError(f"{name}: {error}", index) from error
     except Exception as error:
-        # Pillow's readers raise nearly anything on a broken file.
-        raise ImageError(f"{name}: {_fault(file, error)}", index) from error
+        raise ImageError(f"{name}: cannot be decoded ({error}).", index) from error
 
 
-def _fault(file: Any, error: Exception) -> str:
-    file.seek(0, os.SEEK_END)
-    size = file.tell()
-    formats = ", ".join(FORMATS)
-    if size == 0:
-        return f"the file is empty. Expected an image file ({formats})."
-    if isinstance(error, Image.UnidentifiedImageError):
-        return (
-            f"not an image file. Expected one of {formats}, got {size} bytes of none."
-        )
-    if isinstance(error, Image.DecompressionBombError):
-        return f"{error}. Expected at most {MAX_PIXELS} pixels."
-    detail = str(error) or type(error).__name__
-    return f"the file is damaged or truncated after {size} bytes ({detail})."
+def _as_rgb(image: Image.Image, name: str, index: int) -> Image.Image:
+    """In mode RGB, without transparency; not a copy of what is so already."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        return _from_deep_gray(image, name, index)
+    if image.has_transparency_data:
+        return _over_white(image)
+    return image.convert("RGB")
 
 
-def _converted(image: Image.Image, source: Any, index: int) -> Image.Image:
-    """Upright, without transparency, in mode RGB."""
-    name = describe_image(source, index)
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{name}: {width} x {height} pixels. Expected at most {MAX_PIXELS} pixels.",
-            index,
-        )
-    if width * height == 0:
-        raise ImageError(
-            f"{name}: {width} x {height}. Expected at least 1 pixel.", index
-        )
-    try:
-        if image.mode == "RGB" and "transparency" not in image.info:
-            rgb = image
-            rgb.load()
-        elif image.mode in ("I", "F") or image.mode.startswith("I;"):
-            rgb = _from_deep_gray(image, name, index)
-        elif image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            rgb = Image.alpha_composite(white, rgba).convert("RGB")
-        else:
-            rgb = image.convert("RGB")
-        orientation = _orientation(image)
-        if orientation != 1:
-            rgb = _upright(rgb, orientation)
-    except ImageError:
-        raise
-    except Exception as error:
-        if isinstance(source, Image.Image):
-            raise ImageError(f"{name}: cannot be decoded ({error}).", index) from error
-        raise
+def _over_white(image: Image.Image) -> Image.Image:
+    """Laid over white, some rows at a time: copies of the whole take gigabytes."""
+    image.load()  # before there are pixels of the result beside its buffers
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, _PIXELS_AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgba = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        rgb.paste(Image.alpha_composite(white, rgba).convert("RGB"), box)
     return rgb
 
 
@@ -335,21 +270,18 @@ def _orientation(image: Image.Image) -> int:
     except Exception:
         # Damaged EXIF does not damage the pixels.
         return 1
-    return orientation if orientation in range(2, 9) else 1
+    return orientation if orientation in _TURNS else 1
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Turn by an EXIF orientation, which conversions of the mode may have dropped."""
-    image = image.copy()
-    image.getexif()[_EXIF_ORIENTATION] = orientation
-    return ImageOps.exif_transpose(image)
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _from_deep_gray(image: Image.Image, name: str, index: int) -> Image.Image:
     """16-bit, 32-bit and float gray: 16 bits become 8 by their high byte."""
     values = np.asarray(image)
     if image.mode == "F":
-        return _from_pixels(values, index, name)
+        return _from_pixels(values, index, None, name)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ImageError(
@@ -360,7 +292,9 @@ def _from_deep_gray(image: Image.Image, name: str, index: int) -> Image.Image:
     return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
 
 
-def _from_pixels(pixels: np.ndarray, index: int, name: str = "") -> Image.Image:
+def _from_pixels(
+    pixels: np.ndarray, index: int, max_pixels: int | None, name: str = ""
+) -> Image.Image:
     """An image from an array (H, W) or (H, W, 1|3|4) of uint8, bool or floats."""
     name = name or describe_image(pixels, index)
     if pixels.dtype == object:
@@ -376,16 +310,13 @@ def _from_pixels(pixels: np.ndarray, index: int, name: str = "") -> Image.Image:
             f"(height, width, 3) or (height, width, 4).{hint}",
             index,
         )
-    if 0 in pixels.shape:
-        raise ImageError(f"{name}: no pixels. Expected at least 1.", index)
+    try:
+        check_size(pixels.shape[1], pixels.shape[0], max_pixels)
+    except RefusedError as error:
+        raise ImageError(f"{name}: {error}", index) from error
     pixels = np.ascontiguousarray(_as_uint8(pixels, name, index))
-    if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
-        raise ImageError(f"{name}: expected at most {MAX_PIXELS} pixels.", index)
     image = Image.fromarray(pixels)
-    if image.mode == "RGBA":
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return _over_white(image) if image.mode == "RGBA" else image.convert("RGB")
 
 
 def _as_uint8(pixels: np.ndarray, name: str, index: int) -> np.ndarray:
@@ -409,5 +340,6 @@ def _as_uint8(pixels: np.ndarray, name: str, index: int) -> np.ndarray:
             "1]; divide by the largest possible value.",
             index,
         )
-    rounded: np.ndarray = np.rint(pixels * 255).astype(np.uint8)
+    scaled = pixels * pixels.dtype.type(255)
+    rounded: np.ndarray = np.rint(scaled, out=scaled).astype(np.uint8)
     return rounded

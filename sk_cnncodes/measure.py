@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sk_cnncodes.exceptions import BackboneError, first_line
 from sk_cnncodes.graph import TensorType, cut_model
+from sk_cnncodes.model_checks import check_loops
 from sk_cnncodes.model_files import embed_external_data, read_model
 from sk_cnncodes.runtime import import_onnxruntime
 
@@ -41,9 +42,11 @@ def measured_types(
     ort = import_onnxruntime()
     cut = cut_model(read_model(path), names)
     embed_external_data(cut, path.parent)
+    check_loops(cut.graph)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(image.type.tensor_type.elem_type)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     # One run does not pay for preparations, which take long on large graphs.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_mem_pattern = options.enable_mem_reuse = False

@@ -18,6 +18,7 @@ from sk_cnncodes.graph import (
     node_reads,
     tensor_size,
 )
+from sk_cnncodes.model_checks import all_tensors, check_structure
 
 if TYPE_CHECKING:
     import onnx
@@ -70,9 +71,15 @@ def read_model(path: Path) -> onnx.ModelProto:
             f"{len(model.graph.node)} nodes and {len(model.graph.output)} outputs."
         )
     try:
+        check_structure(model)
         return _normal_form(model)
     except BackboneError as error:
         raise BackboneError(f"backbone file {str(path)!r}: {error}") from error
+    except Exception as error:  # of onnx, and of fields that are not what they should
+        raise BackboneError(
+            f"backbone file {str(path)!r}: its graph is malformed "
+            f"({first_line(error)})."
+        ) from error
 
 
 def read_outline(path: Path) -> onnx.ModelProto:
@@ -198,7 +205,7 @@ def external_data_files(model: onnx.ModelProto) -> tuple[str, ...]:
         sorted(
             {
                 entry.value
-                for tensor in model.graph.initializer
+                for tensor in all_tensors(model.graph)
                 for entry in tensor.external_data
                 if entry.key == "location"
             }
@@ -214,9 +221,10 @@ def embed_external_data(model: onnx.ModelProto, folder: Path) -> None:
     BackboneError
         If a data file is missing, too short, or outside of `folder`.
     """
+    import onnx
     from onnx import external_data_helper
 
-    for tensor in model.graph.initializer:
+    for tensor in all_tensors(model.graph):
         if not external_data_helper.uses_external_data(tensor):
             continue
         try:
@@ -227,5 +235,5 @@ def embed_external_data(model: onnx.ModelProto, folder: Path) -> None:
                 f"the weights of {tensor.name!r} cannot be read from {location!r}, "
                 f"expected in the folder {str(folder)!r} ({first_line(error)})."
             ) from error
-        tensor.data_location = 0
+        tensor.data_location = onnx.TensorProto.DEFAULT
         tensor.ClearField("external_data")

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sk_cnncodes.containers import as_image_sequence
 from sk_cnncodes.exceptions import ExportError
-from sk_cnncodes.images import as_image_sequence, read_rgb
+from sk_cnncodes.images import read_rgb
 from sk_cnncodes.preprocessing import Preprocessing
 from sk_cnncodes.runtime import (
     SessionTable,

@@ -194,12 +194,12 @@ class Preprocessing:
         top = self._corner(full_height - height)
         left = self._corner(full_width - width)
         method = Image.Resampling(INTERPOLATIONS[self.interpolation])
-        if top < 0 or left < 0:
+        if (full_height, full_width) == (image.height, image.width):
+            cropped = image.crop((left, top, left + width, top + height))
+        elif full_height <= height and full_width <= width:
             # Smaller than the crop: surrounded by black, as torchvision does.
             resized = image.resize((full_width, full_height), method)
             cropped = resized.crop((left, top, left + width, top + height))
-        elif (full_height, full_width) == (image.height, image.width):
-            cropped = image.crop((left, top, left + width, top + height))
         else:
             cropped = self._resized_and_cropped(image, full_height, full_width, method)
         return np.asarray(cropped)

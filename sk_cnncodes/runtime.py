@@ -357,6 +357,8 @@ def load_session(model: bytes, device: Device, n_threads: int) -> ort.InferenceS
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    # Else a file could pass for one of ONNX Runtime's own format.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.inter_op_num_threads = 1
     options.intra_op_num_threads = 1 if device.gpu is not None else n_threads
     # Idle threads that spin starve decoding, and each other where cores are shared.

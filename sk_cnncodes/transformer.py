@@ -22,10 +22,11 @@ from sk_cnncodes.backbone import Backbone, CodeSpec
 from sk_cnncodes.cache import MEMORY, CacheWarning, CodeCache, resolve_cache
 from sk_cnncodes.catalogue import load_backbone
 from sk_cnncodes.codegraph import CodeGraph
+from sk_cnncodes.containers import as_image_sequence
 from sk_cnncodes.exceptions import BackboneError
 from sk_cnncodes.extraction import Extraction, ExtractionOptions
 from sk_cnncodes.files import replacing
-from sk_cnncodes.images import as_image_sequence
+from sk_cnncodes.image_files import MAX_PIXELS
 from sk_cnncodes.persistence import (
     STORED_KEY,
     StoredBackbone,
@@ -91,6 +92,10 @@ class CNNCodeTransformer(
     on_error : {"raise", "nan"}, default="raise"
         What a bad image does: raise an `ImageError` with its position and path, or
         give a row of NaN, with one warning that lists all of them.
+    max_pixels : int or None, default=52_000_000
+        An image with more pixels (width times height) is a bad image; None sets no
+        limit. With the default, decoding an image takes less than 1 GB of memory in
+        each thread, whatever its file claims. It does not change the codes.
     cache : "memory", str, path-like, CodeCache or None, default="memory"
         Where codes are kept, so that each image is embedded once, however many
         folds, candidates and calls ask for it. ``"memory"`` is shared by all
@@ -190,6 +195,7 @@ class CNNCodeTransformer(
         norm: str | None = None,
         preprocessing: Preprocessing | Mapping[str, Any] | None = None,
         on_error: str = "raise",
+        max_pixels: int | None = MAX_PIXELS,
         cache: str | os.PathLike[str] | CodeCache | None = "memory",
         cache_layers: Iterable[int | str] | None = None,
         batch_size: int | str = "auto",
@@ -204,6 +210,7 @@ class CNNCodeTransformer(
         self.norm = norm
         self.preprocessing = preprocessing
         self.on_error = on_error
+        self.max_pixels = max_pixels
         self.cache = cache
         self.cache_layers = cache_layers
         self.batch_size = batch_size
@@ -395,6 +402,7 @@ class CNNCodeTransformer(
             n_threads=n_threads,
             on_error="nan" if self.on_error == "nan" else "raise",
             verbose=verbose,
+            max_pixels=None if self.max_pixels is None else int(self.max_pixels),
         )
         return Extraction(
             images,
@@ -433,6 +441,11 @@ class CNNCodeTransformer(
         _check_choice("pooling", self.pooling, POOLINGS)
         _check_choice("norm", self.norm, ("l2", None))
         _check_choice("on_error", self.on_error, ("raise", "nan"))
+        if self.max_pixels is not None and not _is_int(self.max_pixels, minimum=1):
+            raise ValueError(
+                "max_pixels: expected None or an int of at least 1, got "
+                f"{self.max_pixels!r}."
+            )
         if not isinstance(self.device, str):
             raise TypeError(f"device: expected a string, got {self.device!r}.")
         if self.batch_size != "auto" and not _is_int(self.batch_size, minimum=1):
@@ -539,10 +552,17 @@ def _session(
     """
     n_callers = 1 if few or device.gpu is not None else n_threads
     key = (tuple(spec.digest for spec in specs), device, n_threads, n_callers)
-    return SESSIONS.get(
-        key,
-        lambda: open_session(backbone.code_graphs(specs), device, n_threads, n_callers),
-    )
+
+    def make() -> CodeSession:
+        graphs = backbone.code_graphs(specs)
+        try:
+            return open_session(graphs, device, n_threads, n_callers)
+        except BackboneError as error:
+            where = f"backbone file {str(backbone.path)!r}: "
+            known = str(error).startswith(where)
+            raise BackboneError(f"{'' if known else where}{error}") from error
+
+    return SESSIONS.get(key, make)
 
 
 _advised = False

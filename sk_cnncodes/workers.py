@@ -15,6 +15,7 @@ import numpy as np
 
 from sk_cnncodes.digests import Digest, content_digest
 from sk_cnncodes.exceptions import ImageError
+from sk_cnncodes.image_files import MAX_PIXELS
 from sk_cnncodes.images import decode_content, holds_content, read_content, read_rgb
 from sk_cnncodes.preprocessing import Preprocessing
 
@@ -89,6 +90,8 @@ class Workers:
         With 1, everything is done by the thread that asks.
     stop_at_fault : bool
         Whether a batch with a bad image need not be run.
+    max_pixels : int or None
+        An image with more pixels is a bad image.
     """
 
     def __init__(
@@ -98,11 +101,13 @@ class Workers:
         n_threads: int,
         *,
         stop_at_fault: bool,
+        max_pixels: int | None = MAX_PIXELS,
     ) -> None:
         self.n_threads = min(n_threads, len(images))
         self._images = images
         self._preprocessing = preprocessing
         self._stop_at_fault = stop_at_fault
+        self._max_pixels = max_pixels
         self._pools: list[ThreadPoolExecutor] = []
         self._stopping = threading.Event()
 
@@ -174,6 +179,7 @@ class Workers:
         if isinstance(key, ImageError):
             return Outcome(index, fault=key), None
         image, digest, changed = self._images[index], key, None
+        limit = self._max_pixels
         try:
             if digest is not None and holds_content(image):
                 # The code must be stored under the digest of what is decoded here,
@@ -181,9 +187,9 @@ class Workers:
                 content = read_content(image, index)
                 now = content_digest(content)
                 changed = now if now != digest else None
-                rgb = decode_content(content, image, index)
+                rgb = decode_content(content, image, index, limit)
             else:
-                rgb = read_rgb(image, index)
+                rgb = read_rgb(image, index, limit)
             pixels = self._preprocessing.apply(rgb)
         except ImageError as error:
             return Outcome(index, digest, changed, error), None

@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from sk_cnncodes import ImageError, ImageNotFoundError
-from sk_cnncodes.images import as_image_sequence, read_rgb
+from sk_cnncodes.containers import as_image_sequence
+from sk_cnncodes.images import read_rgb
 
 
 def rgb(image: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ import typer
 
 from sk_cnncodes.cli.frame import note
 from sk_cnncodes.exceptions import ImageError
-from sk_cnncodes.image_files import find_images
+from sk_cnncodes.image_folders import find_images
 from sk_cnncodes.images import describe_image
 
 # Images that are asked for at once: memory does not grow with their number.

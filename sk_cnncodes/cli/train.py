@@ -28,7 +28,7 @@ from sk_cnncodes.cli.frame import (
 from sk_cnncodes.cli.images import compute_parts, note_ignored, progress_bar
 from sk_cnncodes.cli.report import Report
 from sk_cnncodes.files import replacing
-from sk_cnncodes.image_files import find_labelled_images
+from sk_cnncodes.image_folders import find_labelled_images
 
 if TYPE_CHECKING:
     from sk_cnncodes.transformer import CNNCodeTransformer

@@ -1,0 +1,169 @@
+"""What an ONNX model must fulfil before its graph is walked, cut or run.
+
+ONNX files may be damaged or hostile. ONNX Runtime and onnx refuse most of what is
+malformed; here is refused what they would read, run or allocate without end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from sk_cnncodes.exceptions import BackboneError
+
+if TYPE_CHECKING:
+    import onnx
+
+# The largest published image networks have about ten thousand nodes.
+_MOST_NODES = 50_000
+# Functions that call each other, one inside of the other.
+_MOST_CALLS = 100
+# Elements of a weight or an activation of one image: 2 GB in single precision.
+_MOST_ELEMENTS = 2**29
+# Rounds of a loop, those of the loops around it counted in.
+_MOST_ROUNDS = 2**16
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and the bodies of its If, Loop and Scan nodes, at any depth."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                if body.node or body.initializer:
+                    yield from all_graphs(body)
+
+
+def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that a graph holds: initializers, attributes, those of bodies."""
+    for each in all_graphs(graph):
+        yield from each.initializer
+        sparse = list(each.sparse_initializer)
+        for node in each.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("sparse_tensor"):
+                    sparse.append(attribute.sparse_tensor)
+                sparse.extend(attribute.sparse_tensors)
+        for tensor in sparse:
+            yield tensor.values
+            yield tensor.indices
+
+
+def check_structure(model: onnx.ModelProto) -> None:
+    """Refuse a model whose functions, number of nodes or shapes no network has.
+
+    Raises
+    ------
+    BackboneError
+    """
+    nodes = _count_nodes(model)
+    if nodes > _MOST_NODES:
+        raise BackboneError(
+            f"it has more than {_MOST_NODES} nodes, those of its functions counted "
+            f"where they are called. Expected at most {_MOST_NODES}."
+        )
+    for tensor in all_tensors(model.graph):
+        if any(dim < 0 for dim in tensor.dims):
+            raise BackboneError(
+                f"its tensor {tensor.name!r} has the shape {list(tensor.dims)}. "
+                "Expected no negative dimension."
+            )
+        _check_size(tensor.name, tensor.dims)
+
+
+def _count_nodes(model: onnx.ModelProto) -> int:
+    """Number of nodes once model-local functions stand where they are called."""
+    functions = {(f.domain, f.name): f for f in model.functions}
+    counts: dict[tuple[str, str], int] = {}
+    open_calls: list[tuple[str, str]] = []
+
+    def count(nodes: Iterable[onnx.NodeProto]) -> int:
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type)
+            total += count_function(key) if key in functions else 1
+            for attribute in node.attribute:
+                for body in (attribute.g, *attribute.graphs):
+                    total += count(body.node)
+        return total
+
+    def count_function(key: tuple[str, str]) -> int:
+        if key in open_calls or len(open_calls) >= _MOST_CALLS:
+            raise BackboneError(f"its function {key[1]!r} calls itself, or too many.")
+        if key not in counts:
+            open_calls.append(key)
+            counts[key] = count(functions[key].node)
+            open_calls.pop()
+        return counts[key]
+
+    return count(model.graph.node)
+
+
+def check_loops(graph: onnx.GraphProto) -> None:
+    """Refuse loops that may not end soon: only a run could tell when they do.
+
+    Raises
+    ------
+    BackboneError
+    """
+    _check_loops(graph, 1, {})
+
+
+def _check_loops(graph: onnx.GraphProto, rounds: int, outer: dict[str, int]) -> None:
+    """`rounds` of the loops around a graph, and constants that it can read."""
+    from onnx import numpy_helper
+
+    known = dict(outer)
+    constants = [(tensor.name, tensor) for tensor in graph.initializer]
+    for node in graph.node:
+        if node.op_type == "Constant":
+            values = [a.t for a in node.attribute if a.HasField("t")]
+            constants += [(name, v) for name in node.output for v in values]
+    for name, tensor in constants:
+        if tensor.data_type == tensor.INT64 and math.prod(tensor.dims) == 1:
+            known[name] = int(numpy_helper.to_array(tensor).item())
+    for node in graph.node:
+        inside = rounds
+        if node.op_type == "Loop":
+            bound = known.get(node.input[0] if node.input else "")
+            inside = rounds * max(bound or 0, 1)
+            if bound is None or inside > _MOST_ROUNDS:
+                raise BackboneError(
+                    f"its loop {node.output[0]!r} has "
+                    f"{'no constant bound' if bound is None else f'{inside} rounds'}. "
+                    f"Expected a constant of at most {_MOST_ROUNDS} rounds, those of "
+                    "the loops around it counted in."
+                )
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                _check_loops(body, inside, known)
+
+
+def check_sizes(shapes: Mapping[str, tuple[int | None, ...] | None]) -> None:
+    """Refuse activations that would fill the memory.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple, or None
+        What is known of the shapes of tensors, by name.
+
+    Raises
+    ------
+    BackboneError
+    """
+    for name, shape in shapes.items():
+        if shape is not None:
+            _check_size(name, [dim or 1 for dim in shape])
+
+
+def _check_size(name: str, dims: Iterable[int]) -> None:
+    elements = math.prod(dims)
+    if elements > _MOST_ELEMENTS:
+        raise BackboneError(
+            f"its tensor {name!r} has {elements} elements. Expected at most "
+            f"{_MOST_ELEMENTS}."
+        )

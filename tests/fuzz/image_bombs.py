@@ -1,0 +1,213 @@
+"""Small files that cost a naive reader minutes or gigabytes.
+
+A case gives a word that must be the one that its name is listed with: "errors" for
+files that must be refused, "codes" for large but honest ones.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import sys
+import zlib
+from functools import lru_cache
+
+from PIL import Image
+
+from sk_cnncodes import ImageError, Preprocessing
+from sk_cnncodes.image_files import MAX_PIXELS
+from sk_cnncodes.images import decode_content
+from tests.fuzz.image_seeds import encoded, oriented
+from tests.fuzz.mutations import png_chunk
+
+LARGEST_SQUARE = int(MAX_PIXELS**0.5)  # side of the largest square that is allowed
+SMALL = Image.new("RGB", (8, 8), "gray")
+
+
+def blank_png(width: int, height: int, kind: int = 2, before: bytes = b"") -> bytes:
+    """A PNG of zeros; `kind` 2 is RGB, 6 is RGBA."""
+    channels = {0: 1, 2: 3, 6: 4}[kind]
+    pack = zlib.compressobj(1)
+    rows = max(1, 2**20 // (channels * width + 1))
+    block = bytes(rows * (channels * width + 1))
+    data = [pack.compress(block) for _ in range(height // rows)]
+    data += [pack.compress(bytes((height % rows) * (channels * width + 1)))]
+    data += [pack.flush()]
+    head = struct.pack(">LLBBBBB", width, height, 8, kind, 0, 0, 0)
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            png_chunk(b"IHDR", head),
+            before,
+            png_chunk(b"IDAT", b"".join(data)),
+            png_chunk(b"IEND", b""),
+        ]
+    )
+
+
+def claiming_png() -> bytes:
+    """Ten thousand pixels square, by its head."""
+    head = struct.pack(">LLBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)
+    rest = [png_chunk(b"IDAT", zlib.compress(bytes(999))), png_chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + b"".join(rest)
+
+
+def turned_png() -> bytes:
+    """As many transparent pixels as are allowed, to be turned."""
+    exif = oriented(6).tobytes()[6:]
+    return blank_png(LARGEST_SQUARE, LARGEST_SQUARE, 6, before=png_chunk(b"eXIf", exif))
+
+
+def large_webp() -> bytes:
+    """Small frames on a canvas as large as is allowed."""
+    frame, other = Image.new("RGBA", (8, 8), "red"), Image.new("RGBA", (8, 8), "blue")
+    file = io.BytesIO()
+    frame.save(file, "WEBP", save_all=True, append_images=[other])
+    content = bytearray(file.getvalue())
+    content[24:27] = content[27:30] = (LARGEST_SQUARE - 1).to_bytes(3, "little")
+    return bytes(content)
+
+
+def many_exif_segments() -> bytes:
+    content = encoded(SMALL, "JPEG")
+    segment = b"\xff\xe1" + (12).to_bytes(2, "big") + b"Exif\0\0AAAA"
+    return content[:2] + segment * 400_000 + content[2:]
+
+
+def many_segments() -> bytes:
+    content = encoded(SMALL, "JPEG")
+    return content[:2] + b"\xff\xfe\0\2" * 2_000_000 + content[2:]
+
+
+@lru_cache(maxsize=1)
+def many_scans() -> bytes:
+    """The last scan of a progressive JPEG a thousand times: 0.2 MB."""
+    image = Image.new("RGB", (4000, 4000), "gray")
+    content = encoded(image, "JPEG", progressive=True)
+    last = [m.start() for m in re.finditer(rb"\xff\xda", content)][-1]
+    scan = content[last:-2]
+    return content[:-2] + scan * 1000 + b"\xff\xd9"
+
+
+def many_chunks() -> bytes:
+    return blank_png(8, 8, before=png_chunk(b"prVt", b"") * 1_500_000)
+
+
+def many_blocks() -> bytes:
+    content = encoded(SMALL.quantize(4), "GIF")
+    start = 13 + (3 << ((content[10] & 7) + 1))
+    return content[:start] + b"!\xfe\1A\0" * 3_000_000 + content[start:]
+
+
+def wide_gif_frame() -> bytes:
+    """A frame that is far larger than the screen it is drawn on."""
+    content = bytearray(encoded(SMALL.quantize(4), "GIF"))
+    frame = content.index(b",", 13)
+    content[frame + 5 : frame + 9] = (60_000).to_bytes(2, "little") * 2
+    return bytes(content)
+
+
+def tiff(tags: list[tuple[int, int, int, int]], data: bytes = b"") -> bytes:
+    """A little-endian TIFF; the data start at 8, the tags stand behind them."""
+    entries = b"".join(struct.pack("<HHLL", *tag) for tag in sorted(tags))
+    start = 8 + len(data)
+    count = struct.pack("<H", len(tags))
+    return b"II*\0" + struct.pack("<L", start) + data + count + entries + bytes(4)
+
+
+def tiff_tags(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """Of an uncompressed gray image."""
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1)]
+    return [*tags, (262, 3, 1, 1), (277, 3, 1, 1)]
+
+
+def shared_tags() -> bytes:
+    """Forty thousand tags whose values are the same half megabyte."""
+    values = [(1000 + i, 1, 500_000, 8) for i in range(40_000)]
+    strips = [(273, 4, 1, 8), (278, 3, 1, 8), (279, 4, 1, 64)]
+    return tiff([*tiff_tags(8, 8), *strips, *values], bytes(500_000))
+
+
+def shared_exif_tags() -> bytes:
+    return blank_png(8, 8, before=png_chunk(b"eXIf", shared_tags()))
+
+
+def many_tiles() -> bytes:
+    """A million tiles of one pixel."""
+    count = 1_000_000
+    tiles = [(322, 3, 1, 1), (323, 3, 1, 1), (324, 4, count, 8), (325, 4, count, 8)]
+    return tiff([*tiff_tags(1000, 1000), *tiles], bytes(4 * count))
+
+
+def long_tiff() -> bytes:
+    """Two thousand million rows, all in one strip."""
+    strips = [(273, 4, 1, 8), (278, 4, 1, 2**31 - 1), (279, 4, 1, 2**32 - 1)]
+    return tiff([*tiff_tags(1, 2**31 - 1), *strips], bytes(64))
+
+
+def slow_bmp() -> bytes:
+    """Run-length encoding, in which each end of a line is filled byte by byte."""
+    width, height = 100_000, 500
+    colors = bytes(1024)
+    data = bytes(2 * height) + b"\0\1"
+    start = 14 + 40 + len(colors)
+    values = [40, width, height, 1 | 8 << 16, 1, len(data), 0, 0, 256, 0]
+    head = b"BM" + struct.pack("<LLL", start + len(data), 0, start)
+    return head + struct.pack("<10L", *values) + colors + data
+
+
+def slow_ppm() -> bytes:
+    """An unusual largest value, for which Pillow computes pixel after pixel."""
+    return b"P6 4000 4000 100\n" + bytes(3 * 4000 * 4000)
+
+
+def plain_ppm() -> bytes:
+    return b"P2 4000 4000 9\n" + b"7 " * 4000 * 4000
+
+
+CASES = [
+    (claiming_png, "errors"),
+    (turned_png, "codes"),
+    (large_webp, "codes"),
+    (many_exif_segments, "errors"),
+    (many_segments, "errors"),
+    (many_scans, "errors"),
+    (many_chunks, "errors"),
+    (many_blocks, "errors"),
+    (wide_gif_frame, "errors"),
+    (shared_tags, "codes"),
+    (shared_exif_tags, "codes"),
+    (many_tiles, "errors"),
+    (long_tiff, "errors"),
+    (slow_bmp, "errors"),
+    (slow_ppm, "errors"),
+    (plain_ppm, "errors"),
+    (lambda: blank_png(1_000_000, 1), "codes"),
+    (lambda: blank_png(1, 1_000_000), "codes"),
+    (lambda: blank_png(1_000_001, 1), "errors"),
+]
+PREPROCESSINGS = [
+    Preprocessing(crop_size=(224, 224), resize_size=256),
+    Preprocessing(crop_size=(224, 224), resize_size=200),
+    Preprocessing(crop_size=(224, 224), resize="squash", interpolation="lanczos"),
+]
+
+
+def check(case: int) -> str:
+    """Decode and prepare the file of a case."""
+    make, expected = CASES[case // len(PREPROCESSINGS)]
+    preprocessing, name = PREPROCESSINGS[case % len(PREPROCESSINGS)], make.__name__
+    try:
+        pixels = preprocessing.apply(decode_content(make(), name, case))
+    except ImageError as error:
+        assert expected == "errors", str(error)
+        assert str(error).startswith(f"image {case} ({name!r}): "), str(error)
+        return "errors"
+    assert expected == "codes", f"{name} should be refused"
+    assert pixels.shape == (224, 224, 3)
+    return "codes"
+
+
+if __name__ == "__main__":
+    print(check(int(sys.argv[1])))

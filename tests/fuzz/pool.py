@@ -1,0 +1,148 @@
+"""Runs many cases in processes of their own, where one may crash, hang or grow.
+
+A target is a module with a function ``check(case: int) -> str``: it gives a word for
+what the case came to, and raises what it should not come to.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import resource
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# Seconds of computing, and bytes more than before the first case.
+MOST_SECONDS = 5.0
+MOST_MEMORY = 1_000_000_000
+# Without a sign of life; on a busy machine, a case waits for its turn.
+_SILENCE = 60.0
+
+
+@dataclass
+class Outcome:
+    """What cases came to: words with their numbers, and failures with their cases."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"case {case}: {fault}" for case, fault in sorted(self.failures)[:20]]
+        counts = ", ".join(f"{n} {word}" for word, n in self.counts.most_common())
+        return "\n".join([f"{counts}; {len(self.failures)} failures", *lines])
+
+
+def asked_cases(default: int) -> int:
+    """How many cases to try: `SK_CNNCODES_FUZZ` multiplies the default."""
+    return int(default * float(os.environ.get("SK_CNNCODES_FUZZ", "1")))
+
+
+def run_cases(target: str, count: int, processes: int = 2) -> Outcome:
+    """Check the cases 0 to `count` of a target."""
+    outcome, lock = Outcome(), threading.Lock()
+
+    def work(first: int) -> None:
+        start = first
+        while start < count:
+            start = _run_one_process(target, start, count, processes, outcome, lock)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(processes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcome
+
+
+def _run_one_process(
+    target: str,
+    start: int,
+    stop: int,
+    step: int,
+    outcome: Outcome,
+    lock: threading.Lock,
+) -> int:
+    """Cases `start` to `stop` in a process, until it ends; the case to go on with."""
+    command = [sys.executable, "-m", "tests.fuzz.pool", target]
+    said = tempfile.TemporaryFile()  # noqa: SIM115
+    process = subprocess.Popen(
+        [*command, str(start), str(stop), str(step)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=said,
+    )
+    assert process.stdout is not None
+    case, fault, told = start, "", b""
+    while not fault:
+        ready, _, _ = select.select([process.stdout], [], [], _SILENCE)
+        text = os.read(process.stdout.fileno(), 2**16) if ready else b""
+        if not ready:
+            fault = f"no answer in {_SILENCE:g} s"
+        elif not text:
+            break
+        *lines, told = (told + text).split(b"\n")
+        for line in lines:
+            number, word, detail = line.decode().split(" ", 2)
+            case = int(number) + step
+            with lock:
+                if word == "failure":
+                    outcome.failures.append((int(number), eval(detail)))
+                else:
+                    outcome.counts[word] += 1
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    if not fault and process.returncode != 0 and case < stop:
+        said.seek(0)
+        fault = f"exit status {process.returncode}, {said.read().decode()[-500:]}"
+    said.close()
+    if fault:
+        with lock:
+            outcome.failures.append((case, fault))
+        case += step
+    return case if fault or case < stop else stop
+
+
+def _main(target: str, start: str, stop: str, step: str) -> None:
+    warnings.simplefilter("ignore")
+    # Libraries write to the standard output too.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    check = importlib.import_module(target).check
+    check(int(start))  # what is made once does not count
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    size = 0
+    if sys.platform == "linux":  # beyond this the machine would suffer
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MOST_MEMORY,) * 2)
+    for case in range(int(start), int(stop), int(step)):
+        began = time.process_time()
+        try:
+            word, detail = check(case), ""
+            seconds = time.process_time() - began
+            grown = unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - usage)
+            if seconds > MOST_SECONDS:
+                word, detail = "failure", f"took {seconds:.1f} s"
+            if grown > MOST_MEMORY:
+                word, detail = "failure", f"took {grown / 1e9:.2f} GB"
+        except BaseException:
+            grown, word, detail = 0, "failure", traceback.format_exc()[-1500:]
+        print(case, word, repr(detail), file=answers)
+        if grown > MOST_MEMORY:
+            return  # only a new process can measure again
+
+
+if __name__ == "__main__":
+    _main(*itertools.islice(sys.argv, 1, None))
