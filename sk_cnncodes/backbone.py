@@ -94,6 +94,11 @@ class Backbone:
     penultimate: str | None = None
 
     @property
+    def description(self) -> str:
+        """What messages call it."""
+        return f"backbone file {str(self.path)!r}"
+
+    @property
     def graph(self) -> LayerGraph:
         """The network of the file, without its weights."""
         return _analysis(self).graph
@@ -223,7 +228,7 @@ def _analyse(backbone: Backbone) -> _Analysis:
     except BackboneError as error:
         its_input = isinstance(error, PreprocessingError)
         kind = PreprocessingError if its_input else BackboneError
-        raise kind(f"backbone file {str(backbone.path)!r}: {error}") from error
+        raise kind(f"{backbone.description}: {error}") from error
     return _Analysis(graph, layers)
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import sk_cnncodes
-from sk_cnncodes.backbone import Backbone, CodeSpec, file_sha256
+from sk_cnncodes.backbone import Backbone, CodeSpec
 from sk_cnncodes.catalogue import MODELS, find_row, load_backbone, read_catalogue
 from sk_cnncodes.codegraph import CodeGraph
 from sk_cnncodes.download import home_folder
 from sk_cnncodes.exceptions import BackboneError, DownloadError, SavedModelError
+from sk_cnncodes.model_files import file_sha256
 from sk_cnncodes.preprocessing import Preprocessing
 from sk_cnncodes.runtime import CodeSession, Device, open_session, usable_threads
 
@@ -174,6 +175,7 @@ class StoredBackbone:
     spec: CodeSpec
     length: int
     graph: CodeGraph
+    description = "stored backbone"
 
     def code_length(self, spec: CodeSpec) -> int:
         return self.length

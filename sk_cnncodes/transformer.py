@@ -558,7 +558,7 @@ def _session(
         try:
             return open_session(graphs, device, n_threads, n_callers)
         except BackboneError as error:
-            where = f"backbone file {str(backbone.path)!r}: "
+            where = f"{backbone.description}: "
             known = str(error).startswith(where)
             raise BackboneError(f"{'' if known else where}{error}") from error
 
