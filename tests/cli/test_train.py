@@ -11,7 +11,7 @@ from pathlib import Path
 import joblib
 import pytest
 
-from sk_cnncodes import CNNCodeTransformer, export
+from sk_cnncodes import CNNCodeTransformer, export, load_backbone
 from sk_cnncodes.cli import train as train_module
 from sk_cnncodes.cli.report import confusions
 from sk_cnncodes.cli.train import LAYERS, Head
@@ -248,3 +248,18 @@ def test_no_file_is_left_where_the_other_cannot_be_written(
     assert result.exit_code == 1
     assert "Error: step 'head': cannot be converted" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_stored_backbone_travels_in_the_joblib_file(
+    photos: Path, tmp_path: Path
+) -> None:
+    backbone = tmp_path / "own.onnx"
+    shutil.copy(load_backbone("cnncodes-mini").path, backbone)
+    arguments = ("train", photos, "-o", tmp_path / "m.joblib", *FAST)
+    rest = ("--backbone", backbone, "--store-backbone")
+    assert invoke(*arguments, *rest).exit_code == 0
+    before = invoke("predict", tmp_path / "m.joblib", photos)
+    assert before.exit_code == 0
+    backbone.unlink()
+    after = invoke("predict", tmp_path / "m.joblib", photos)
+    assert (after.exit_code, after.stdout) == (0, before.stdout)

@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sk_cnncodes.image_files import find_images, find_labelled_images, image_suffixes
-from sk_cnncodes.images import FORMATS, read_rgb
+from sk_cnncodes.image_files import FORMATS
+from sk_cnncodes.image_folders import (
+    find_images,
+    find_labelled_images,
+    image_suffixes,
+)
+from sk_cnncodes.images import read_rgb
 
 
 def touch(folder: Path, *names: str) -> None:
