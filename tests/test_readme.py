@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
+
+from sk_cnncodes.cli import app
+from tests.readme_commands import prepare, run_command, shown_commands
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,3 +49,44 @@ def test_two_commands_of_one_line() -> None:
     assert "pip install ." in main
     assert "examples/choose_layer_and_classifier.py" in main
     assert tests.rstrip().endswith("-m pytest")
+
+
+def test_commands_and_their_options_exist() -> None:
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    calls = [shlex.split(line) for line in lines if line.startswith("sk-cnncodes ")]
+    assert {call[1] for call in calls} >= {"train", "predict", "embed", "similar"}
+    for _, name, *words in calls:
+        options = {o for option in known[name].params for o in option.opts}
+        assert {word for word in words if re.match("--?[a-z]", word)} <= options
+    for name in re.findall(r"`sk-cnncodes (\w+)", README):
+        assert name in known
+
+
+def same(shown: str, printed: str) -> bool:
+    """Whether two words are equal; numbers up to what another processor may change."""
+    try:
+        a, b = (float(word.rstrip("%,;.")) for word in (shown, printed))
+    except ValueError:
+        return shown == printed
+    return abs(a - b) <= max(0.005, 0.01 * abs(a))
+
+
+def test_commands_print_what_is_shown(shared: Path, tmp_path: Path) -> None:
+    prepare(tmp_path, shared)
+    commands = shown_commands()
+    assert len(commands) == 4
+    for shown in commands:
+        printed = run_command(shown.command, tmp_path).splitlines()
+        lines = shown.output.splitlines()
+        assert len(lines) >= 2, f"README shows nothing of {shown.command}"
+        rest = iter(printed)
+        for line in lines:
+            if line.strip() == "...":
+                continue
+            words = re.split(r"[\s,]+", line.strip())
+            found = any(
+                len(got) == len(words) and all(map(same, words, got))
+                for got in (re.split(r"[\s,]+", other.strip()) for other in rest)
+            )
+            assert found, f"{shown.command} does not print {line!r}: {printed}"

@@ -26,7 +26,7 @@ from sk_cnncodes.cli.images import (
     listed_paths,
     progress_bar,
 )
-from sk_cnncodes.cli.models import load, set_up
+from sk_cnncodes.cli.models import set_up
 from sk_cnncodes.files import replacing
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def predict(
         typer.Argument(
             metavar="MODEL",
             show_default=False,
-            help="What train wrote: a joblib file, or an ONNX file. Loading a joblib "
-            "file runs code that it holds: take none from people you do not trust; "
-            "an ONNX file runs none.",
+            help="What train wrote: a joblib file, or an ONNX file; or a skops file. "
+            "Loading a joblib file runs code that it holds: take none from people you "
+            "do not trust; the others run none.",
         ),
     ],
     images: ImagesArgument,
@@ -140,9 +140,10 @@ def _predictor(
     path: Path, cache: Path | None, device: str | None
 ) -> Callable[[list[str]], list[Prediction]]:
     """A function that gives the predictions of images."""
+    from sk_cnncodes.loading import load_model
     from sk_cnncodes.onnx_classifier import OnnxClassifier
 
-    model = load(path)
+    model = load_model(path)
     if not hasattr(model, "predict"):
         raise ValueError(
             f"model {str(path)!r}: holds a {type(model).__name__}, which does not "

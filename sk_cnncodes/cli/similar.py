@@ -22,7 +22,7 @@ from sk_cnncodes.cli.frame import (
     print_table,
 )
 from sk_cnncodes.cli.images import compute_parts, listed_paths, progress_bar
-from sk_cnncodes.cli.models import code_transformers, load
+from sk_cnncodes.cli.models import code_transformers
 
 if TYPE_CHECKING:
     from sk_cnncodes.transformer import CNNCodeTransformer
@@ -113,15 +113,16 @@ def similar(
 
 def _transformer(model: str, layer: str | None) -> CNNCodeTransformer:
     """The transformer of a saved model, or one of a backbone."""
+    from sk_cnncodes.loading import load_model
     from sk_cnncodes.transformer import CNNCodeTransformer
 
-    if Path(model).suffix.lower() not in (".joblib", ".pkl", ".pickle"):
+    if Path(model).suffix.lower() not in (".joblib", ".pkl", ".pickle", ".skops"):
         return CNNCodeTransformer(model, layer=parse_layer(layer or "-1"))
     if layer is not None:
         raise typer.BadParameter(
             f"{model!r} has its own layer. Expected --layer with a backbone only."
         )
-    found = code_transformers(load(Path(model)))
+    found = code_transformers(load_model(model))
     if len(found) != 1:
         raise ValueError(
             f"model {model!r}: holds {len(found)} transformers of images to codes. "

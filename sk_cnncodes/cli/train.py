@@ -102,6 +102,14 @@ def train(
             help="Write the model as an ONNX file as well (needs skl2onnx).",
         ),
     ] = None,
+    store_backbone: Annotated[
+        bool,
+        typer.Option(
+            "--store-backbone",
+            help="Put the backbone into the joblib file, for machines without it; an "
+            "ONNX file always has it.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON.")
     ] = False,
@@ -167,6 +175,10 @@ def train(
         ).fit(split.paths, split.labels)
         report = Report(
             search, len(split.paths), split.held_out_paths, split.held_out_labels
+        )
+        # Nothing of this run's cache is kept.
+        search.best_estimator_["codes"].set_params(
+            cache="memory", cache_layers=None, store_backbone=store_backbone
         )
         _save(search.best_estimator_, output, onnx)
     if as_json:
@@ -303,10 +315,9 @@ def _check_counts(counts: Counter[str], least: int, purpose: str) -> None:
 
 
 def _save(pipeline: Any, output: Path, onnx: Path | None) -> None:
-    """Write the model, which keeps nothing of this run's cache: both files or none."""
+    """Write the model: both files or none."""
     import joblib
 
-    pipeline.set_params(codes__cache="memory", codes__cache_layers=None)
     with replacing(output) as part:
         joblib.dump(pipeline, part)
         if onnx is not None:

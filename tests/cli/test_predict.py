@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -149,9 +150,9 @@ def test_regressor(photos: Path, tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "no such file"),
-        (b"", "cannot be loaded; it is damaged, truncated"),
-        (b"no pickle", "cannot be loaded; it is damaged, truncated"),
-        ("half", "cannot be loaded; it is damaged, truncated"),
+        (b"", "Expected a whole file"),
+        (b"no pickle", "Expected a whole file"),
+        ("half", "Expected a whole file"),
         ("list", "holds a list, which does not predict"),
     ],
 )
@@ -201,3 +202,59 @@ def test_old_output_survives_an_error(
     assert "no-such-backbone.onnx" in result.stderr
     assert output.read_text() == "before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.joblib", "labels.csv"]
+
+
+# -- ONNX files --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def onnx_model(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What train writes by --onnx, beside a joblib file of the same name."""
+    pytest.importorskip("skl2onnx")
+    folder = tmp_path_factory.mktemp("onnx")
+    files = ("-o", folder / "model.joblib", "--onnx", folder / "model.onnx")
+    result = invoke("train", photos, *files, "--layer", "-1", "--head", "logistic")
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"Saved .*model.onnx \([\d.]+ MB\)\.\n$", result.stdout)
+    return folder / "model.onnx"
+
+
+def test_onnx_file_predicts_as_the_joblib_file(onnx_model: Path, photos: Path) -> None:
+    tables = [
+        rows_of(invoke("predict", model, photos).stdout)
+        for model in (onnx_model, onnx_model.with_suffix(".joblib"))
+    ]
+    assert len(tables[0]) == len(tables[1]) == 24
+    for ours, other in zip(*tables, strict=True):
+        assert (ours["path"], ours["label"]) == (other["path"], other["label"])
+        found, expected = float(ours["probability"]), float(other["probability"])
+        assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_bad_images_for_an_onnx_file(
+    onnx_model: Path, with_bad_ones: list[Path]
+) -> None:
+    result = invoke("predict", onnx_model, *with_bad_ones)
+    assert result.exit_code == 3
+    labels = [row["label"] for row in rows_of(result.stdout)]
+    assert labels == ["", "china", "", "china", "china", ""]
+
+
+def test_onnx_file_takes_no_cache(onnx_model: Path, tmp_path: Path) -> None:
+    result = invoke("predict", onnx_model, "a.jpg", "--cache", tmp_path / "codes")
+    assert result.exit_code == 2
+    assert "Expected --cache with a joblib file only" in result.stderr
+
+
+def test_onnx_file_on_a_device_that_is_none(onnx_model: Path) -> None:
+    result = invoke("predict", onnx_model, "a.jpg", "--device", "tpu")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: device: expected")
+
+
+def test_backbone_is_no_model() -> None:
+    from sk_cnncodes import load_backbone
+
+    result = invoke("predict", load_backbone("cnncodes-mini").path, "photo.jpg")
+    assert result.exit_code == 1
+    assert "Expected a file that to_onnx wrote" in result.stderr

@@ -11,18 +11,21 @@ from pathlib import Path
 import joblib
 import pytest
 
-from sk_cnncodes import CNNCodeTransformer
+from sk_cnncodes import CNNCodeTransformer, export, load_backbone
+from sk_cnncodes.cli import train as train_module
 from sk_cnncodes.cli.report import confusions
-from sk_cnncodes.cli.train import Head
-from sk_cnncodes.selection import HEADS
+from sk_cnncodes.cli.train import LAYERS, Head
+from sk_cnncodes.exceptions import ExportError
+from sk_cnncodes.selection import DEFAULT_LAYERS, HEADS
 from tests.cli.commands import invoke
 from tests.forwards import counted_forwards
 
 FAST = ("--layer", "-1", "--layer", "-2", "--head", "svm", "--head", "knn", "--cv", "2")
 
 
-def test_heads_are_those_of_the_library() -> None:
+def test_defaults_are_those_of_the_library() -> None:
     assert [head.value for head in Head] == list(HEADS)
+    assert tuple(map(int, LAYERS)) == DEFAULT_LAYERS
 
 
 def test_text(photos: Path, tmp_path: Path) -> None:
@@ -218,3 +221,45 @@ def test_codes_of_training_and_use_are_the_same(
     labels = model["head"].predict(own.transform(images))
     assert labels.tolist() == model.predict(images).tolist()
     assert (labels == [Path(image).parent.name for image in images]).mean() > 0.9
+
+
+def test_onnx_without_skl2onnx(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "find_spec", lambda name: None)
+    files = ("-o", tmp_path / "m.joblib", "--onnx", tmp_path / "m.onnx")
+    result = invoke("train", photos, *files)
+    assert result.exit_code == 1
+    assert "pip install 'sk-cnncodes[export]'" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_file_is_left_where_the_other_cannot_be_written(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("skl2onnx")
+
+    def fail(*arguments: object) -> None:
+        raise ExportError("step 'head': cannot be converted")
+
+    monkeypatch.setattr(export, "to_onnx", fail)
+    files = ("-o", tmp_path / "m.joblib", "--onnx", tmp_path / "m.onnx")
+    result = invoke("train", photos, *files, *FAST)
+    assert result.exit_code == 1
+    assert "Error: step 'head': cannot be converted" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_stored_backbone_travels_in_the_joblib_file(
+    photos: Path, tmp_path: Path
+) -> None:
+    backbone = tmp_path / "own.onnx"
+    shutil.copy(load_backbone("cnncodes-mini").path, backbone)
+    arguments = ("train", photos, "-o", tmp_path / "m.joblib", *FAST)
+    rest = ("--backbone", backbone, "--store-backbone")
+    assert invoke(*arguments, *rest).exit_code == 0
+    before = invoke("predict", tmp_path / "m.joblib", photos)
+    assert before.exit_code == 0
+    backbone.unlink()
+    after = invoke("predict", tmp_path / "m.joblib", photos)
+    assert (after.exit_code, after.stdout) == (0, before.stdout)
