@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -125,8 +124,12 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
 
 
 def _require_skl2onnx() -> None:
-    if importlib.util.find_spec("skl2onnx") is None:
-        raise ImportError("to_onnx needs skl2onnx: pip install 'sk-cnncodes[export]'.")
+    try:
+        import skl2onnx  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "to_onnx needs skl2onnx: pip install 'sk-cnncodes[export]'."
+        ) from error
 
 
 def _steps(model: Any) -> list[tuple[str, Any]]:
