@@ -27,6 +27,7 @@ from sk_cnncodes import (
     SavedModelError,
     download,
 )
+from sk_cnncodes.model_files import file_sha256
 from sk_cnncodes.runtime import SESSIONS
 from tests import graphs
 
@@ -185,7 +186,7 @@ def test_an_edited_reference_is_refused(
     other = tmp_path / "nets" / "two.onnx"
     graphs.save(graphs.squeezenet(), other)
     digest = fitted.fitted_backbone_["sha256"]
-    forged = sk_cnncodes.backbone.file_sha256(other)
+    forged = file_sha256(other)
     saved = pickle.dumps(fitted)
     edits = [
         [(digest, forged)],
