@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import sklearn
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
@@ -57,7 +58,7 @@ def exported(head: Any, X: Any, y: Any, path: Path) -> tuple[Any, OnnxClassifier
     return pipeline, OnnxClassifier(path)
 
 
-HEADS = {
+HEADS: dict[str, Any] = {
     "logistic": make_pipeline(StandardScaler(), LogisticRegression(C=0.01)),
     "pca": make_pipeline(PCA(8, whiten=True, random_state=0), LogisticRegression()),
     "min max": make_pipeline(MinMaxScaler(clip=True), LogisticRegression()),
@@ -84,13 +85,13 @@ HEADS = {
     "isotonic neighbours": CalibratedClassifierCV(
         KNeighborsClassifier(), cv=2, method="isotonic"
     ),
-    "temperature": CalibratedClassifierCV(LinearSVC(), cv=2, method="temperature"),
-    "temperature Bayes": CalibratedClassifierCV(
-        make_pipeline(PCA(8, random_state=0), GaussianNB()),
-        cv=2,
-        method="temperature",
-    ),
 }
+if tuple(map(int, sklearn.__version__.split(".")[:2])) >= (1, 8):
+    bayes = make_pipeline(PCA(8, random_state=0), GaussianNB())
+    HEADS |= {
+        "temperature": CalibratedClassifierCV(LinearSVC(), cv=2, method="temperature"),
+        "temperature Bayes": CalibratedClassifierCV(bayes, cv=2, method="temperature"),
+    }
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -220,6 +221,22 @@ def test_a_step_that_is_converted_wrongly_is_named(
         ),
     )
     with pytest.raises(ExportError, match=r"'standardscaler'.*give other values"):
+        to_onnx(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"), [("views", "flip"), ("precision", "float16")]
+)
+def test_views_and_precisions_are_refused(
+    parameter: str, value: str, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    X, y = digits
+    codes = CNNCodeTransformer(norm="l2", cache=CACHE)
+    pipeline = make_pipeline(codes, SVC()).fit(X, y)
+    setattr(codes, parameter, value)
+    with pytest.raises(
+        ExportError, match=f"{parameter}='{value}'.*Expected {parameter}"
+    ):
         to_onnx(pipeline)
 
 
