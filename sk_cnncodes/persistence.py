@@ -31,7 +31,15 @@ FOLDERS_VARIABLE = "SK_CNNCODES_BACKBONES"
 VERSION_KEY = "_sk_cnncodes_version"
 STORED_KEY = "_stored_graph"
 # Parameters that decide the codes: a stored graph holds for their values only.
-_CODE_PARAMETERS = ("backbone", "layer", "pooling", "norm", "preprocessing")
+_CODE_PARAMETERS = (
+    "backbone",
+    "layer",
+    "pooling",
+    "norm",
+    "preprocessing",
+    "views",
+    "precision",
+)
 
 Reference = dict[str, Any]
 
@@ -214,7 +222,7 @@ def stored_backbone(
 
 def _code_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that decide codes, as plain values."""
-    found = {name: parameters[name] for name in _CODE_PARAMETERS}
+    found = {n: parameters[n] for n in _CODE_PARAMETERS if n in parameters}
     found["backbone"] = backbone_text(found["backbone"])
     if isinstance(found["preprocessing"], Mapping):
         found["preprocessing"] = Preprocessing.from_dict(found["preprocessing"])

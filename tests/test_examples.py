@@ -7,14 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(folder: Path, *arguments: str) -> str:
+def run(
+    folder: Path, *arguments: str, example: str = "choose_layer_and_classifier.py"
+) -> str:
     result = subprocess.run(
-        [sys.executable, str(EXAMPLES / "choose_layer_and_classifier.py"), *arguments],
+        [sys.executable, str(EXAMPLES / example), *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -26,7 +29,10 @@ def run(folder: Path, *arguments: str) -> str:
 
 
 def test_every_example_is_tested() -> None:
-    assert [p.name for p in EXAMPLES.glob("*.py")] == ["choose_layer_and_classifier.py"]
+    assert sorted(p.name for p in EXAMPLES.glob("*.py")) == [
+        "choose_layer_and_classifier.py",
+        "train_in_chunks.py",
+    ]
 
 
 def test_digits(tmp_path: Path) -> None:
@@ -36,6 +42,15 @@ def test_digits(tmp_path: Path) -> None:
     held_out = float(re.search(r"Held-out accuracy: ([\d.]+)%", output).group(1))
     assert held_out > 90
     assert "A new process loaded it" in output
+
+
+def test_chunks(tmp_path: Path) -> None:
+    output = run(tmp_path, example="train_in_chunks.py")
+    assert "1437 codes of length 512" in output
+    held_out = float(re.search(r"Held-out accuracy: ([\d.]+)%", output).group(1))
+    assert held_out > 90
+    codes = np.load(tmp_path / "codes_in.npy", mmap_mode="r")
+    assert codes.shape == (1437, 512)
 
 
 def test_caltech(shared: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from sk_cnncodes import (
     Preprocessing,
     PreprocessingError,
 )
+from sk_cnncodes.cache import resolve_cache
 from sk_cnncodes.runtime import SESSIONS, count_gpus
 from tests import graphs
 
@@ -365,6 +366,39 @@ def test_gpu_and_cpu_agree(photographs: list[np.ndarray]) -> None:
     cpu = CNNCodeTransformer(device="cpu").transform(photographs)
     gpu = CNNCodeTransformer(device="cuda").transform(photographs)
     np.testing.assert_allclose(gpu, cpu, rtol=1e-3, atol=1e-3 * np.abs(cpu).max())
+
+
+def test_codes_are_written_to_a_file(
+    codes: np.ndarray, photograph_files: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "codes.npy"
+    path.write_text("replaced")
+    transformer = CNNCodeTransformer(batch_size=3)
+    written = transformer.transform_to(path, photograph_files)
+    expected = transformer.transform(photograph_files)
+    assert isinstance(written, np.memmap)
+    np.testing.assert_array_equal(written, expected)
+    np.testing.assert_array_equal(np.load(path), expected)
+    assert written.dtype == np.float32
+
+
+def test_bad_images_in_a_file_of_codes(
+    photograph_files: list[Path], tmp_path: Path
+) -> None:
+    """NaN where asked for; otherwise no file, and what was done stays in the cache."""
+    images = [*photograph_files[:5], "gone.jpg", *photograph_files[5:]]
+    path, cache = tmp_path / "codes.npy", tmp_path / "cache" / "codes.sqlite3"
+    cache.parent.mkdir()
+    transformer = CNNCodeTransformer(cache=cache, batch_size=2, n_jobs=1)
+    with pytest.raises(ValueError, match="image 5 .*gone.jpg"):
+        transformer.transform_to(path, images)
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+    assert resolve_cache(cache).info().rows >= 4
+    transformer.set_params(on_error="nan")
+    with pytest.warns(UserWarning, match="1 of 9 images"):
+        written = transformer.transform_to(path, images)
+    assert np.isnan(written[5]).all()
+    assert np.isfinite(np.delete(written, 5, axis=0)).all()
 
 
 def test_progress_bar(

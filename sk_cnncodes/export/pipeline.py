@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -32,6 +31,9 @@ if TYPE_CHECKING:
 
 # Tried in turn where a head needs a newer operator set than the backbone has.
 _NEWER_OPSETS = (13, 18)
+# Parameters of the transformer of which only one value is exported: several views
+# are not one image, and other precisions depend on the device.
+_EXPORTED = {"views": "center", "precision": "float32"}
 _CHECK_IMAGES = 12
 _CHECK_ROWS = 100
 _RESERVED = {"label", "probabilities", "decision", "values"}
@@ -125,8 +127,12 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
 
 
 def _require_skl2onnx() -> None:
-    if importlib.util.find_spec("skl2onnx") is None:
-        raise ImportError("to_onnx needs skl2onnx: pip install 'sk-cnncodes[export]'.")
+    try:
+        import skl2onnx  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "to_onnx needs skl2onnx: pip install 'sk-cnncodes[export]'."
+        ) from error
 
 
 def _steps(model: Any) -> list[tuple[str, Any]]:
@@ -146,6 +152,14 @@ def _steps(model: Any) -> list[tuple[str, Any]]:
             f"model: its first step {name!r} is {type(first).__name__}. Expected a "
             "CNNCodeTransformer."
         )
+    for parameter, exported in _EXPORTED.items():
+        value = getattr(first, parameter, exported)
+        if value != exported:
+            raise ExportError(
+                f"model: its step {name!r} (CNNCodeTransformer) has {parameter}="
+                f"{value!r}, which an exported model cannot have. Expected "
+                f"{parameter}={exported!r}, and the head fitted on such codes."
+            )
     if len(steps) == 1:
         raise ExportError(
             f"model: it ends with its step {name!r} (CNNCodeTransformer). Expected a "

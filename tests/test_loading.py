@@ -1,0 +1,140 @@
+"""load_model: every way a pipeline is saved, and every way a file is wrong."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+import skops.io
+from sklearn.decomposition import PCA
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import SVC
+
+from sk_cnncodes import (
+    SKOPS_TRUSTED_TYPES,
+    CNNCodeTransformer,
+    CodeCache,
+    OnnxClassifier,
+    SavedModelError,
+    load_backbone,
+    load_model,
+    to_onnx,
+)
+
+
+@pytest.fixture(scope="module")
+def pipeline(photographs: list[np.ndarray]) -> Pipeline:
+    labels = ["china"] * 4 + ["flower"] * 4
+    steps = (CNNCodeTransformer(), StandardScaler(), PCA(4), SVC())
+    return make_pipeline(*steps).fit(photographs, labels)
+
+
+@pytest.mark.parametrize("suffix", ["joblib", "joblib.gz", "pickle", "skops", "onnx"])
+def test_every_format(
+    suffix: str, pipeline: Pipeline, photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    path = tmp_path / f"model.{suffix}"
+    if suffix == "skops":
+        skops.io.dump(pipeline, path)
+    elif suffix == "onnx":
+        to_onnx(pipeline, path)
+    elif suffix == "pickle":
+        path.write_bytes(pickle.dumps(pipeline))
+    else:
+        joblib.dump(pipeline, path)
+    loaded = load_model(path)
+    assert isinstance(loaded, OnnxClassifier if suffix == "onnx" else Pipeline)
+    assert list(loaded.predict(photographs)) == list(pipeline.predict(photographs))
+
+
+@pytest.mark.parametrize("suffix", ["joblib", "joblib.gz", "pickle", "skops", "onnx"])
+@pytest.mark.parametrize("share", [0, 0.05, 0.5, 0.98])
+def test_truncated_files(
+    suffix: str, share: float, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    path = tmp_path / f"model.{suffix}"
+    if suffix == "skops":
+        skops.io.dump(pipeline, path)
+    elif suffix == "onnx":
+        to_onnx(pipeline, path)
+    else:
+        joblib.dump(pipeline, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=rf"model\.{suffix}.*(truncated|whole file)"):
+        load_model(path)
+
+
+def test_other_files(tmp_path: Path) -> None:
+    with pytest.raises(SavedModelError, match=r"gone\.joblib.*no such file"):
+        load_model(tmp_path / "gone.joblib")
+    text = tmp_path / "text.joblib"
+    text.write_text("hello")
+    with pytest.raises(SavedModelError, match=r"text\.joblib.*cannot be loaded"):
+        load_model(text)
+
+
+def test_errors_of_the_transformer_stay_as_they_are(tmp_path: Path) -> None:
+    fitted = CNNCodeTransformer().fit(np.zeros((1, 8, 8, 3)))
+    digest = fitted.fitted_backbone_["sha256"].encode()
+    path = tmp_path / "edited.pickle"
+    path.write_bytes(pickle.dumps(fitted).replace(digest, b"0" * 64))
+    with pytest.raises(SavedModelError, match="was changed after it was saved"):
+        load_model(path)
+
+
+def caches(folder: Path) -> list[Any]:
+    return ["memory", None, str(folder / "a"), CodeCache(), CodeCache(folder / "b")]
+
+
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("store", [False, True])
+def test_skops_with_every_parameter(
+    number: int, store: bool, photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    cache = caches(tmp_path)[number]
+    preprocessing = load_backbone("cnncodes-mini").preprocessing
+    given = [None, preprocessing, preprocessing.to_dict()][number % 3]
+    codes = CNNCodeTransformer(
+        cache=cache, preprocessing=given, cache_layers=[-1, -2], store_backbone=store
+    )
+    expected = codes.fit_transform(photographs)
+    path = tmp_path / "codes.skops"
+    skops.io.dump(codes, path)
+    assert set(skops.io.get_untrusted_types(file=path)) <= set(SKOPS_TRUSTED_TYPES)
+    loaded = load_model(path)
+    np.testing.assert_allclose(
+        loaded.transform(photographs), expected, rtol=1e-5, atol=1e-6
+    )
+    assert repr(loaded.cache) == repr(cache)
+    assert loaded.preprocessing == given
+
+
+def test_skops_refuses_what_is_not_trusted(
+    photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    risky = make_pipeline(CNNCodeTransformer(), FunctionTransformer(np.save))
+    path = tmp_path / "risky.skops"
+    skops.io.dump(risky, path)
+    with pytest.raises(SavedModelError, match=r"not trusted: \['numpy.*save'\]"):
+        load_model(path)
+
+
+def test_an_edited_skops_file_is_refused(tmp_path: Path) -> None:
+    fitted = CNNCodeTransformer().fit(np.zeros((1, 8, 8, 3)))
+    path, edited = tmp_path / "a.skops", tmp_path / "b.skops"
+    skops.io.dump(fitted, path)
+    digest = fitted.fitted_backbone_["sha256"].encode()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(edited, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            assert name != "schema.json" or digest in content
+            new.writestr(name, content.replace(digest, b"0" * 64))
+    with pytest.raises(SavedModelError, match="was changed after it was saved"):
+        load_model(edited)

@@ -1,0 +1,240 @@
+"""OnnxClassifier: the tiny reader of exported pipelines."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+
+from sk_cnncodes import (
+    CNNCodeTransformer,
+    ExportError,
+    ImageError,
+    OnnxClassifier,
+    Preprocessing,
+    download_backbone,
+    to_onnx,
+)
+from tests import graphs
+
+ROOT = Path(__file__).parents[1]
+LABELS = ["china"] * 4 + ["flower"] * 4
+# What imports in an environment of numpy, Pillow and ONNX Runtime.
+PACKAGES = ["numpy", "PIL", "onnxruntime"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(photographs: list[np.ndarray]) -> Pipeline:
+    steps = (CNNCodeTransformer(), StandardScaler(), LogisticRegression())
+    return make_pipeline(*steps).fit(photographs, LABELS)
+
+
+@pytest.fixture(scope="module")
+def exported(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    to_onnx(pipeline, path)
+    return path
+
+
+def test_predicts_as_the_pipeline(
+    exported: Path,
+    pipeline: Pipeline,
+    photographs: list[np.ndarray],
+    photograph_files: list[Path],
+) -> None:
+    classifier = OnnxClassifier(exported)
+    assert list(classifier.classes_) == ["china", "flower"]
+    for X in (photographs, photograph_files, [str(p) for p in photograph_files]):
+        assert list(classifier.predict(X)) == list(pipeline.predict(X))
+        np.testing.assert_allclose(
+            classifier.predict_proba(X), pipeline.predict_proba(X), atol=1e-4
+        )
+    assert classifier.metadata["backbone"] == "cnncodes-mini"
+    assert not hasattr(classifier, "decision_function")
+    with pytest.raises(AttributeError, match="no decision_function.*probabilities"):
+        _ = classifier.decision_function
+
+
+def test_decision_values(photographs: list[np.ndarray], tmp_path: Path) -> None:
+    pipeline = make_pipeline(CNNCodeTransformer(norm="l2"), LinearSVC())
+    for labels in (LABELS, list("aabbccdd")):
+        pipeline.fit(photographs, labels)
+        to_onnx(pipeline, tmp_path / "m.onnx")
+        classifier = OnnxClassifier(tmp_path / "m.onnx")
+        assert not hasattr(classifier, "predict_proba")
+        np.testing.assert_allclose(
+            classifier.decision_function(photographs),
+            pipeline.decision_function(photographs),
+            atol=1e-4,
+        )
+
+
+@pytest.mark.parametrize("n_targets", [None, 1, 3])
+def test_regressors(
+    n_targets: int | None, photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    y = np.random.default_rng(0).normal(size=(8, n_targets or 1))
+    y = y[:, 0] if n_targets is None else y
+    pipeline = make_pipeline(CNNCodeTransformer(norm="l2"), Ridge(alpha=0.1))
+    pipeline.fit(photographs, y)
+    to_onnx(pipeline, tmp_path / "m.onnx")
+    regressor = OnnxClassifier(tmp_path / "m.onnx")
+    expected = pipeline.predict(photographs)
+    values = regressor.predict(photographs)
+    assert values.shape == expected.shape
+    np.testing.assert_allclose(values, expected, atol=1e-3)
+    assert not hasattr(regressor, "classes_")
+    assert not hasattr(regressor, "predict_proba")
+
+
+def test_a_bad_image_is_named(exported: Path, photograph_files: list[Path]) -> None:
+    with pytest.raises(ImageError, match=r"image 8 .*gone\.jpg"):
+        OnnxClassifier(exported).predict([*photograph_files, "gone.jpg"])
+
+
+def test_copies_and_threads(
+    exported: Path, pipeline: Pipeline, photographs: list[np.ndarray]
+) -> None:
+    classifier = OnnxClassifier(exported, n_jobs=2)
+    expected = list(pipeline.predict(photographs))
+    for each in (copy.deepcopy(classifier), pickle.loads(pickle.dumps(classifier))):
+        assert list(each.predict(photographs)) == expected
+    found: list[list[str]] = []
+    threads = [
+        threading.Thread(
+            target=lambda: found.append([*classifier.predict(photographs)])
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [expected] * 4
+    there = joblib.Parallel(n_jobs=2)(
+        joblib.delayed(classifier.predict)(photographs) for _ in range(2)
+    )
+    assert [list(labels) for labels in there] == [expected] * 2
+
+
+@pytest.mark.parametrize("network", ["fixed batch", "opset 7"])
+def test_older_networks_and_fixed_batches(
+    network: str, photographs: list[np.ndarray], tmp_path: Path, plain: Preprocessing
+) -> None:
+    if network == "opset 7":
+        model = graphs.resnet(opset=7)
+    else:  # an addition that takes three images, neither more nor less
+        net = graphs.Net()
+        zeros = net.constant(np.zeros((3, 4, 1, 1), np.float32))
+        x = net.op("Relu", net.op("Add", net.conv("data", 3, 4), zeros))
+        x = net.op("Flatten", net.op("GlobalAveragePool", x))
+        model = net.model(net.dense(x, 4, 5), batch=3)
+    path = graphs.save(model, tmp_path / "net.onnx")
+    codes = CNNCodeTransformer(path, preprocessing=plain)
+    pipeline = make_pipeline(codes, StandardScaler(), LogisticRegression())
+    pipeline.fit(photographs, LABELS)
+    to_onnx(pipeline, tmp_path / "m.onnx")
+    np.testing.assert_allclose(
+        OnnxClassifier(tmp_path / "m.onnx").predict_proba(photographs),
+        pipeline.predict_proba(photographs),
+        atol=1e-4,
+    )
+
+
+def test_files_that_are_none(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"gone\.onnx.*cannot be read"):
+        OnnxClassifier(tmp_path / "gone.onnx")
+    backbone = download_backbone("cnncodes-mini")
+    with pytest.raises(ExportError, match="a backbone goes to CNNCodeTransformer"):
+        OnnxClassifier(backbone)
+    text = tmp_path / "text.onnx"
+    text.write_text("hello")
+    with pytest.raises(ExportError, match=r"text\.onnx.*cannot load"):
+        OnnxClassifier(text)
+
+
+PROGRAM = """
+import importlib.util, json, sys
+sys.path[:0] = sys.argv[3:]
+from sk_cnncodes import OnnxClassifier
+classifier = OnnxClassifier(sys.argv[1])
+images = json.loads(sys.argv[2])
+absent = ["sklearn", "scipy", "joblib", "onnx", "tqdm", "pooch", "typer"]
+print(json.dumps({
+    "labels": classifier.predict(images).tolist(),
+    "probabilities": classifier.predict_proba(images).tolist(),
+    "found": [name for name in absent if importlib.util.find_spec(name)],
+}))
+"""
+
+
+def test_only_numpy_pillow_and_onnxruntime(
+    exported: Path, pipeline: Pipeline, photograph_files: list[Path], tmp_path: Path
+) -> None:
+    """In an environment of links to these packages; nothing else can be imported."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.origin is not None
+        place = Path(spec.origin).parent
+        (folder / name).symlink_to(place)
+        for libraries in ("numpy.libs", "pillow.libs"):
+            beside, link = place.parent / libraries, folder / libraries
+            if beside.is_dir() and not link.exists():
+                link.symlink_to(beside)
+    (folder / "sk_cnncodes").symlink_to(ROOT / "sk_cnncodes")
+    images = [str(path) for path in photograph_files]
+    result = subprocess.run(
+        [
+            *(sys.executable, "-I", "-S", "-c", PROGRAM),
+            *(str(exported), json.dumps(images), str(folder)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    assert result.returncode == 0, result.stderr
+    there = json.loads(result.stdout)
+    assert there["found"] == []
+    assert there["labels"] == list(pipeline.predict(images))
+    np.testing.assert_allclose(
+        there["probabilities"], pipeline.predict_proba(images), atol=1e-4
+    )
+
+
+def test_import_of_the_package_imports_nothing_else() -> None:
+    program = (
+        "import sys, sk_cnncodes\n"
+        "assert 'CNNCodeTransformer' in dir(sk_cnncodes)\n"
+        "heavy = {'sklearn', 'onnx', 'onnxruntime', 'joblib', 'numpy', 'PIL'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "from sk_cnncodes import *\n"
+        "print(CNNCodeTransformer.__name__)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+        cwd=ROOT,
+    )
+    assert result.stdout.split("\n")[:2] == ["[]", "CNNCodeTransformer"]
