@@ -14,6 +14,7 @@ An activation or a normalisation behind a block belongs to the block.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -70,7 +71,7 @@ class BlockFinder:
             here = view.producer[name]
             if here > end:
                 break
-            between = [i for i in path if start < i <= here]
+            between = path[bisect(path, start) : bisect(path, here)]
             start = here
             if groups and len(between) == 1 and self._moves(here):
                 groups[-1].tensors.append(name)
@@ -200,11 +201,16 @@ class BlockFinder:
                 return self.groups[:count]
         return self.groups
 
+    @cached_property
+    def _on_path(self) -> frozenset[int]:
+        """Nodes through which the image reaches the output."""
+        return frozenset(self.graph.view.path(self._output))
+
     def _readers(self, index: int) -> int:
         """How many ways lead on from a group, splits counted by their outputs."""
-        path = set(self.graph.view.path(self._output))
         last = self.groups[index].tensors[-1]
-        nodes = [i for i in self.graph.view.readers.get(last, []) if i in path]
+        readers = self.graph.view.readers.get(last, [])
+        nodes = [i for i in readers if i in self._on_path]
         return sum(
             len(self.graph.view.nodes[i].output) if self.graph.op(i) == "Split" else 1
             for i in nodes
