@@ -20,7 +20,12 @@ from sk_cnncodes.codegraph import (
     code_length,
     resolve_pooling,
 )
-from sk_cnncodes.exceptions import BackboneError, LayerError, PreprocessingError
+from sk_cnncodes.exceptions import (
+    BackboneError,
+    LayerError,
+    PreprocessingError,
+    first_line,
+)
 from sk_cnncodes.graph import TensorType, value_shape
 from sk_cnncodes.layers import Layer, LayerGraph, image_input
 from sk_cnncodes.measure import measured_types
@@ -229,6 +234,12 @@ def _analyse(backbone: Backbone) -> _Analysis:
         its_input = isinstance(error, PreprocessingError)
         kind = PreprocessingError if its_input else BackboneError
         raise kind(f"{backbone.description}: {error}") from error
+    except (LookupError, TypeError, ValueError, StopIteration) as error:
+        # A file may break any rule of ONNX that the finding of layers relies on.
+        raise BackboneError(
+            f"{backbone.description}: its graph is malformed "
+            f"({type(error).__name__}: {first_line(error)})."
+        ) from error
     return _Analysis(graph, layers)
 
 

@@ -145,7 +145,10 @@ class BlockFinder:
                 and not self.steps.is_merge(index)
                 and self.graph.op(self.steps.all[index].nodes[-1]) not in POOLS
                 and self.steps.is_merge(follower)
-                and not self.steps.opens(follower)
+                and (
+                    not self.steps.opens(follower)
+                    or self.steps.expands(index, follower)
+                )
                 and self.steps.channels(index) < self.steps.channels(follower)
                 and not cell_outputs(
                     self.graph, self.steps.between(index, follower)[:-1]

@@ -8,11 +8,11 @@ import json
 import os
 import tomllib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sk_cnncodes.backbone import Backbone
 from sk_cnncodes.download import home_folder, obtain_file
@@ -25,6 +25,7 @@ from sk_cnncodes.model_files import (
 from sk_cnncodes.preprocessing import METADATA_KEY, Preprocessing
 from sk_cnncodes.preprocessing_formats import read_huggingface, read_timm
 
+T = TypeVar("T")
 _PACKAGE = Path(__file__).parent
 # In a wheel `models` lies inside of the package, in a checkout beside it.
 MODELS = next(
@@ -316,19 +317,19 @@ def _known_preprocessing(
     path: Path, digest: str, metadata: dict[str, str], row: CatalogueRow | None
 ) -> Preprocessing:
     """The preprocessing stated in or for a file; never a guess."""
-    own = Preprocessing.from_metadata(metadata)
+    own = _read_values(path, Preprocessing.from_metadata, metadata)
     if own is not None:
         return own
     if row is not None:
         return row.preprocessing
     beside = path.parent / "preprocessor_config.json"
     if beside.is_file():
-        return read_huggingface(_read_json(beside))
+        return _read_values(beside, read_huggingface, _read_json(beside))
     beside = path.parent / "config.json"
     if beside.is_file():
         config = _read_json(beside)
         if "pretrained_cfg" in config or "input_size" in config:
-            return read_timm(config)
+            return _read_values(beside, read_timm, config)
     raise PreprocessingError(
         f"backbone {str(path)!r}: its preprocessing is not known: neither its metadata "
         f"({METADATA_KEY}) nor the catalogue (sha256 {digest[:12]}...) nor a "
@@ -338,10 +339,24 @@ def _known_preprocessing(
     )
 
 
+def _read_values(
+    path: Path, read: Callable[[Mapping[str, Any]], T], config: Mapping[str, Any]
+) -> T:
+    """What a reader makes of values in a file; faults name the file."""
+    try:
+        return read(config)
+    except PreprocessingError as error:
+        raise PreprocessingError(f"{str(path)!r}: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise PreprocessingError(
+            f"{str(path)!r}: a value is not of the kind it should be ({error})."
+        ) from error
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PreprocessingError(f"{str(path)!r}: not JSON ({error}).") from error
     if not isinstance(values, dict):
         raise PreprocessingError(

@@ -199,7 +199,12 @@ class GraphView:
             return None
         if tensor_size(tensor) > LARGEST_SHAPE_TENSOR:
             return None
-        return list(numpy_helper.to_array(tensor).ravel())
+        try:
+            return list(numpy_helper.to_array(tensor).ravel())
+        except (TypeError, ValueError, LookupError) as error:
+            raise BackboneError(
+                f"its constant {name!r} is damaged ({first_line(error)})."
+            ) from error
 
     def ancestors(self, names: Iterable[str]) -> set[int]:
         """Indices of all nodes that the given tensors need."""

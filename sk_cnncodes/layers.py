@@ -8,6 +8,7 @@ numbers.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,8 +133,9 @@ class LayerGraph:
         for name, paths in zip(names, modules, strict=True):
             nearest = sorted(paths, key=lambda p: (abs(p.count(".") - usual), len(p)))
             labels.append(nearest[0] if nearest else self._module_paths.get(name, name))
+        counts = Counter(labels)
         return [
-            label if labels.count(label) == 1 else name
+            label if counts[label] == 1 else name
             for name, label in zip(names, labels, strict=True)
         ]
 
@@ -256,6 +258,8 @@ class LayerGraph:
         shape, permutation = self.shape(name), [0, 1, 2, 3]
         where = name
         while where in self.view.producer:
+            if where in self._channel_axes:
+                return permutation.index(self._channel_axes[where])
             index = self.view.producer[where]
             node, op = self.view.nodes[index], self.op(index)
             made = None

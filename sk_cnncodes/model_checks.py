@@ -60,6 +60,9 @@ def check_structure(model: onnx.ModelProto) -> None:
     ------
     BackboneError
     """
+    for text in _texts(model):
+        if not isinstance(text, str):  # protobuf gives bytes that are no UTF-8 as such
+            raise BackboneError(f"its name {text!r} is no text. Expected UTF-8.")
     nodes = _count_nodes(model)
     if nodes > _MOST_NODES:
         raise BackboneError(
@@ -73,6 +76,27 @@ def check_structure(model: onnx.ModelProto) -> None:
                 "Expected no negative dimension."
             )
         _check_size(tensor.name, tensor.dims)
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Names of all kinds, and what else should be text."""
+    for opset in model.opset_import:
+        yield opset.domain
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    for graph in all_graphs(model.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            yield value.name
+        for node in graph.node:
+            yield from (node.op_type, node.domain, node.name, *node.input)
+            yield from node.output
+            yield from (attribute.name for attribute in node.attribute)
+            for entry in node.metadata_props:
+                yield from (entry.key, entry.value)
+    for tensor in all_tensors(model.graph):
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
 
 
 def _count_nodes(model: onnx.ModelProto) -> int:

@@ -28,6 +28,8 @@ INTERPOLATIONS = {
     "hamming": 5,
 }
 ROUNDINGS = ("torchvision", "huggingface", "nearest")
+# Of a network's input, in pixels: a file could ask for sizes that fill the memory.
+_LONGEST_SIDE = 8192
 CHANNELS = ("RGB", "BGR", "GRAY")
 LAYOUTS = ("NCHW", "NHWC")
 
@@ -142,9 +144,10 @@ class Preprocessing:
         if size is None:
             return min(self.crop_size) if self.resize == "shorter" else self.crop_size
         if isinstance(size, Integral):
-            if int(size) < 1:
+            if not 1 <= int(size) <= _LONGEST_SIDE:
                 raise PreprocessingError(
-                    f"preprocessing resize_size: expected at least 1, got {size}."
+                    "preprocessing resize_size: expected an int from 1 to "
+                    f"{_LONGEST_SIDE}, got {size}."
                 )
             return int(size)
         if self.resize == "shorter":
@@ -287,7 +290,7 @@ class Preprocessing:
 def _json_object(text: str, where: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PreprocessingError(f"{where}: not JSON ({error}).") from error
     if not isinstance(values, dict):
         raise PreprocessingError(f"{where}: expected a JSON object, got {values!r}.")
@@ -314,6 +317,11 @@ def _sides(name: str, value: Any) -> tuple[int, int]:
     if not good or not all(isinstance(v, Integral) and int(v) >= 1 for v in value):
         raise PreprocessingError(
             f"preprocessing {name}: expected (height, width) of at least one pixel, "
+            f"got {value!r}."
+        )
+    if max(value) > _LONGEST_SIDE:
+        raise PreprocessingError(
+            f"preprocessing {name}: expected at most {_LONGEST_SIDE} pixels a side, "
             f"got {value!r}."
         )
     return int(value[0]), int(value[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,7 +57,7 @@ class Steps:
             here = view.producer[name]
             if here > end:
                 break
-            between = [i for i in path if start < i <= here]
+            between = path[bisect(path, start) : bisect(path, here)]
             start = here
             if steps and len(between) == 1 and self._moves(here):
                 steps[-1].tensors.append(name)
@@ -107,11 +108,16 @@ class Steps:
     def is_weighted(self, nodes: list[int]) -> bool:
         return any(self.graph.op(i) in WEIGHTED for i in nodes)
 
+    @cached_property
+    def _on_path(self) -> frozenset[int]:
+        """Nodes through which the image reaches the output."""
+        return frozenset(self.graph.view.path(self.output))
+
     def readers(self, index: int) -> int:
         """How many ways lead on from a step, splits counted by their outputs."""
-        path = set(self.graph.view.path(self.output))
         last = self.all[index].tensors[-1]
-        nodes = [i for i in self.graph.view.readers.get(last, []) if i in path]
+        readers = self.graph.view.readers.get(last, [])
+        nodes = [i for i in readers if i in self._on_path]
         return sum(
             len(self.graph.view.nodes[i].output) if self.graph.op(i) == "Split" else 1
             for i in nodes
@@ -175,6 +181,16 @@ class Steps:
     def channels(self, index: int) -> int:
         name = self.all[index].layer
         return self.graph.layer(name).n_channels if name else 0
+
+    def expands(self, index: int, follower: int) -> bool:
+        """Whether a merge joins single learned layers that all read one step."""
+        between = self.between(index, follower)
+        weighted = [i for i in between if self.graph.op(i) in WEIGHTED]
+        joined = self.graph.view.data_inputs(between[-1])
+        return len(weighted) == len(joined) and all(
+            self.graph.view.data_inputs(i) == [self.all[index].tensors[-1]]
+            for i in weighted
+        )
 
     def resolution(self, index: int) -> tuple[int, ...] | None:
         """Rows and columns of a map; None for a map that is merely padded."""

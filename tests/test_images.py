@@ -231,6 +231,34 @@ def test_folder_and_odd_paths(tmp_path: Path) -> None:
         read_rgb("a\0b", 0)
 
 
+def test_the_limit_on_pixels_is_a_parameter(
+    photograph: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.png"
+    Image.fromarray(photograph).save(path)  # 60 x 80
+    for image in (str(path), path.read_bytes(), photograph, Image.open(path)):
+        with pytest.raises(ImageError, match="image 3 .*80 x 60.*max_pixels=4799"):
+            read_rgb(image, 3, 4799)
+        for limit in (4800, None):
+            assert read_rgb(image, 3, limit).size == (80, 60)
+
+
+def test_pillows_own_limit_is_left_alone(
+    photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    content = encoded(Image.fromarray(photograph), format="JPEG")
+    assert read_rgb(content, 0).size == (80, 60)  # nor is there a warning
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.parametrize("format", ["ICO", "PCX", "TGA", "PDF", "EPS", "JPEG2000"])
+def test_other_formats_stay_closed(photograph: np.ndarray, format: str) -> None:
+    content = encoded(Image.fromarray(photograph), format=format)
+    with pytest.raises(ImageError, match="image 0 .*not an image file. Expected one"):
+        read_rgb(content, 0)
+
+
 def test_too_many_pixels() -> None:
     # A small file that claims 20,000 x 20,000 pixels.
     content = bytearray(encoded(Image.new("L", (8, 8)), format="BMP"))

@@ -108,7 +108,7 @@ def test_conventions_of_rounding() -> None:
         ({"std": (1, 0, 1)}, "std: expected no zero"),
         ({"scale": 0}, "scale: expected a number other than 0"),
         ({"resize_size": (4, 4)}, "resize_size: expected an int"),
-        ({"resize_size": -1}, "resize_size: expected at least 1"),
+        ({"resize_size": -1}, "resize_size: expected an int from 1"),
         ({"resize": "exact", "resize_size": 4}, "resize_size: expected None"),
     ],
 )

@@ -257,6 +257,8 @@ def test_a_grid_scores_every_backbone_and_layer_for_itself(
         ({"pooling": "cls"}, LayerError, "pooling='cls'.*a map of shape"),
         ({"norm": "l1"}, ValueError, r"norm: expected one of \['l2', None\]"),
         ({"on_error": "skip"}, ValueError, "on_error: expected.*'skip'"),
+        ({"max_pixels": 0}, ValueError, "max_pixels: expected None or.*got 0"),
+        ({"max_pixels": 1e6}, ValueError, "max_pixels: expected"),
         ({"batch_size": 0}, ValueError, "batch_size: expected 'auto'.*got 0"),
         ({"batch_size": "big"}, ValueError, "batch_size: expected"),
         ({"n_jobs": 0}, ValueError, "n_jobs: expected.*got 0"),
@@ -408,3 +410,15 @@ def test_progress_bar(
     assert capsys.readouterr().err == ""
     CNNCodeTransformer(verbose=True).transform(photographs)
     assert "8/8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cache", [None, "memory"])
+def test_max_pixels(photographs: list[np.ndarray], cache: str | None) -> None:
+    small, large = photographs[0][:40, :50], photographs[1][:40, :51]
+    codes = CNNCodeTransformer(max_pixels=2000, cache=cache, on_error="nan")
+    with pytest.warns(UserWarning, match="51 x 40 pixels. .*max_pixels=2000"):
+        rows = codes.fit_transform([small, large, small])
+    assert np.isnan(rows).all(axis=1).tolist() == [False, True, False]
+    unlimited = CNNCodeTransformer(max_pixels=None, cache=cache)
+    np.testing.assert_allclose(unlimited.transform([small])[0], rows[2], atol=1e-5)
+    assert np.isfinite(unlimited.transform([large])).all()
