@@ -28,7 +28,8 @@ from sk_cnncodes import (
     Preprocessing,
     PreprocessingError,
 )
-from sk_cnncodes.runtime import SESSIONS, count_gpus
+from sk_cnncodes.devices import count_gpus
+from sk_cnncodes.session_table import SESSIONS
 from tests import graphs
 
 
