@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-
 from sk_cnncodes.fusion import fused_graph, is_end
+from sk_cnncodes.onnxruntime_engine import import_tool
 
 
 def to_float16(model: bytes) -> bytes:
@@ -20,12 +18,7 @@ def to_float16(model: bytes) -> bytes:
     """
     fused = fused_graph(model)
     ends = [node.name for node in fused.graph.node if is_end(node)]
-    before = list(sys.path)
-    try:
-        converter = importlib.import_module("onnxruntime.transformers.float16")
-    finally:
-        sys.path[:] = before  # that package adds its folder
-    converted = converter.convert_float_to_float16(
+    converted = import_tool("transformers.float16").convert_float_to_float16(
         fused, keep_io_types=True, node_block_list=ends
     )
     return bytes(converted.SerializeToString())

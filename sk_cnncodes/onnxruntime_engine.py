@@ -8,9 +8,11 @@ import importlib
 import io
 import os
 import queue
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,20 @@ def import_onnxruntime() -> ModuleType:
 def available_providers() -> list[str]:
     """What the installed ONNX Runtime was compiled with, whether or not it works."""
     return list(import_onnxruntime().get_available_providers())
+
+
+def import_tool(name: str) -> ModuleType:
+    """Import a part of ONNX Runtime that takes files next to `transformers` by name.
+
+    The package adds that folder to the path for good; here it leaves again.
+    """
+    folder = Path(import_onnxruntime().__file__ or "").parent / "transformers"
+    before = list(sys.path)
+    sys.path.append(str(folder))
+    try:
+        return importlib.import_module(f"onnxruntime.{name}")
+    finally:
+        sys.path[:] = before
 
 
 class CpuRunner:
@@ -289,6 +305,7 @@ def gpu_providers(
     }
     if not device.tensorrt:
         return [(_CUDA, cuda)]
+    Path(engine_cache).mkdir(parents=True, exist_ok=True)
     if precision == "float32":
         # TensorRT has no option of its own; its libraries ask this variable.
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")

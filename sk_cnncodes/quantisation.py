@@ -21,7 +21,7 @@ import numpy as np
 
 from sk_cnncodes.exceptions import BackboneError
 from sk_cnncodes.fusion import fused_graph, is_end
-from sk_cnncodes.onnxruntime_engine import import_onnxruntime
+from sk_cnncodes.onnxruntime_engine import import_onnxruntime, import_tool
 
 if TYPE_CHECKING:
     import onnx
@@ -124,9 +124,7 @@ def quantise(model: bytes, ranges: Ranges) -> bytes:
     BackboneError
         If tensors to quantise have no range.
     """
-    import_onnxruntime()
-    from onnxruntime import quantization
-
+    quantization = import_tool("quantization")
     fused = fused_graph(model, _OPSET)
     chosen = _quantised(fused)
     missing = [name for name in chosen.tensors if name not in ranges]

@@ -262,7 +262,7 @@ def test_a_grid_scores_every_backbone_and_layer_for_itself(
         ({"n_jobs": 0}, ValueError, "n_jobs: expected.*got 0"),
         ({"n_jobs": 1.0}, ValueError, "n_jobs: expected"),
         ({"device": "gpu"}, ValueError, "device: expected 'auto', 'cpu'.*'gpu'"),
-        ({"device": 0}, TypeError, "device: expected a string"),
+        ({"device": 0}, TypeError, "device: expected .auto., .cpu."),
         ({"preprocessing": {"size": 3}}, PreprocessingError, "'size'"),
         ({"preprocessing": 224}, TypeError, "preprocessing: expected"),
         (
