@@ -58,6 +58,9 @@ class CodeSpec:
         Never "auto": what it stands for at the layer.
     norm : "l2" or None
     preprocessing : Preprocessing
+    precision : str, default="float32"
+    calibration : str or None, default=None
+        Digest of the ranges that int8 takes its scales from.
     """
 
     backbone_sha256: str
@@ -65,11 +68,22 @@ class CodeSpec:
     pooling: Pooling
     norm: str | None
     preprocessing: Preprocessing
+    precision: str = "float32"
+    calibration: str | None = None
 
     @property
     def digest(self) -> str:
         """SHA-256 of the spec and of the version of the code that computes it."""
+        if self.precision == "float32":
+            return self._exact_digest
+        values = (self._exact_digest, self.precision, self.calibration)
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+    @property
+    def _exact_digest(self) -> str:
+        """The digest of the same codes in float32."""
         values = {"version": _CODE_VERSION, **asdict(self)}
+        del values["precision"], values["calibration"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sk_cnncodes.devices import count_gpus
 from sk_cnncodes.download import HOME_VARIABLE, home_folder, is_offline
 from sk_cnncodes.exceptions import first_line
-from sk_cnncodes.runtime import count_gpus, import_onnxruntime
+from sk_cnncodes.onnxruntime_engine import import_onnxruntime
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -288,7 +288,8 @@ def check_backbone(path: Path, row: CatalogueRow) -> int | None:
     DownloadError
         If something is not as it should be.
     """
-    from sk_cnncodes.runtime import Device, open_session, usable_threads
+    from sk_cnncodes.devices import Device, usable_threads
+    from sk_cnncodes.runtime import open_session
 
     backbone = Backbone(
         path, row.sha256, row.preprocessing, row.name, row.penultimate or None

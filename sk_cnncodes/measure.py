@@ -9,7 +9,7 @@ from sk_cnncodes.exceptions import BackboneError, first_line
 from sk_cnncodes.graph import TensorType, cut_model
 from sk_cnncodes.model_checks import check_loops
 from sk_cnncodes.model_files import embed_external_data, read_model
-from sk_cnncodes.runtime import import_onnxruntime
+from sk_cnncodes.onnxruntime_engine import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnx

@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sk_cnncodes.containers import as_image_sequence
+from sk_cnncodes.devices import resolve_devices, usable_threads
 from sk_cnncodes.exceptions import ExportError
 from sk_cnncodes.images import read_rgb
+from sk_cnncodes.onnxruntime_engine import available_providers, load_session
 from sk_cnncodes.preprocessing import Preprocessing
-from sk_cnncodes.runtime import (
-    SessionTable,
-    load_session,
-    resolve_device,
-    usable_threads,
-)
+from sk_cnncodes.session_table import SessionTable
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -240,7 +237,7 @@ class OnnxClassifier:
         return _SESSIONS.get(key, self._load)
 
     def _load(self) -> ort.InferenceSession:
-        device = resolve_device(self.device)
+        (device,) = resolve_devices(self.device, providers=available_providers())
         try:
             content = self.path.read_bytes()
             return load_session(content, device, usable_threads(self.n_jobs))

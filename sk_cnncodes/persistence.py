@@ -21,11 +21,12 @@ import sk_cnncodes
 from sk_cnncodes.backbone import Backbone, CodeSpec
 from sk_cnncodes.catalogue import MODELS, find_row, load_backbone, read_catalogue
 from sk_cnncodes.codegraph import CodeGraph
+from sk_cnncodes.devices import Device, usable_threads
 from sk_cnncodes.download import home_folder
 from sk_cnncodes.exceptions import BackboneError, DownloadError, SavedModelError
 from sk_cnncodes.model_files import file_sha256
 from sk_cnncodes.preprocessing import Preprocessing
-from sk_cnncodes.runtime import CodeSession, Device, open_session, usable_threads
+from sk_cnncodes.runtime import CodeSession, open_session
 
 FOLDERS_VARIABLE = "SK_CNNCODES_BACKBONES"
 VERSION_KEY = "_sk_cnncodes_version"
@@ -172,7 +173,7 @@ class _StoredSpec(CodeSpec):
     stored_digest: str = ""
 
     @property
-    def digest(self) -> str:
+    def _exact_digest(self) -> str:
         return self.stored_digest
 
 

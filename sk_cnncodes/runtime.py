@@ -1,36 +1,32 @@
-"""ONNX Runtime sessions: devices, threads, and one table of sessions a process."""
+"""Sessions: loaded code graphs, with one face for all engines and devices."""
 
 from __future__ import annotations
 
-import ctypes
-import importlib
-import os
-import re
-import sys
+import queue
 import threading
 import time
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
-from sk_cnncodes.exceptions import BackboneError, DeviceError
+from sk_cnncodes.devices import Device
+from sk_cnncodes.exceptions import BackboneError, DeviceError, first_line
+from sk_cnncodes.execution import Execution
+from sk_cnncodes.onnxruntime_engine import is_out_of_memory, open_runner
+from sk_cnncodes.quantisation import Calibration
 
-if TYPE_CHECKING:
-    import onnxruntime as ort
-
-# Sessions kept open; each holds the weights and an arena of about 200 MB.
-MAX_SESSIONS = 4
 # Codes of one image alone and in a batch may differ by this much, relative to the
 # largest value: rounding does, mixed-up rows do not.
-_BATCH_TOLERANCE = 1e-3
+_BATCH_TOLERANCE = {
+    "float32": 1e-3,
+    "tf32": 1e-2,
+    "float16": 1e-2,
+    "bfloat16": 0.1,
+    "int8": 0.1,
+}
 GPU_BATCH_SIZE = 64
 # On a CPU, most networks are quickest with one or two images in a run: more leave the
 # caches. Large dense layers want more, whose weights are then read less often.
@@ -39,130 +35,6 @@ _MAX_CPU_BATCH_SIZE = 64
 # So many images pay for a measurement; and so much quicker must a larger batch be.
 _WORTH_MEASURING = 128
 _WORTHWHILE = 1.04
-
-
-def import_onnxruntime() -> ModuleType:
-    """Import ONNX Runtime with its telemetry off.
-
-    From 1.29 on it sends usage data and starts a thread on import, unless the
-    environment says otherwise. A variable that the user set stays as it is.
-    """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    return importlib.import_module("onnxruntime")
-
-
-def usable_threads(n_jobs: int | None) -> int:
-    """Number of threads for `n_jobs`, within what this process may use.
-
-    That is bounded by CPU affinity, cgroup quotas and the share that joblib gives a
-    worker process (`joblib.cpu_count`), and by OMP_NUM_THREADS, through which a
-    parent process divides its cores among its children.
-
-    Parameters
-    ----------
-    n_jobs : int or None
-        As in scikit-learn: None means 1, -1 means all, -2 all but one.
-    """
-    available = _cpu_count()
-    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if limit.isdigit() and int(limit) > 0:
-        available = min(available, int(limit))
-    if n_jobs is None:
-        return 1
-    if n_jobs < 0:
-        return max(1, available + 1 + n_jobs)
-    return n_jobs
-
-
-def _cpu_count() -> int:
-    try:
-        import joblib
-    except ImportError:  # OnnxClassifier does without; cgroup quotas are not seen then
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
-    return int(joblib.cpu_count())
-
-
-# -- devices -----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where a session runs: the CPU (`gpu` is None), or a GPU by its index."""
-
-    gpu: int | None
-    required: bool  # an error rather than the CPU where it does not work
-
-    def __str__(self) -> str:
-        return "cpu" if self.gpu is None else f"cuda:{self.gpu}"
-
-
-def resolve_device(device: str) -> Device:
-    """The device that a `device` parameter stands for on this machine.
-
-    "auto" asks the NVIDIA driver, not ONNX Runtime, which prints errors where there
-    is none.
-
-    Raises
-    ------
-    DeviceError
-        If a GPU is asked for that this machine or this ONNX Runtime does not have.
-    ValueError
-        If `device` is not "auto", "cpu", "cuda" or "cuda:N".
-    """
-    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
-    if match is None:
-        raise ValueError(
-            f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N' with a number N, got "
-            f"{device!r}."
-        )
-    if device == "cpu":
-        return Device(None, required=True)
-    has_provider = (
-        "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
-    )
-    gpus = count_gpus()
-    if device == "auto":
-        usable = gpus > 0 and has_provider
-        return Device(0 if usable else None, required=False)
-    index = int(match.group(1) or 0)
-    if gpus == 0:
-        raise DeviceError(
-            f"device={device!r}: the NVIDIA driver shows no GPU on this machine. "
-            "Expected 'cpu' or 'auto' here."
-        )
-    if not has_provider:
-        raise DeviceError(
-            f"device={device!r}: the installed onnxruntime has no CUDA provider. "
-            "Expected the package onnxruntime-gpu, and no onnxruntime beside it."
-        )
-    if index >= gpus:
-        valid = ", ".join(f"'cuda:{i}'" for i in range(gpus))
-        raise DeviceError(
-            f"device={device!r}: this machine has {gpus} GPU(s). Expected {valid}."
-        )
-    return Device(index, required=True)
-
-
-def count_gpus() -> int:
-    """Number of GPUs that the NVIDIA driver lets this process see; 0 without one."""
-    if sys.platform == "linux" and not Path("/proc/driver/nvidia").exists():
-        in_wsl = Path("/dev/dxg").exists()
-        if not in_wsl and not Path("/dev/nvidiactl").exists():
-            return 0
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(name)
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
-
-
-# -- sessions ----------------------------------------------------------------
 
 
 class RunnableGraph(Protocol):
@@ -175,38 +47,58 @@ class RunnableGraph(Protocol):
     def batch_size(self) -> int | None: ...
 
 
+class Runner(Protocol):
+    """A network loaded by an engine; what `CodeSession` needs of it.
+
+    Attributes
+    ----------
+    provider : str
+        What really runs it.
+    n_callers : int
+        How many threads may call `run` at once and gain by it.
+    image_shape : tuple of int
+        Height, width and channels of an input image.
+    """
+
+    @property
+    def provider(self) -> str: ...
+
+    @property
+    def n_callers(self) -> int: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    def run(self, images: np.ndarray) -> list[np.ndarray]:
+        """Codes of a batch, one float32 array [N, d] for each layer."""
+        ...
+
+
 class CodeSession:
     """A loaded code graph.
 
     Parameters
     ----------
-    session : onnxruntime.InferenceSession
-        With one uint8 input [N, height, width, 3] and float32 outputs [N, d].
+    runner : Runner
     batch_size : int or None
         Number of images that each run must have; None for any number.
-    n_callers : int, default=1
-        How many threads may call `run` at once and gain by it.
+    on_cpu : bool, default=True
+        Whether the best batch size is found by measuring.
     """
 
     def __init__(
-        self,
-        session: ort.InferenceSession,
-        batch_size: int | None,
-        n_callers: int = 1,
+        self, runner: Runner, batch_size: int | None, *, on_cpu: bool = True
     ) -> None:
-        self._session = session
+        self._runner = runner
         self.batch_size = batch_size
-        self.n_callers = n_callers
+        self.n_callers = runner.n_callers
+        self.provider = runner.provider
+        self.image_shape = runner.image_shape
+        self._on_cpu = on_cpu
         self._measuring = threading.Lock()
         self._measured: int | None = None
-        self.provider: str = session.get_providers()[0]
-        (self._input,) = session.get_inputs()
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an input image."""
-        height, width, channels = self._input.shape[1:]
-        return height, width, channels
+        # How many images fit into the memory of the GPU; None while all did.
+        self._most: int | None = None
 
     def good_batch_size(self, n_images: int) -> int:
         """How many images a run should have, if there are so many in all.
@@ -216,8 +108,8 @@ class CodeSession:
         """
         if self.batch_size is not None:
             return self.batch_size
-        if self.provider != "CPUExecutionProvider":
-            return GPU_BATCH_SIZE
+        if not self._on_cpu:
+            return min(GPU_BATCH_SIZE, self._most or GPU_BATCH_SIZE)
         if n_images < _WORTH_MEASURING:
             return _UNMEASURED_BATCH_SIZE
         with self._measuring:
@@ -248,6 +140,9 @@ class CodeSession:
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """Codes of a batch. Several threads may call it at once.
 
+        Where the memory of a GPU does not hold the batch, it is halved, once and for
+        all, with a warning.
+
         Parameters
         ----------
         images : ndarray of uint8, shape (n_images, height, width, 3)
@@ -261,74 +156,200 @@ class CodeSession:
         ------
         BackboneError
             If the network does not return one row an image.
+        DeviceError
+            If the memory of a GPU does not hold a single image.
         """
-        if self.batch_size is None:
+        if self.batch_size is not None:
+            return self._run_in_parts(images, self.batch_size, fill=True)
+        most = self._most
+        if most is not None and len(images) > most:
+            return self._run_in_parts(images, most, fill=False)
+        try:
             return self._run(images)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._take_less(len(images), error)
+        return self.run(images)
+
+    def _run_in_parts(
+        self, images: np.ndarray, size: int, *, fill: bool
+    ) -> list[np.ndarray]:
+        """Run some images after others; `fill` the last part up with copies."""
         parts = []
-        for start in range(0, len(images), self.batch_size):
-            part = images[start : start + self.batch_size]
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
             rows = len(part)
-            if rows < self.batch_size:
-                repeated = np.repeat(part[-1:], self.batch_size - rows, axis=0)
+            if fill and rows < size:
+                repeated = np.repeat(part[-1:], size - rows, axis=0)
                 part = np.concatenate([part, repeated])
-            parts.append([codes[:rows] for codes in self._run(part)])
+            made = self._run(part) if fill else self.run(part)
+            parts.append([codes[:rows] for codes in made])
         return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
 
+    def _take_less(self, tried: int, error: Exception) -> None:
+        """Halve the batches after one that memory did not hold; say so once."""
+        if tried == 1:
+            raise DeviceError(
+                f"{self.provider}: the GPU's memory does not hold a run of one image "
+                f"({first_line(error)}). Expected a free GPU, a smaller backbone, an "
+                "earlier layer, or device='cpu'."
+            ) from error
+        with self._measuring:
+            first = self._most is None
+            self._most = min(self._most or tried, -(-tried // 2))
+        if first:
+            warnings.warn(
+                f"{self.provider}: the GPU's memory does not hold {tried} images at "
+                f"once; it goes on with {self._most}, or fewer. batch_size={self._most}"
+                " avoids the attempt.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
     def _run(self, images: np.ndarray) -> list[np.ndarray]:
-        outputs = self._session.run(None, {self._input.name: images})
+        outputs = self._runner.run(images)
         for codes in outputs:
             if codes.ndim != 2 or len(codes) != len(images):
                 raise BackboneError(
                     f"the network returned codes of shape {codes.shape} for "
                     f"{len(images)} images. Expected one row an image."
                 )
-        return list(outputs)
+        return outputs
+
+
+class Fleet:
+    """The same network on several devices, used at once.
+
+    Parameters
+    ----------
+    runners : list of Runner
+    """
+
+    def __init__(self, runners: Sequence[Runner]) -> None:
+        self.n_callers = sum(runner.n_callers for runner in runners)
+        self.provider = runners[0].provider
+        self.image_shape = runners[0].image_shape
+        self._free: queue.Queue[Runner] = queue.Queue()
+        # In turns, so that the first batches go to different devices.
+        for turn in range(max(runner.n_callers for runner in runners)):
+            for runner in runners:
+                if turn < runner.n_callers:
+                    self._free.put(runner)
+
+    def run(self, images: np.ndarray) -> list[np.ndarray]:
+        """Codes of a batch, from the device that has waited longest."""
+        runner = self._free.get()
+        try:
+            return runner.run(images)
+        finally:
+            self._free.put(runner)
 
 
 def open_session(
     graphs: Iterable[RunnableGraph],
-    device: Device,
+    execution: Execution | Device,
     n_threads: int,
     n_callers: int = 1,
+    calibration: Calibration | None = None,
 ) -> CodeSession:
     """Load the first of several graphs whose rows do not depend on the batch.
 
     Parameters
     ----------
     graphs : iterable of RunnableGraph
-    device : Device
+    execution : Execution or Device
+        A device stands for ONNX Runtime in float32 on it.
     n_threads : int
         CPU threads of all runs together.
     n_callers : int, default=1
-        How many threads will call `run` at once; each run has its share of
-        `n_threads`. On a GPU there is one.
+        How many threads will call `run` at once on the CPU; each run has its share of
+        `n_threads`.
+    calibration : Calibration or None, default=None
+        What int8 needs.
 
     Raises
     ------
     BackboneError
-        If ONNX Runtime loads or runs none of them.
+        If the engine loads or runs none of them.
     DeviceError
         If a required GPU does not work.
     """
+    if isinstance(execution, Device):
+        execution = Execution(devices=(execution,))
     fault: Exception | None = None
     for graph in graphs:
         try:
-            session = load_session(graph.model, device, max(1, n_threads // n_callers))
-            callers = n_callers if device.gpu is None else 1
-            code_session = CodeSession(session, graph.batch_size, callers)
-            fault = _batch_fault(code_session)
+            runner = _open_runner(graph, execution, n_threads, n_callers, calibration)
+            on_cpu = runner.provider in ("CPUExecutionProvider", "OpenVINO")
+            session = CodeSession(runner, graph.batch_size, on_cpu=on_cpu)
+            fault = _batch_fault(session, _BATCH_TOLERANCE[execution.precision])
         except DeviceError:
             raise
         except Exception as error:
             fault = error
         if fault is None:
-            return code_session
+            return session
     assert fault is not None
-    reason = (str(fault).strip() or type(fault).__name__).splitlines()[0][:500]
-    raise BackboneError(f"ONNX Runtime cannot run the backbone: {reason}") from fault
+    engine = "OpenVINO" if execution.engine == "openvino" else "ONNX Runtime"
+    raise BackboneError(
+        f"{engine} cannot run the backbone: {first_line(fault)}"
+    ) from fault
 
 
-def _batch_fault(session: CodeSession) -> Exception | None:
+def _open_runner(
+    graph: RunnableGraph,
+    execution: Execution,
+    n_threads: int,
+    n_callers: int,
+    calibration: Calibration | None,
+) -> Runner:
+    """A graph in its precision, loaded by its engine on all its devices."""
+    model = in_precision(graph.model, execution.precision, calibration)
+    if execution.engine == "openvino":
+        from sk_cnncodes.openvino_engine import OpenVinoRunner
+
+        return OpenVinoRunner(
+            model,
+            n_threads=n_threads,
+            n_callers=n_callers,
+            bfloat16=execution.precision == "bfloat16",
+        )
+    runners = [
+        open_runner(
+            model,
+            device,
+            n_threads=n_threads,
+            n_callers=n_callers,
+            precision=execution.precision,
+            batch_size=graph.batch_size,
+            engine_cache=execution.engine_cache,
+        )
+        for device in execution.devices
+    ]
+    return runners[0] if len(runners) == 1 else Fleet(runners)
+
+
+def in_precision(
+    model: bytes, precision: str, calibration: Calibration | None
+) -> bytes:
+    """A float32 code graph as an engine wants it for a precision.
+
+    float16 and int8 are written into the graph; the others are options of the engine.
+    """
+    if precision == "float16":
+        from sk_cnncodes.float16 import to_float16
+
+        return to_float16(model)
+    if precision == "int8":
+        from sk_cnncodes.quantisation import quantise
+
+        assert calibration is not None
+        return quantise(model, calibration.ranges)
+    return model
+
+
+def _batch_fault(session: CodeSession, tolerance: float) -> Exception | None:
     """Run two images alone and together; what is wrong with the rows, if anything."""
     rng = np.random.default_rng(0)
     shape = session.image_shape
@@ -344,123 +365,9 @@ def _batch_fault(session: CodeSession) -> Exception | None:
         for one, both in zip(alone, together, strict=True):
             largest = np.abs(one).max(initial=1e-6)
             difference = np.abs(one[0] - both[index]).max(initial=0)
-            if not difference <= _BATCH_TOLERANCE * largest:
+            if not difference <= tolerance * largest:
                 return BackboneError(
                     "codes of an image depend on the other images of its batch "
                     f"(largest difference {difference:.3g} of {largest:.3g})."
                 )
     return None
-
-
-def load_session(model: bytes, device: Device, n_threads: int) -> ort.InferenceSession:
-    """An inference session on the device, or an error that says why not."""
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    # Else a file could pass for one of ONNX Runtime's own format.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.inter_op_num_threads = 1
-    options.intra_op_num_threads = 1 if device.gpu is not None else n_threads
-    # Idle threads that spin starve decoding, and each other where cores are shared.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    cpu = ["CPUExecutionProvider"]
-    if device.gpu is None:
-        return ort.InferenceSession(model, options, providers=cpu)
-    cuda = {
-        "device_id": str(device.gpu),
-        # TF32 would change codes by 1e-3; each new search would cost seconds.
-        "use_tf32": "0",
-        "cudnn_conv_algo_search": "HEURISTIC",
-    }
-    with _nvidia_libraries(ort) as reported:
-        session = ort.InferenceSession(
-            model, options, providers=[("CUDAExecutionProvider", cuda), *cpu]
-        )
-    if session.get_providers()[0] == "CUDAExecutionProvider":
-        return session
-    reason = (
-        f"ONNX Runtime {ort.__version__} cannot use CUDA on {device}"
-        f"{': ' + reported[0] if reported else ''}. Install the NVIDIA libraries that "
-        "it needs: pip install 'sk-cnncodes[cuda]'"
-    )
-    if device.required:
-        raise DeviceError(f"{reason}; or choose device='cpu'.")
-    warnings.warn(f"{reason}. The CPU is used instead.", stacklevel=2)
-    options.intra_op_num_threads = n_threads
-    return ort.InferenceSession(model, options, providers=cpu)
-
-
-@contextmanager
-def _nvidia_libraries(ort: ModuleType) -> Iterator[list[str]]:
-    """Load CUDA and cuDNN of the NVIDIA wheels; collect what fails, print nothing."""
-    import contextlib
-    import io
-
-    reported: list[str] = []
-    printed = io.StringIO()
-    if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(printed):
-            ort.preload_dlls(directory="")
-    reported.extend(line for line in printed.getvalue().splitlines() if line.strip())
-    yield reported
-
-
-# -- the table of sessions ---------------------------------------------------
-
-
-S = TypeVar("S")
-
-
-class _Entry(Generic[S]):
-    """A session that is there, or is being made by the thread that holds the lock."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.session: S | None = None
-
-
-class SessionTable(Generic[S]):
-    """Sessions of this process, the least recently used leaving first.
-
-    Sessions cannot be pickled, must not be deleted in a forked child, and cost
-    seconds to make: estimators ask this table for theirs each time.
-
-    Parameters
-    ----------
-    max_sessions : int
-        How many are kept.
-    """
-
-    def __init__(self, max_sessions: int = MAX_SESSIONS) -> None:
-        self.max_sessions = max_sessions
-        self._entries: OrderedDict[Hashable, _Entry[S]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable, make: Callable[[], S]) -> S:
-        """The session of a key; `make` is called once however many threads ask."""
-        with self._lock:
-            entry = self._entries.setdefault(key, _Entry[S]())
-            self._entries.move_to_end(key)
-            while len(self._entries) > self.max_sessions:
-                self._entries.popitem(last=False)
-        with entry.lock:
-            if entry.session is None:
-                entry.session = make()
-            return entry.session
-
-    def clear(self) -> None:
-        """Close all sessions that no one is using."""
-        with self._lock:
-            self._entries.clear()
-
-    def _abandon_after_fork(self) -> None:
-        # Deleting a session whose threads stayed in the parent hangs, at exit too:
-        # one reference that is never given back keeps the child from trying.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._entries))
-        self._entries = OrderedDict()
-        self._lock = threading.Lock()
-
-
-SESSIONS = SessionTable[CodeSession]()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=SESSIONS._abandon_after_fork)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
@@ -17,13 +18,18 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
 
 from sk_cnncodes.backbone import Backbone, CodeSpec
 from sk_cnncodes.cache import MEMORY, CacheWarning, CodeCache, resolve_cache
+from sk_cnncodes.calibration import calibrate
 from sk_cnncodes.catalogue import load_backbone
 from sk_cnncodes.codegraph import CodeGraph
 from sk_cnncodes.containers import as_image_sequence
+from sk_cnncodes.devices import usable_threads
+from sk_cnncodes.download import home_folder
 from sk_cnncodes.exceptions import BackboneError
+from sk_cnncodes.execution import Execution, check_execution, resolve_execution
 from sk_cnncodes.extraction import Extraction, ExtractionOptions
 from sk_cnncodes.files import replacing
 from sk_cnncodes.image_files import MAX_PIXELS
@@ -40,14 +46,9 @@ from sk_cnncodes.persistence import (
     working_graph,
 )
 from sk_cnncodes.preprocessing import Preprocessing
-from sk_cnncodes.runtime import (
-    SESSIONS,
-    CodeSession,
-    Device,
-    open_session,
-    resolve_device,
-    usable_threads,
-)
+from sk_cnncodes.quantisation import Calibration
+from sk_cnncodes.runtime import CodeSession, open_session
+from sk_cnncodes.session_table import SESSIONS
 
 POOLINGS = ("auto", "avg", "max", "gem", "cls", "mean", "flatten")
 
@@ -60,7 +61,7 @@ class CNNCodeTransformer(
     Each image is decoded, resized and normalised as the backbone was trained, run
     through the backbone up to a layer, and pooled to a vector. Later layers are cut
     off and not executed. Nothing is learned from the data: `fit` only checks the
-    parameters.
+    parameters, and calibrates ``precision="int8"``.
 
     Parameters
     ----------
@@ -106,9 +107,23 @@ class CNNCodeTransformer(
         cache. `layer_grid` writes a grid that uses it.
     batch_size : int or "auto", default="auto"
         Number of images in each run of the backbone. It does not change the codes.
-    device : str, default="auto"
-        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``: a GPU where there is one
-        that works, else the CPU.
+    device : str or list of str, default="auto"
+        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"tensorrt"``, ``"tensorrt:N"``, a list
+        of GPUs that are used at once, or ``"auto"``: a GPU where there is one that
+        works and can compute in `precision`, else the CPU. TensorRT compiles a network
+        for minutes when it first meets it, and keeps the result in the cache folder.
+    precision : str, default="float32"
+        Numbers that the network computes with. Codes are float32 always.
+
+        - ``"float32"``: CPU and GPU agree within 1e-3;
+        - ``"tf32"``: on NVIDIA GPUs, products of 10 bits of the mantissa;
+        - ``"float16"``: on NVIDIA GPUs;
+        - ``"bfloat16"``: on CPUs that have AMX or AVX512-BF16, through OpenVINO;
+        - ``"int8"``: on CPUs that have VNNI or AMX. `fit` measures the scales on up to
+          256 images of X; codes of different calibrations are different codes.
+    engine : {"auto", "onnxruntime", "openvino"}, default="auto"
+        What runs the network. ``"auto"`` takes OpenVINO for bfloat16, and for int8
+        where it is installed, else ONNX Runtime.
     n_jobs : int or None, default=-1
         Number of threads that decode images and, on the CPU, run the backbone. -1
         uses all the cores that this process may use, None means 1.
@@ -199,7 +214,9 @@ class CNNCodeTransformer(
         cache: str | os.PathLike[str] | CodeCache | None = "memory",
         cache_layers: Iterable[int | str] | None = None,
         batch_size: int | str = "auto",
-        device: str = "auto",
+        device: str | Sequence[str] = "auto",
+        precision: str = "float32",
+        engine: str = "auto",
         n_jobs: int | None = -1,
         verbose: bool = False,
         store_backbone: bool = False,
@@ -215,12 +232,17 @@ class CNNCodeTransformer(
         self.cache_layers = cache_layers
         self.batch_size = batch_size
         self.device = device
+        self.precision = precision
+        self.engine = engine
         self.n_jobs = n_jobs
         self.verbose = verbose
         self.store_backbone = store_backbone
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Check the parameters, and that X can hold images; no image is opened.
+
+        With ``precision="int8"``, up to 256 images of X are run, and the ranges of the
+        activations kept.
 
         Parameters
         ----------
@@ -238,13 +260,23 @@ class CNNCodeTransformer(
             If a parameter or X is not as described: BackboneError, LayerError and
             PreprocessingError are among them.
         DeviceError
-            If a GPU is asked for that does not work.
+            If this machine does not have the device, or cannot do the precision.
         """
         self._check_parameters()
-        resolve_device(self.device)
-        as_image_sequence(X)
+        self._execution()
+        images = as_image_sequence(X)
         backbone = self._load_backbone(check_digest=False)
-        self._specs(backbone)
+        specs, _ = self._specs(backbone)
+        if self.precision == "int8":
+            self.calibration_ = calibrate(
+                images,
+                backbone,
+                specs,
+                usable_threads(self.n_jobs),
+                skip_bad=self.on_error == "nan",
+            )
+        elif hasattr(self, "calibration_"):
+            del self.calibration_
         # What a saved pipeline needs to recognise its backbone by.
         if isinstance(backbone, Backbone):
             self.fitted_backbone_ = make_reference(self.backbone, backbone)
@@ -272,7 +304,9 @@ class CNNCodeTransformer(
         BackboneError
             If the backbone is missing, changed since `fit`, or does not run.
         DeviceError
-            If a GPU is asked for that does not work.
+            If this machine does not have the device, or cannot do the precision.
+        NotFittedError
+            If ``precision="int8"`` and `fit` was not called.
         """
         self._check_parameters()
         cache = resolve_cache(self.cache)
@@ -394,8 +428,14 @@ class CNNCodeTransformer(
     ) -> np.ndarray:
         images = as_image_sequence(X)
         backbone = self._load_backbone(check_digest=True)
+        calibration = self._calibration(backbone)
         specs, wanted = self._specs(backbone)
-        device = resolve_device(self.device)
+        digest = None if calibration is None else calibration.digest
+        specs = [
+            replace(spec, precision=self.precision, calibration=digest)
+            for spec in specs
+        ]
+        execution = self._execution()
         n_threads = usable_threads(self.n_jobs)
         options = ExtractionOptions(
             batch_size=None if self.batch_size == "auto" else int(self.batch_size),
@@ -409,7 +449,9 @@ class CNNCodeTransformer(
             specs,
             wanted,
             None if store_only else backbone.code_length(specs[wanted]),
-            lambda few: _session(backbone, specs, device, n_threads, few=few),
+            lambda few: _session(
+                backbone, specs, execution, n_threads, calibration, few=few
+            ),
             cache,
             options,
             out,
@@ -446,8 +488,7 @@ class CNNCodeTransformer(
                 "max_pixels: expected None or an int of at least 1, got "
                 f"{self.max_pixels!r}."
             )
-        if not isinstance(self.device, str):
-            raise TypeError(f"device: expected a string, got {self.device!r}.")
+        check_execution(self.device, self.engine, self.precision)
         if self.batch_size != "auto" and not _is_int(self.batch_size, minimum=1):
             raise ValueError(
                 f"batch_size: expected 'auto' or an int of at least 1, got "
@@ -479,6 +520,30 @@ class CNNCodeTransformer(
             if own is not None:
                 return own
             raise
+
+    def _execution(self) -> Execution:
+        folder = str(home_folder() / "tensorrt")
+        return resolve_execution(self.device, self.engine, self.precision, folder)
+
+    def _calibration(self, backbone: Backbone | StoredBackbone) -> Calibration | None:
+        """What int8 was calibrated with in `fit`; None for other precisions."""
+        if self.precision != "int8":
+            return None
+        check_is_fitted(
+            self,
+            "calibration_",
+            msg="precision='int8' takes its scales from images: call fit before this "
+            "%(name)s transforms.",
+        )
+        calibration: Calibration = self.calibration_
+        sha256 = self._specs(backbone)[0][0].backbone_sha256
+        if calibration.backbone_sha256 != sha256:
+            raise BackboneError(
+                f"backbone={os.fspath(self.backbone)!r}: precision='int8' was "
+                f"calibrated for another one. Expected sha256 "
+                f"{calibration.backbone_sha256}, got {sha256}. Fit again."
+            )
+        return calibration
 
     def _specs(self, backbone: Backbone | StoredBackbone) -> tuple[list[CodeSpec], int]:
         """Code specs of all layers to compute, and which of them is `layer`'s.
@@ -526,11 +591,12 @@ class CNNCodeTransformer(
         return backbone.code_length(specs[wanted])
 
     def __sklearn_is_fitted__(self) -> bool:
-        return True  # nothing is learned
+        # Nothing is learned but the calibration.
+        return self.precision != "int8" or hasattr(self, "calibration_")
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.requires_fit = False
+        tags.requires_fit = self.precision == "int8"
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         tags.transformer_tags.preserves_dtype = []
@@ -540,8 +606,9 @@ class CNNCodeTransformer(
 def _session(
     backbone: Backbone | StoredBackbone,
     specs: list[CodeSpec],
-    device: Device,
+    execution: Execution,
     n_threads: int,
+    calibration: Calibration | None,
     *,
     few: bool,
 ) -> CodeSession:
@@ -550,13 +617,13 @@ def _session(
     On the CPU, runs of one thread each go on at once, which gives the most images a
     second; for `few` images, one run has all threads.
     """
-    n_callers = 1 if few or device.gpu is not None else n_threads
-    key = (tuple(spec.digest for spec in specs), device, n_threads, n_callers)
+    n_callers = 1 if few or not execution.on_cpu else n_threads
+    key = (tuple(spec.digest for spec in specs), execution, n_threads, n_callers)
 
     def make() -> CodeSession:
         graphs = backbone.code_graphs(specs)
         try:
-            return open_session(graphs, device, n_threads, n_callers)
+            return open_session(graphs, execution, n_threads, n_callers, calibration)
         except BackboneError as error:
             where = f"{backbone.description}: "
             known = str(error).startswith(where)

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from sk_cnncodes import Preprocessing
-from sk_cnncodes.runtime import import_onnxruntime
+from sk_cnncodes.onnxruntime_engine import import_onnxruntime
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sk_cnncodes import runtime, transformer
+from sk_cnncodes import runtime, session_table, transformer
 
 
 class Forwards:
@@ -46,7 +46,7 @@ def counted_forwards(*, keep_sessions: bool = False) -> Iterator[Forwards]:
     runtime.CodeSession._run = counting_run  # type: ignore[method-assign]
     transformer.open_session = counting_open
     if not keep_sessions:
-        runtime.SESSIONS.clear()
+        session_table.SESSIONS.clear()
     try:
         yield count
     finally:

@@ -152,7 +152,7 @@ def test_a_full_cache_needs_no_session(
     cache = tmp_path / "codes.sqlite3"
     CNNCodeTransformer(net, cache=cache).transform(photograph_files)
     assert forwards.sessions == 1
-    from sk_cnncodes.runtime import SESSIONS
+    from sk_cnncodes.session_table import SESSIONS
 
     SESSIONS.clear()
     CNNCodeTransformer(net, cache=cache).transform(photograph_files)

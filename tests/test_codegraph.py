@@ -12,8 +12,9 @@ import pytest
 from onnx import TensorProto
 
 from sk_cnncodes import CNNCodeTransformer, LayerError, Preprocessing, load_backbone
+from sk_cnncodes.devices import Device
 from sk_cnncodes.graph import rename_tensors
-from sk_cnncodes.runtime import Device, open_session
+from sk_cnncodes.runtime import open_session
 from tests import graphs
 from tests.conftest import prepared, run_tensor
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sk_cnncodes import doctor
-from sk_cnncodes.runtime import count_gpus, import_onnxruntime
+from sk_cnncodes.devices import count_gpus
+from sk_cnncodes.onnxruntime_engine import import_onnxruntime
 
 
 def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from onnx import helper
 from sk_cnncodes import BackboneError
 from sk_cnncodes.graph import GraphView, cut_model, infer_types, node_reads
 from sk_cnncodes.model_files import embed_external_data, read_model
-from sk_cnncodes.runtime import import_onnxruntime
+from sk_cnncodes.onnxruntime_engine import import_onnxruntime
 from tests import graphs
 
 

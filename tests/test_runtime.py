@@ -11,16 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from sk_cnncodes.devices import Device, count_gpus
 from sk_cnncodes.exceptions import BackboneError, DeviceError
-from sk_cnncodes.runtime import (
-    CodeSession,
-    Device,
-    SessionTable,
-    count_gpus,
-    open_session,
-    resolve_device,
-    usable_threads,
-)
+from sk_cnncodes.runtime import CodeSession, open_session
+from sk_cnncodes.session_table import SessionTable
 from tests import graphs
 
 
@@ -65,62 +59,6 @@ def run_python(program: str, **environment: str) -> str:
     return result.stdout.strip() + result.stderr.strip()
 
 
-# -- threads -----------------------------------------------------------------
-
-
-def test_threads_follow_the_conventions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
-    assert usable_threads(None) == 1
-    assert usable_threads(3) == 3
-    assert usable_threads(-1) == 8
-    assert usable_threads(-3) == 6
-    assert usable_threads(-99) == 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert usable_threads(-1) == 2
-    monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    assert usable_threads(-1) == 8
-
-
-# -- devices -----------------------------------------------------------------
-
-
-def test_cpu_is_always_there() -> None:
-    assert resolve_device("cpu") == CPU
-    assert resolve_device("auto").required is False
-
-
-@pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
-def test_without_a_gpu() -> None:
-    assert resolve_device("auto").gpu is None
-    for device in ("cuda", "cuda:0", "cuda:3"):
-        with pytest.raises(DeviceError, match=f"{device}.*no GPU.*'cpu' or 'auto'"):
-            resolve_device(device)
-
-
-def test_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sk_cnncodes.runtime.count_gpus", lambda: 2)
-
-    class WithCuda:
-        def get_available_providers(self) -> list[str]:
-            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-
-    class WithoutCuda:
-        def get_available_providers(self) -> list[str]:
-            return ["CPUExecutionProvider"]
-
-    place = "sk_cnncodes.runtime.import_onnxruntime"
-    monkeypatch.setattr(place, WithCuda)
-    assert str(resolve_device("auto")) == "cuda:0"
-    assert str(resolve_device("cuda:1")) == "cuda:1"
-    with pytest.raises(DeviceError, match=r"2 GPU\(s\).*'cuda:0', 'cuda:1'"):
-        resolve_device("cuda:2")
-    monkeypatch.setattr(place, WithoutCuda)
-    assert str(resolve_device("auto")) == "cpu"
-    with pytest.raises(DeviceError, match="no CUDA provider"):
-        resolve_device("cuda")
-
-
 @pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
 def test_a_gpu_that_does_not_work_is_said() -> None:
     """Where ONNX Runtime falls back to the CPU: an error, or one warning."""
@@ -146,7 +84,8 @@ def test_import_is_light_and_telemetry_is_off() -> None:
     program = (
         "import os, sys, sk_cnncodes; assert 'onnx' not in sys.modules;"
         "assert 'onnxruntime' not in sys.modules;"
-        "from sk_cnncodes.runtime import import_onnxruntime; import_onnxruntime();"
+        "from sk_cnncodes.onnxruntime_engine import import_onnxruntime;"
+        "import_onnxruntime();"
         "print(os.environ['ORT_DISABLE_TELEMETRY'])"
     )
     assert run_python(program) == "1"

@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 import sk_cnncodes
 from sk_cnncodes.backbone import CodeSpec
 from sk_cnncodes.codegraph import CodeGraph
+from sk_cnncodes.devices import Device, usable_threads
 from sk_cnncodes.exceptions import ExportError
 from sk_cnncodes.export.graph import at_opset
 from sk_cnncodes.export.heads import build_head, check_predictions, naming
@@ -23,7 +24,7 @@ from sk_cnncodes.export.steps import flat_steps, transformed
 from sk_cnncodes.files import replacing
 from sk_cnncodes.graph import default_opset
 from sk_cnncodes.onnx_classifier import CLASSES_KEY, MODEL_KEY, run_images
-from sk_cnncodes.runtime import Device, load_session, usable_threads
+from sk_cnncodes.onnxruntime_engine import load_session
 from sk_cnncodes.transformer import CNNCodeTransformer
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.pipeline import Pipeline
 
+from sk_cnncodes.devices import Device, usable_threads
 from sk_cnncodes.exceptions import ExportError
 from sk_cnncodes.export.graph import HeadGraph
-from sk_cnncodes.runtime import Device, load_session, usable_threads
+from sk_cnncodes.onnxruntime_engine import load_session
 
 if TYPE_CHECKING:
     import onnx

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sk_cnncodes import BackboneError, CNNCodeTransformer
-from sk_cnncodes.runtime import SESSIONS
+from sk_cnncodes.session_table import SESSIONS
 from tests import graphs
 from tests.fuzz.models import PLAIN, images
 

@@ -17,7 +17,8 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from sk_cnncodes import BackboneError, CNNCodeTransformer, Preprocessing, load_backbone
-from sk_cnncodes.runtime import SESSIONS, import_onnxruntime
+from sk_cnncodes.onnxruntime_engine import import_onnxruntime
+from sk_cnncodes.session_table import SESSIONS
 from tests import graphs
 from tests.fuzz.image_seeds import photographs
 from tests.fuzz.mutations import mutated

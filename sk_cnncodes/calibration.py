@@ -1,0 +1,116 @@
+"""Calibration: what int8 learns from images in `fit`."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from sk_cnncodes.backbone import CodeSpec
+from sk_cnncodes.codegraph import CodeGraph
+from sk_cnncodes.exceptions import BackboneError, ImageError, first_line
+from sk_cnncodes.images import read_rgb
+from sk_cnncodes.quantisation import Calibration, measure_ranges
+
+# Images that a calibration is made of, if there are so many.
+CALIBRATION_IMAGES = 256
+# Candidates of a search calibrate on the same images, layer by layer.
+_REMEMBERED = 32
+_remembered: OrderedDict[str, Calibration] = OrderedDict()
+_lock = threading.Lock()
+
+
+class _GivesGraphs(Protocol):
+    def code_graphs(self, specs: list[CodeSpec]) -> Iterator[CodeGraph]: ...
+
+
+def calibrate(
+    images: Sequence[Any],
+    backbone: _GivesGraphs,
+    specs: list[CodeSpec],
+    n_threads: int,
+    *,
+    skip_bad: bool,
+) -> Calibration:
+    """Measure a backbone's activations on up to 256 images of X.
+
+    They are drawn without replacement with a fixed seed, since X is often in the order
+    of its classes. The same images give the same calibration, which is remembered.
+
+    Parameters
+    ----------
+    images : sequence
+        Elements as `sk_cnncodes.images.read_rgb` takes them.
+    backbone : Backbone or StoredBackbone
+    specs : list of CodeSpec
+        One for each layer whose codes will be computed.
+    n_threads : int
+    skip_bad : bool
+        Whether bad images are left out, and not an error.
+
+    Raises
+    ------
+    ImageError
+        At a bad image, or if all are bad.
+    BackboneError
+        If the network does not run, or has nothing to quantise.
+    """
+    drawn = np.random.default_rng(0).permutation(len(images))[:CALIBRATION_IMAGES]
+
+    def prepare(index: int) -> np.ndarray | ImageError:
+        try:
+            rgb = read_rgb(images[index], index)
+            return specs[0].preprocessing.apply(rgb)
+        except ImageError as error:
+            if not skip_bad:
+                raise
+            return error
+
+    with ThreadPoolExecutor(n_threads, "sk_cnncodes-calibrate") as pool:
+        prepared = list(pool.map(prepare, sorted(map(int, drawn))))
+    good = [pixels for pixels in prepared if isinstance(pixels, np.ndarray)]
+    if not good:
+        (first, *_) = [error for error in prepared if isinstance(error, ImageError)]
+        raise first
+    key = hashlib.sha256(repr([spec.digest for spec in specs]).encode())
+    for pixels in good:
+        key.update(pixels.tobytes())
+    with _lock:
+        found = _remembered.get(key.hexdigest())
+        if found is None:
+            ranges = _ranges(backbone, specs, good, n_threads)
+            found = Calibration(specs[0].backbone_sha256, len(good), ranges)
+            _remembered[key.hexdigest()] = found
+        while len(_remembered) > _REMEMBERED:
+            _remembered.popitem(last=False)
+    return found
+
+
+def _ranges(
+    backbone: _GivesGraphs,
+    specs: list[CodeSpec],
+    images: list[np.ndarray],
+    n_threads: int,
+) -> dict[str, tuple[float, float]]:
+    fault: Exception | None = None
+    for graph in backbone.code_graphs(specs):
+        size = graph.batch_size or 1
+        # A baked-in batch is filled up with the first images.
+        starts = range(0, len(images), size)
+        filled = [*images, *(images * size)[: size - 1]]
+        batches = (np.stack(filled[start : start + size]) for start in starts)
+        try:
+            return measure_ranges(graph.model, batches, n_threads)
+        except BackboneError:
+            raise
+        except Exception as error:
+            fault = error
+    assert fault is not None
+    raise BackboneError(
+        f"ONNX Runtime cannot run the backbone: {first_line(fault)}"
+    ) from fault
