@@ -28,7 +28,7 @@ from sk_cnncodes import (
     download,
 )
 from sk_cnncodes.model_files import file_sha256
-from sk_cnncodes.runtime import SESSIONS
+from sk_cnncodes.session_table import SESSIONS
 from tests import graphs
 
 
