@@ -176,7 +176,10 @@ def test_metadata(digits: tuple[np.ndarray, np.ndarray]) -> None:
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([NearestCentroid()], r"'nearestcentroid' \(NearestCentroid\).*skl2onnx"),
+        (
+            [PCA(4), NearestCentroid()],
+            r"'nearestcentroid' \(NearestCentroid\).*skl2onnx",
+        ),
         ([FunctionTransformer(np.abs), SVC()], r"'functiontransformer' \(Function"),
         ([StandardScaler()], r"'standardscaler' .*neither a classifier nor"),
         ([PCA(4), CNNCodeTransformer(), SVC()], r"'pca' .*Expected a CNNCode"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,32 +65,28 @@ def build_head(
     return model
 
 
-class naming:
-    """Context that puts the step into errors, and keeps warnings to itself."""
+@contextmanager
+def naming(name: str, step: Any) -> Iterator[None]:
+    """Put the step into errors, and keep warnings back.
 
-    def __init__(self, name: str, step: Any) -> None:
-        self._step = f"step {name!r} ({type(step).__name__})"
-        self._warnings = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        self._warnings.__enter__()
-        # skl2onnx asks for parameters that scikit-learn deprecates, and the rows have
-        # no feature names: nothing that the user could change.
-        warnings.simplefilter("ignore")
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._warnings.__exit__(kind, error, trace)
-        if not isinstance(error, Exception):
-            return
-        hint = (
-            ""
-            if isinstance(error, ExportError)
-            else " Expected a step that skl2onnx converts, such as StandardScaler, PCA "
-            "or Normalizer before LogisticRegression, LinearSVC, SVC or "
-            "KNeighborsClassifier."
-        )
+    skl2onnx asks for parameters that scikit-learn deprecates, and the rows have no
+    feature names: nothing that the user could change.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        hint = ""
+        if not isinstance(error, ExportError):
+            hint = (
+                " Expected a step that skl2onnx converts, such as StandardScaler, PCA "
+                "or Normalizer before LogisticRegression, LinearSVC, SVC or "
+                "KNeighborsClassifier."
+            )
         raise ExportError(
-            f"{self._step} cannot be converted to ONNX: {first_line(error)}.{hint}"
+            f"step {name!r} ({type(step).__name__}) cannot be converted to ONNX: "
+            f"{first_line(error)}.{hint}"
         ) from error
 
 
