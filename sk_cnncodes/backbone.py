@@ -61,6 +61,8 @@ class CodeSpec:
     precision : str, default="float32"
     calibration : str or None, default=None
         Digest of the ranges that int8 takes its scales from.
+    version : int
+        Of the code that builds code graphs; a stored graph keeps that of its own.
     """
 
     backbone_sha256: str
@@ -70,10 +72,11 @@ class CodeSpec:
     preprocessing: Preprocessing
     precision: str = "float32"
     calibration: str | None = None
+    version: int = _CODE_VERSION
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the spec and of the version of the code that computes it."""
+        """SHA-256 of the spec."""
         if self.precision == "float32":
             return self._exact_digest
         values = (self._exact_digest, self.precision, self.calibration)
@@ -82,7 +85,7 @@ class CodeSpec:
     @property
     def _exact_digest(self) -> str:
         """The digest of the same codes in float32."""
-        values = {"version": _CODE_VERSION, **asdict(self)}
+        values = asdict(self)
         del values["precision"], values["calibration"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -16,6 +16,7 @@ SKOPS_TRUSTED_TYPES = (
     "sk_cnncodes.transformer.CNNCodeTransformer",
     "sk_cnncodes.preprocessing.Preprocessing",
     "sk_cnncodes.cache.CodeCache",
+    "sk_cnncodes.quantisation.Calibration",
 )
 
 

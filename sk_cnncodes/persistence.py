@@ -167,17 +167,6 @@ def _places(reference: Reference) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class _StoredSpec(CodeSpec):
-    """The spec of a stored graph: its digest is that of the version that stored it."""
-
-    stored_digest: str = ""
-
-    @property
-    def _exact_digest(self) -> str:
-        return self.stored_digest
-
-
-@dataclass(frozen=True)
 class StoredBackbone:
     """A backbone of which only the code graph of one layer is there."""
 
@@ -200,7 +189,6 @@ def store_graph(
     stored = {
         "parameters": _code_parameters(parameters),
         "spec": asdict(spec),
-        "spec_digest": spec.digest,
         "code_length": length,
         "batch_size": graph.batch_size,
         "sha256": hashlib.sha256(graph.model).hexdigest(),
@@ -216,7 +204,7 @@ def stored_backbone(
         return None
     values = dict(stored["spec"])
     values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
-    spec = _StoredSpec(**values, stored_digest=stored["spec_digest"])
+    spec = CodeSpec(**values)
     graph = CodeGraph(stored["model"], stored["batch_size"])
     return StoredBackbone(spec, stored["code_length"], graph)
 

@@ -20,6 +20,7 @@ from sk_cnncodes import (
     SKOPS_TRUSTED_TYPES,
     CNNCodeTransformer,
     CodeCache,
+    DeviceError,
     OnnxClassifier,
     SavedModelError,
     load_backbone,
@@ -138,3 +139,16 @@ def test_an_edited_skops_file_is_refused(tmp_path: Path) -> None:
             new.writestr(name, content.replace(digest, b"0" * 64))
     with pytest.raises(SavedModelError, match="was changed after it was saved"):
         load_model(edited)
+
+
+def test_skops_with_a_calibration(
+    photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    codes = CNNCodeTransformer(precision="int8", cache=None)
+    try:
+        expected = codes.fit_transform(photographs)
+    except DeviceError as error:
+        pytest.skip(f"this machine does not compute in int8: {error}")
+    skops.io.dump(codes, tmp_path / "codes.skops")
+    loaded = load_model(tmp_path / "codes.skops")
+    np.testing.assert_allclose(loaded.transform(photographs), expected, atol=1e-5)

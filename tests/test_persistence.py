@@ -23,6 +23,7 @@ import sk_cnncodes
 from sk_cnncodes import (
     BackboneError,
     CNNCodeTransformer,
+    DeviceError,
     Preprocessing,
     SavedModelError,
     download,
@@ -317,6 +318,27 @@ def test_cached_codes_stay_valid_with_a_stored_graph(
     after = sk_cnncodes.cache.resolve_cache(loaded.cache).info()
     assert after.misses == before.misses
     assert after.hits == before.hits + len(photographs)
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+def test_a_stored_graph_of_another_precision(
+    precision: str, net: Path, photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    """Its codes are kept apart from those in float32, and need no file either."""
+    given = {"store_backbone": True, "cache": tmp_path / "c.sqlite3"}
+    exact = CNNCodeTransformer(net, **given).fit_transform(photographs)
+    fitted = CNNCodeTransformer(net, precision=precision, **given)
+    try:
+        codes = fitted.fit_transform(photographs)
+    except (DeviceError, BackboneError) as error:
+        pytest.skip(f"this machine does not compute in {precision}: {error}")
+    assert not np.array_equal(codes, exact)
+    loaded = pickle.loads(pickle.dumps(fitted))
+    net.unlink()
+    SESSIONS.clear()
+    np.testing.assert_array_equal(loaded.transform(photographs), codes)
+    loaded.set_params(cache=None)
+    np.testing.assert_allclose(loaded.transform(photographs), codes, atol=1e-5)
 
 
 # -- copies ------------------------------------------------------------------
