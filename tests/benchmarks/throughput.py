@@ -10,13 +10,10 @@ matplotlib is installed, `throughput.svg` beside this file.
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,6 @@ from PIL import Image
 
 from sk_cnncodes import Preprocessing, load_backbone
 from sk_cnncodes.graph import cut_model, embed_external_data, read_model
-from tests.benchmarks import networks
-from tests.benchmarks.contenders import Job
 
 SHARED = Path(__file__).parents[3] / "shared"
 HERE = Path(__file__).parent
