@@ -31,6 +31,7 @@ from sk_cnncodes.layers import Layer, LayerGraph, image_input
 from sk_cnncodes.measure import measured_types
 from sk_cnncodes.model_files import read_model, read_outline
 from sk_cnncodes.preprocessing import Preprocessing
+from sk_cnncodes.views import check_views
 
 if TYPE_CHECKING:
     import onnx
@@ -42,7 +43,7 @@ IMAGE_ELEMENTS = frozenset([1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 16])
 # Names the penultimate tensor in the metadata of a file where it cannot be found.
 PENULTIMATE_KEY = "sk_cnncodes.penultimate"
 # Raise it when codes change for the same backbone and parameters.
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class CodeSpec:
         Never "auto": what it stands for at the layer.
     norm : "l2" or None
     preprocessing : Preprocessing
+    views : {"center", "flip", "five_crop", "ten_crop"}
     precision : str, default="float32"
     calibration : str or None, default=None
         Digest of the ranges that int8 takes its scales from.
@@ -70,6 +72,7 @@ class CodeSpec:
     pooling: Pooling
     norm: str | None
     preprocessing: Preprocessing
+    views: str = "center"
     precision: str = "float32"
     calibration: str | None = None
     version: int = _CODE_VERSION
@@ -159,14 +162,23 @@ class Backbone:
             f"{_guess(which, analysis.graph)}"
         )
 
-    def spec(self, layer: int | str, pooling: str, norm: str | None) -> CodeSpec:
+    def spec(
+        self,
+        layer: int | str,
+        pooling: str,
+        norm: str | None,
+        views: str = "center",
+    ) -> CodeSpec:
         """The code spec of a layer, with everything resolved.
 
         Raises
         ------
         LayerError
             If the layer does not exist, or the pooling does not fit it.
+        PreprocessingError
+            If the preprocessing leaves no room for the views.
         """
+        check_views(self.preprocessing, views)
         found = self.layer(layer)
         return CodeSpec(
             backbone_sha256=self.sha256,
@@ -174,6 +186,7 @@ class Backbone:
             pooling=resolve_pooling(found, pooling),
             norm=norm,
             preprocessing=self.preprocessing,
+            views=views,
         )
 
     def code_length(self, spec: CodeSpec) -> int:
@@ -183,7 +196,8 @@ class Backbone:
     def code_graphs(self, specs: list[CodeSpec]) -> Iterator[CodeGraph]:
         """Code graphs with one output for each spec, the most capable first.
 
-        The specs may differ in layer and pooling only.
+        The specs may differ in layer and pooling only. Codes that are to be averaged
+        over views are not normalised yet.
         """
         first = specs[0]
         layers = [(self.layer(spec.layer), spec.pooling) for spec in specs]
@@ -194,7 +208,7 @@ class Backbone:
             image_input(model),
             layers,
             first.preprocessing,
-            first.norm,
+            first.norm if first.views == "center" else None,
         )
 
 

@@ -21,6 +21,7 @@ from sk_cnncodes.exceptions import BackboneError, ImageError
 from sk_cnncodes.image_files import MAX_PIXELS
 from sk_cnncodes.images import describe_image
 from sk_cnncodes.runtime import CodeSession
+from sk_cnncodes.views import VIEWS
 from sk_cnncodes.workers import Batch, Key, Workers
 
 # How many bad images a warning describes; of the others it gives the positions.
@@ -72,7 +73,7 @@ class Extraction:
     images : sequence
         Elements as `sk_cnncodes.images.read_rgb` takes them.
     specs : list of CodeSpec
-        One for each output of the session. Their preprocessing is the same.
+        One for each output of the session. They differ in layer and pooling only.
     wanted : int
         Position of the spec whose codes are returned; the others are stored only.
     code_length : int or None
@@ -100,7 +101,7 @@ class Extraction:
     ) -> None:
         self._images = images
         self._digests_of_specs = [spec.digest for spec in specs]
-        self._preprocessing = specs[wanted].preprocessing
+        self._spec = specs[wanted]
         self._wanted = wanted
         self._open_session = open_session
         self._cache = cache
@@ -133,7 +134,7 @@ class Extraction:
             _progress_bar(len(self._images), options.verbose) as self._advance,
             Workers(
                 self._images,
-                self._preprocessing,
+                self._spec,
                 options.n_threads,
                 stop_at_fault=options.on_error == "raise",
                 max_pixels=options.max_pixels,
@@ -222,6 +223,7 @@ class Extraction:
         size = self._options.batch_size
         if size is None:
             size = self._session.good_batch_size(len(self._images))
+        size = max(1, size // VIEWS[self._spec.views])
         try:
             for batch in workers.run(chain(first, missing), self._session, size):
                 self._finish(batch, workers)

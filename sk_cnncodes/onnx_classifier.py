@@ -227,7 +227,9 @@ class OnnxClassifier:
         return dict(zip(self.outputs, joined, strict=True))
 
     def _pixels(self, images: Sequence[Any], index: int) -> np.ndarray:
-        return self.preprocessing.apply(read_rgb(images[index], index))
+        least_size = self.preprocessing.least_size
+        image = read_rgb(images[index], index, least_size=least_size)
+        return self.preprocessing.apply(image)
 
     # -- the session ---------------------------------------------------------
 

@@ -207,6 +207,36 @@ class Preprocessing:
             cropped = self._resized_and_cropped(image, full_height, full_width, method)
         return np.asarray(cropped)
 
+    def apply_five(self, image: Image.Image) -> np.ndarray:
+        """The four corners and the centre of the resized image.
+
+        Parameters
+        ----------
+        image : PIL.Image.Image
+            In mode RGB.
+
+        Returns
+        -------
+        ndarray of uint8, shape (5, height, width, 3)
+            Top left, top right, bottom left, bottom right, centre.
+        """
+        from PIL import Image
+
+        height, width = self.crop_size
+        full_height, full_width = self.resized_size(image.height, image.width)
+        method = Image.Resampling(INTERPOLATIONS[self.interpolation])
+        resized = image.resize((full_width, full_height), method)
+        # Smaller than the crop: surrounded by black, as in `apply`.
+        top = min(self._corner(full_height - height), 0)
+        left = min(self._corner(full_width - width), 0)
+        bottom = max(full_height, top + height)
+        right = max(full_width, left + width)
+        whole = np.asarray(resized.crop((left, top, right, bottom)))
+        spare = (whole.shape[0] - height, whole.shape[1] - width)
+        corners = [(y, x) for y in (0, spare[0]) for x in (0, spare[1])]
+        corners.append((self._corner(spare[0]), self._corner(spare[1])))
+        return np.stack([whole[y : y + height, x : x + width] for y, x in corners])
+
     def _resized_and_cropped(
         self, image: Image.Image, full_height: int, full_width: int, method: int
     ) -> Image.Image:
@@ -245,6 +275,17 @@ class Preprocessing:
         longer = size * max(height, width) / min(height, width)
         whole = round(longer) if self.rounding == "nearest" else int(longer)
         return (size, whole) if height <= width else (whole, size)
+
+    def least_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image must keep where it is decoded smaller.
+
+        A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. With twice the size
+        after the resize there is no visible difference.
+        """
+        if self.resize == "none":
+            return height, width
+        full_height, full_width = self.resized_size(height, width)
+        return 2 * full_height, 2 * full_width
 
     # -- as plain values -----------------------------------------------------
 

@@ -49,6 +49,7 @@ from sk_cnncodes.preprocessing import Preprocessing
 from sk_cnncodes.quantisation import Calibration
 from sk_cnncodes.runtime import CodeSession, open_session
 from sk_cnncodes.session_table import SESSIONS
+from sk_cnncodes.views import VIEWS
 
 POOLINGS = ("auto", "avg", "max", "gem", "cls", "mean", "flatten")
 
@@ -85,6 +86,14 @@ class CNNCodeTransformer(
           else their mean, and a vector as it is.
     norm : {"l2"} or None, default=None
         Whether each code is scaled to unit length.
+    views : str, default="center"
+        Parts of each image whose codes are averaged, before `norm`; the image is
+        decoded once.
+
+        - ``"center"``: the central crop;
+        - ``"flip"``: that and its mirror image;
+        - ``"five_crop"``: the four corners and the centre of the resized image;
+        - ``"ten_crop"``: those and their mirror images.
     preprocessing : Preprocessing, dict or None, default=None
         Resize, crop and normalisation. None takes what belongs to the backbone: its
         own metadata, the catalogue's row of its SHA-256, a Hugging Face
@@ -208,6 +217,7 @@ class CNNCodeTransformer(
         layer: int | str = -1,
         pooling: str = "auto",
         norm: str | None = None,
+        views: str = "center",
         preprocessing: Preprocessing | Mapping[str, Any] | None = None,
         on_error: str = "raise",
         max_pixels: int | None = MAX_PIXELS,
@@ -225,6 +235,7 @@ class CNNCodeTransformer(
         self.layer = layer
         self.pooling = pooling
         self.norm = norm
+        self.views = views
         self.preprocessing = preprocessing
         self.on_error = on_error
         self.max_pixels = max_pixels
@@ -482,6 +493,7 @@ class CNNCodeTransformer(
         resolve_cache(self.cache)
         _check_choice("pooling", self.pooling, POOLINGS)
         _check_choice("norm", self.norm, ("l2", None))
+        _check_choice("views", self.views, tuple(VIEWS))
         _check_choice("on_error", self.on_error, ("raise", "nan"))
         if self.max_pixels is not None and not _is_int(self.max_pixels, minimum=1):
             raise ValueError(
@@ -554,12 +566,12 @@ class CNNCodeTransformer(
         if isinstance(backbone, StoredBackbone):
             return [backbone.spec], 0
         layer = self.layer if isinstance(self.layer, str) else int(self.layer)
-        wanted = backbone.spec(layer, self.pooling, self.norm)
+        wanted = backbone.spec(layer, self.pooling, self.norm, self.views)
         specs = {wanted.layer: wanted}
         if self.cache is not None:
             for other in self.cache_layers or ():
                 which = other if isinstance(other, str) else int(other)
-                spec = backbone.spec(which, self.pooling, self.norm)
+                spec = backbone.spec(which, self.pooling, self.norm, self.views)
                 specs[spec.layer] = spec
         order = sorted(specs)
         return [specs[name] for name in order], order.index(wanted.layer)

@@ -13,11 +13,12 @@ from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
+from sk_cnncodes.backbone import CodeSpec
 from sk_cnncodes.digests import Digest, content_digest
 from sk_cnncodes.exceptions import ImageError
 from sk_cnncodes.image_files import MAX_PIXELS
 from sk_cnncodes.images import decode_content, holds_content, read_content, read_rgb
-from sk_cnncodes.preprocessing import Preprocessing
+from sk_cnncodes.views import VIEWS, average_views, take_views
 
 # What an image is looked up by: nothing without a cache, or why it cannot be read.
 Key = Digest | ImageError | None
@@ -85,7 +86,8 @@ class Workers:
     ----------
     images : sequence
         Elements as `sk_cnncodes.images.read_rgb` takes them.
-    preprocessing : Preprocessing
+    spec : CodeSpec
+        Its preprocessing, views and norm are used.
     n_threads : int
         With 1, everything is done by the thread that asks.
     stop_at_fault : bool
@@ -97,7 +99,7 @@ class Workers:
     def __init__(
         self,
         images: Sequence[Any],
-        preprocessing: Preprocessing,
+        spec: CodeSpec,
         n_threads: int,
         *,
         stop_at_fault: bool,
@@ -105,7 +107,8 @@ class Workers:
     ) -> None:
         self.n_threads = min(n_threads, len(images))
         self._images = images
-        self._preprocessing = preprocessing
+        self._preprocessing = spec.preprocessing
+        self._views, self._norm = spec.views, spec.norm
         self._stop_at_fault = stop_at_fault
         self._max_pixels = max_pixels
         self._pools: list[ThreadPoolExecutor] = []
@@ -179,7 +182,7 @@ class Workers:
         if isinstance(key, ImageError):
             return Outcome(index, fault=key), None
         image, digest, changed = self._images[index], key, None
-        limit = self._max_pixels
+        limit, least_size = self._max_pixels, self._preprocessing.least_size
         try:
             if digest is not None and holds_content(image):
                 # The code must be stored under the digest of what is decoded here,
@@ -187,10 +190,10 @@ class Workers:
                 content = read_content(image, index)
                 now = content_digest(content)
                 changed = now if now != digest else None
-                rgb = decode_content(content, image, index, limit)
+                rgb = decode_content(content, image, index, limit, least_size)
             else:
-                rgb = read_rgb(image, index, limit)
-            pixels = self._preprocessing.apply(rgb)
+                rgb = read_rgb(image, index, limit, least_size)
+            pixels = take_views(rgb, self._preprocessing, self._views)
         except ImageError as error:
             return Outcome(index, digest, changed, error), None
         return Outcome(index, digest, changed), pixels
@@ -203,7 +206,11 @@ class Workers:
         stopped = self._stop_at_fault and len(good) < len(prepared)
         if not good or stopped or self._stopping.is_set():
             return Batch(outcomes, [])
-        return Batch(outcomes, session.run(np.stack(good)))
+        outputs = session.run(np.concatenate(good))
+        if self._views != "center":
+            n_views = VIEWS[self._views]
+            outputs = [average_views(part, n_views, self._norm) for part in outputs]
+        return Batch(outcomes, outputs)
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

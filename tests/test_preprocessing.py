@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sk_cnncodes import Preprocessing, PreprocessingError
+from sk_cnncodes.images import read_rgb
 from sk_cnncodes.preprocessing import INTERPOLATIONS
 
 
@@ -50,6 +54,61 @@ def test_photographs_within_one_level(photographs: list[np.ndarray]) -> None:
         ours = Preprocessing(crop_size=(96, 96), resize_size=110).apply(image)
         reference = torchvision(image, 110, 96)
         assert np.abs(ours.astype(int) - reference).max() <= 1
+
+
+def keras(image: Image.Image, side: int) -> np.ndarray:
+    """`load_img(target_size=(side, side), interpolation="bilinear")` of Keras: the
+    whole image becomes the input, whatever its aspect ratio."""
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def test_keras_as_documented(photographs: list[np.ndarray]) -> None:
+    record = Preprocessing(crop_size=(96, 96), resize="exact")
+    for pixels in photographs:
+        image = Image.fromarray(pixels)
+        np.testing.assert_array_equal(record.apply(image), keras(image, 96))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_large_jpegs_are_decoded_smaller_without_a_visible_difference(
+    orientation: int, tmp_path: Path
+) -> None:
+    from sklearn.datasets import load_sample_images
+
+    record = Preprocessing(crop_size=(96, 96), resize_size=104)
+    path = tmp_path / "large.jpg"
+    for pixels in load_sample_images().images:
+        image = Image.fromarray(pixels).resize((1280, 864), Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image.save(path, quality=92, exif=exif)
+        whole = read_rgb(str(path), 0)
+        small = read_rgb(str(path), 0, least_size=record.least_size)
+        # The largest factor that leaves 2 * 104 pixels along the shorter side.
+        assert small.size == (whole.width // 4, whole.height // 4)
+        difference = record.apply(small).astype(int) - record.apply(whole)
+        assert np.abs(difference).mean() < 1
+        assert np.abs(difference).max() <= 16
+
+
+@pytest.mark.parametrize(
+    ("size", "smaller"),
+    [
+        ((832, 832), (208, 208)),  # just twice the target
+        ((830, 832), (415, 416)),  # 1/4 would leave less, and parts of a pixel
+        ((1281, 864), (1281, 864)),  # parts of a pixel
+        ((400, 400), (400, 400)),
+    ],
+)
+def test_which_jpegs_are_decoded_smaller(
+    size: tuple[int, int], smaller: tuple[int, int]
+) -> None:
+    record = Preprocessing(crop_size=(96, 96), resize_size=104)
+    for format, expected in (("JPEG", smaller), ("PNG", size)):
+        file = io.BytesIO()
+        Image.new("RGB", size).save(file, format)
+        content = file.getvalue()
+        assert read_rgb(content, 0, least_size=record.least_size).size == expected
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)

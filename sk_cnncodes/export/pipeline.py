@@ -110,6 +110,11 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     _require_skl2onnx()
     steps = _steps(model)
     transformer = steps[0][1]
+    if transformer.views != "center":
+        raise ExportError(
+            f"views={transformer.views!r}: an exported graph takes one crop of each "
+            "image. Expected views='center'."
+        )
     spec, code_graph, session = transformer.code_graph()
     images = _check_images(spec.preprocessing.crop_size)
     codes = session.run(images)[0]
