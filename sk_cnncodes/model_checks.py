@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from sk_cnncodes.exceptions import BackboneError
+from sk_cnncodes.exceptions import BackboneError, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -149,7 +149,12 @@ def _check_loops(graph: onnx.GraphProto, rounds: int, outer: dict[str, int]) -> 
             constants += [(name, v) for name in node.output for v in values]
     for name, tensor in constants:
         if tensor.data_type == tensor.INT64 and math.prod(tensor.dims) == 1:
-            known[name] = int(numpy_helper.to_array(tensor).item())
+            try:
+                known[name] = int(numpy_helper.to_array(tensor).item())
+            except ValueError as error:
+                raise BackboneError(
+                    f"its constant {name!r} is damaged ({first_line(error)})."
+                ) from error
     for node in graph.node:
         inside = rounds
         if node.op_type == "Loop":
