@@ -10,7 +10,6 @@ the process in MB so far.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.benchmarks.timing import peak_memory
 
 Embed = Callable[[list[str]], np.ndarray]
 
@@ -175,10 +176,9 @@ def main() -> None:
         start = time.perf_counter()
         codes = embed(job.images[: int(line)])
         seconds = time.perf_counter() - start
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if len(codes) != int(line):
             raise AssertionError(f"{len(codes)} rows for {line} images")
-        print(json.dumps([seconds, memory]), file=answers, flush=True)
+        print(json.dumps([seconds, peak_memory()]), file=answers, flush=True)
 
 
 if __name__ == "__main__":

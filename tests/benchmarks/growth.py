@@ -17,13 +17,14 @@ from pathlib import Path
 from PIL import Image
 
 _GROWTH = """
-import resource, sys
+import sys
 from pathlib import Path
 from sk_cnncodes import CNNCodeTransformer, CodeCache
+from tests.benchmarks.timing import peak_memory
 images = sorted(map(str, Path(sys.argv[1]).iterdir()))[: int(sys.argv[2])]
 codes = CNNCodeTransformer(cache=CodeCache(sys.argv[3]))
 codes.precompute(images)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_memory())
 """
 
 

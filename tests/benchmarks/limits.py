@@ -7,21 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from PIL import Image
 
 from sk_cnncodes import load_backbone
+from sk_cnncodes.compute import layer_multiply_adds
+from sk_cnncodes.devices import Device, usable_threads
 from sk_cnncodes.digests import content_digest
 from sk_cnncodes.images import decode_content, read_content
-from sk_cnncodes.runtime import (
-    Device,
-    import_onnxruntime,
-    open_session,
-    usable_threads,
-)
+from sk_cnncodes.runtime import open_session
 from tests.benchmarks.timing import seconds
-
-ort = import_onnxruntime()
 
 
 @dataclass
@@ -89,43 +83,11 @@ def measure_limits(backbone_path: str, images: list[str]) -> Limits:
         name: statistics.median(seconds(stage) for _ in range(5)) / len(images)
         for name, stage in work.items()
     }
-    return Limits(stages, flops(graphs[0].model) / peak(), n_cores)
+    work, _ = layer_multiply_adds(backbone, [spec.layer])
+    return Limits(stages, 2 * work[spec.layer] / peak(), n_cores)
 
 
 def peak() -> float:
     """Float32 operations a second of large matrix products on all cores."""
     a, b = np.ones((3072, 3072), np.float32), np.ones((3072, 3072), np.float32)
     return 2 * 3072**3 / min(seconds(lambda: a @ b) for _ in range(7))
-
-
-def flops(model: bytes) -> float:
-    """Operations of convolutions and matrix products for one image; two a multiply-add.
-
-    Shapes are those of a run of one image.
-    """
-    graph = onnx.load_from_string(model)
-    outputs = [node.output[0] for node in graph.graph.node]
-    weights = {w.name: list(w.dims) for w in graph.graph.initializer}
-    kinds = ("Conv", "Gemm", "MatMul")
-    wanted = [n for n in graph.graph.node if n.op_type in kinds]
-    inputs = [name for n in wanted for name in n.input[:2] if name in outputs]
-    names = list(dict.fromkeys([*(n.output[0] for n in wanted), *inputs]))
-    graph.graph.ClearField("output")
-    graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    shape = [1, *session.get_inputs()[0].shape[1:]]
-    image = np.zeros(shape, np.uint8)
-    arrays = session.run(names, {session.get_inputs()[0].name: image})
-    shapes = weights | {n: list(a.shape) for n, a in zip(names, arrays, strict=True)}
-    total = 0.0
-    for node in wanted:
-        size = float(np.prod(shapes[node.output[0]]))
-        if node.op_type == "Conv":
-            total += 2 * size * float(np.prod(shapes[node.input[1]][1:]))
-        else:
-            total += 2 * size * shapes[node.input[0]][-1]
-    return total

@@ -25,6 +25,22 @@ def paired_ratio(
     return statistics.median(seconds(slow) / seconds(fast) for _ in range(pairs))
 
 
+def peak_memory() -> float:
+    """Peak memory of this process in MB.
+
+    Where Linux tells it: `getrusage` counts the parent's at the time of the fork too.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text(encoding="utf-8").splitlines()
+        (peak,) = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+        return int(peak) / 1024
+    import resource
+
+    factor = 2**20 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / factor
+
+
 def machine() -> str:
     """The machine, for the head of a table."""
     model = platform.processor() or platform.machine()
