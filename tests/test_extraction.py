@@ -76,6 +76,26 @@ def test_reading_runs_ahead_by_two_batches_at_most(
         assert max(furthest) > 4  # it does read ahead
 
 
+@pytest.mark.parametrize(("count", "n_callers"), [(1, 1), (3, 1), (4, 4), (9, 4)])
+def test_fewer_images_than_threads_get_all_threads_in_each_run(
+    net: str, count: int, n_callers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sk_cnncodes import transformer
+
+    opened: list[tuple[int, int]] = []
+    open_session = transformer.open_session
+
+    def noting(graphs_: Any, execution: Any, threads: int, callers: int, *rest: Any):
+        opened.append((threads, callers))
+        return open_session(graphs_, execution, threads, callers, *rest)
+
+    monkeypatch.setattr(transformer, "open_session", noting)
+    transformer.SESSIONS.clear()
+    codes = CNNCodeTransformer(net, n_jobs=4, cache=None)
+    assert codes.transform(Counted(count)).shape == (count, 16)
+    assert opened == [(4, n_callers)]
+
+
 def test_an_error_ends_the_threads(net: str) -> None:
     images: list[Any] = [np.zeros((8, 8), np.uint8)] * 500
     images[3] = "gone.jpg"
