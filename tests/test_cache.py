@@ -201,6 +201,8 @@ def test_every_parameter_that_decides_a_code_is_in_the_key(
         {"layer": -2},
         {"pooling": "max"},
         {"norm": "l2"},
+        {"views": "flip"},
+        {"views": "ten_crop", "norm": "l2"},
         {"preprocessing": other},
         {"backbone": save_net(tmp_path / "other.onnx", plain, seed=1)},
     ]
