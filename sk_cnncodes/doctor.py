@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sk_cnncodes.devices import count_gpus
 from sk_cnncodes.download import HOME_VARIABLE, home_folder, is_offline
 from sk_cnncodes.exceptions import first_line
+from sk_cnncodes.execution import working_precisions
 from sk_cnncodes.onnxruntime_engine import import_onnxruntime
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Diagnosis:
         Number of GPUs that the NVIDIA driver shows.
     providers : dict of str to bool
         Execution providers of ONNX Runtime, and whether a session really ran on them.
+    precisions : dict of str to str
+        Why a precision cannot be computed here; "" for one that can.
     home : str
         Folder of downloaded backbones.
     offline : bool
@@ -54,6 +57,7 @@ class Diagnosis:
     onnxruntime_packages: dict[str, str]
     gpus: int
     providers: dict[str, bool]
+    precisions: dict[str, str]
     home: str
     offline: bool
     problems: list[str] = field(default_factory=list)
@@ -63,6 +67,8 @@ def diagnose() -> Diagnosis:
     """Look at versions, providers, GPUs and folders."""
     versions = {"python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
+    if openvino := _version("openvino"):
+        versions["openvino"] = openvino
     packages = onnxruntime_packages()
     problems = package_problems(versions, packages)
     gpus, providers = count_gpus(), dict[str, bool]()
@@ -77,7 +83,14 @@ def diagnose() -> Diagnosis:
     home = home_folder()
     problems += folder_problems(home)
     return Diagnosis(
-        versions, packages, gpus, providers, str(home), is_offline(), problems
+        versions,
+        packages,
+        gpus,
+        providers,
+        working_precisions(),
+        str(home),
+        is_offline(),
+        problems,
     )
 
 
@@ -219,6 +232,9 @@ def as_text(found: Diagnosis) -> str:
     for provider, works in found.providers.items():
         state = "works" if works else "does not work here"
         lines.append(f"{'provider':<13} {provider}: {state}")
+    for precision, fault in found.precisions.items():
+        state = f"not here: {fault}" if fault else "works"
+        lines.append(f"{'precision':<13} {precision}: {state}")
     lines.append(f"{'home':<13} {found.home}{' (offline)' if found.offline else ''}")
     lines += [f"Problem: {problem}." for problem in found.problems]
     if not found.problems:

@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 import sk_cnncodes
-from sk_cnncodes.cli import backbones, doctor, embed, predict, similar, train
+from sk_cnncodes.cli import (
+    backbones,
+    benchmark,
+    doctor,
+    embed,
+    predict,
+    similar,
+    train,
+)
 from sk_cnncodes.cli.frame import Commands
 
 app = typer.Typer(
@@ -32,6 +40,7 @@ for name, command in (
     ("backbones", backbones.backbones),
     ("layers", backbones.layers),
     ("download", backbones.download),
+    ("benchmark", benchmark.benchmark),
     ("doctor", doctor.doctor),
 ):
     app.command(name)(command)

@@ -1,0 +1,55 @@
+"""The command that measures which way of running a backbone is fastest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sk_cnncodes.cli.frame import AsJson, print_table
+
+
+def benchmark(
+    backbone: Annotated[
+        str, typer.Argument(help="Name of a known backbone, or path of an ONNX file.")
+    ],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Image files, or folders of them [default: two samples]."),
+    ] = None,
+    batch_sizes: Annotated[
+        list[int] | None,
+        typer.Option("--batch-size", min=1, help="Try this one; may be repeated."),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="How often each way is timed.")
+    ] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Measure engines, precisions and batch sizes, and tell which to use.
+
+    Prints images a second from files to codes, how far the codes agree with those of
+    float32 on the CPU, and the line of code that is fastest.
+
+    Example: sk-cnncodes benchmark cnncodes-mini photos
+    """
+    from sk_cnncodes.benchmark import advice, line_of_code, measure_backbone
+    from sk_cnncodes.cli.images import listed_paths
+
+    paths = listed_paths([str(path) for path in images]) if images else None
+    measured = measure_backbone(backbone, paths, batch_sizes=batch_sizes, rounds=rounds)
+    if as_json:
+        facts = [asdict(m) | {"code": line_of_code(backbone, m)} for m in measured]
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    heads = ["device", "engine", "precision", "batch", "img/s", "cosine", "least"]
+    table = [heads]
+    for m in measured:
+        figures = [f"{m.images_per_second:.1f}"]
+        figures += [f"{cosine:.5f}" for cosine in (m.median_cosine, m.least_cosine)]
+        table.append([m.device, m.engine, m.precision, f"{m.batch_size}", *figures])
+    print_table(table, right=set(heads[3:]))
+    typer.echo("\n" + "\n".join(advice(backbone, measured)))
