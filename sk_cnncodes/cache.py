@@ -115,7 +115,7 @@ class CodeCache:
     >>> X = np.zeros((3, 8, 8, 3), np.uint8)
     >>> transformer = CNNCodeTransformer(cache=cache).fit(X)
     >>> transformer.transform(X).shape
-    (3, 512)
+    (3, 800)
     >>> cache.info().rows  # three equal images
     1
     """

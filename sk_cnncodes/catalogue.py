@@ -231,7 +231,7 @@ def load_backbone(
     >>> from sk_cnncodes import load_backbone
     >>> backbone = load_backbone("cnncodes-mini")
     >>> backbone.preprocessing.crop_size
-    (128, 128)
+    (116, 116)
     >>> len(backbone.layers) >= 4
     True
     """

@@ -183,7 +183,7 @@ class CNNCodeTransformer(
     >>> from sk_cnncodes import CNNCodeTransformer
     >>> photographs = load_sample_images().images
     >>> CNNCodeTransformer().fit_transform(photographs).shape
-    (2, 512)
+    (2, 800)
 
     In a pipeline, with a search over the layer:
 
@@ -357,7 +357,7 @@ class CNNCodeTransformer(
         ...         cache=os.path.join(folder, "codes.sqlite3"), cache_layers=[-1, -2]
         ...     )
         ...     codes.precompute(X).transform(X).shape
-        (4, 512)
+        (4, 800)
         """
         self._check_parameters()
         cache = resolve_cache(self.cache)
@@ -405,7 +405,7 @@ class CNNCodeTransformer(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     codes = CNNCodeTransformer().transform_to(f"{folder}/codes.npy", X)
         ...     codes.shape
-        (4, 512)
+        (4, 800)
         """
         self._check_parameters()
         images = as_image_sequence(X)

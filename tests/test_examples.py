@@ -46,11 +46,11 @@ def test_digits(tmp_path: Path) -> None:
 
 def test_chunks(tmp_path: Path) -> None:
     output = run(tmp_path, example="train_in_chunks.py")
-    assert "1437 codes of length 512" in output
+    assert "1437 codes of length 800" in output
     held_out = float(re.search(r"Held-out accuracy: ([\d.]+)%", output).group(1))
     assert held_out > 90
     codes = np.load(tmp_path / "codes_in.npy", mmap_mode="r")
-    assert codes.shape == (1437, 512)
+    assert codes.shape == (1437, 800)
 
 
 def test_caltech(shared: Path, tmp_path: Path) -> None:

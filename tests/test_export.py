@@ -215,7 +215,7 @@ def test_a_step_that_is_converted_wrongly_is_named(
     X, y = digits
     pipeline = make_pipeline(CODES, StandardScaler(), SVC()).fit(X, y)
     right = steps.converted
-    other = StandardScaler().fit(np.random.default_rng(0).normal(size=(9, 512)))
+    other = StandardScaler().fit(np.random.default_rng(0).normal(size=(9, 800)))
     monkeypatch.setattr(
         steps,
         "converted",

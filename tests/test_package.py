@@ -60,4 +60,4 @@ def test_installed_wheel_transforms(wheel: Path, tmp_path: Path) -> None:
         check=True,
         timeout=300,
     )
-    assert result.stdout.strip() == "(2, 512)"
+    assert result.stdout.strip() == "(2, 800)"

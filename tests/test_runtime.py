@@ -77,7 +77,7 @@ def test_auto_is_quiet_without_a_gpu() -> None:
         "X = np.zeros((2, 9, 9, 3), np.uint8);"
         "print(CNNCodeTransformer().fit_transform(X).shape)"
     )
-    assert run_python(program) == "(2, 512)"
+    assert run_python(program) == "(2, 800)"
 
 
 def test_import_is_light_and_telemetry_is_off() -> None:

@@ -55,7 +55,7 @@ def two_nets(tmp_path: Path, plain: Preprocessing) -> list[str]:
 
 def test_codes_are_float32_rows(codes: np.ndarray) -> None:
     assert codes.dtype == np.float32
-    assert codes.shape == (8, 512)
+    assert codes.shape == (8, 800)
     assert np.isfinite(codes).all()
     # Different photographs have different codes.
     assert np.linalg.norm(codes[0] - codes[1]) > 0.1 * np.linalg.norm(codes[0])
@@ -102,7 +102,7 @@ def test_set_params_takes_effect(
 
 
 def test_the_preprocessing_parameter_as_a_dict(photographs: list[np.ndarray]) -> None:
-    record = Preprocessing(crop_size=(128, 128), resize="exact", scale=1 / 255)
+    record = Preprocessing(crop_size=(116, 116), resize="exact", scale=1 / 255)
     by_record = CNNCodeTransformer(preprocessing=record).transform(photographs)
     by_dict = CNNCodeTransformer(preprocessing=record.to_dict()).transform(photographs)
     np.testing.assert_array_equal(by_record, by_dict)
@@ -116,7 +116,7 @@ def test_feature_names_and_set_output(
 ) -> None:
     names = CNNCodeTransformer().get_feature_names_out()
     assert names[0] == "cnncodetransformer0"
-    assert len(names) == 512
+    assert len(names) == 800
     series = pd.Series([str(p) for p in photograph_files], index=list("abcdefgh"))
     frame = CNNCodeTransformer().set_output(transform="pandas").fit_transform(series)
     assert list(frame.index) == list("abcdefgh")
@@ -136,7 +136,7 @@ def test_column_transformer(photograph_files: list[Path]) -> None:
         union = make_column_transformer(
             (CNNCodeTransformer(), selector), ("passthrough", ["weight"])
         )
-        assert union.fit_transform(frame).shape == (8, 513)
+        assert union.fit_transform(frame).shape == (8, 801)
 
 
 def test_html_repr_links_to_the_documentation() -> None:
@@ -249,13 +249,13 @@ def test_a_grid_scores_every_backbone_and_layer_for_itself(
     [
         ({"backbone": "resnet9000"}, BackboneError, "resnet9000.*no known backbone"),
         ({"backbone": 3}, TypeError, "backbone: expected.*got 3"),
-        ({"layer": 0}, LayerError, r"layer=0.*Expected -1 \('features.*-2"),
+        ({"layer": 0}, LayerError, r"layer=0.*Expected -1 \('codes.*-2"),
         ({"layer": -99}, LayerError, "layer=-99.*Expected -1"),
-        ({"layer": "stage1.9"}, LayerError, "layer='stage1.9'.*'stage1.1'"),
+        ({"layer": "fire19"}, LayerError, "layer='fire19'.*'fire9'"),
         ({"layer": 1.5}, TypeError, "layer: expected a negative int or a name"),
         ({"layer": None}, TypeError, "layer: expected"),
         ({"pooling": "sum"}, ValueError, r"pooling: expected one of \['auto'"),
-        ({"pooling": "cls"}, LayerError, "pooling='cls'.*a map of shape"),
+        ({"layer": -2, "pooling": "cls"}, LayerError, "pooling='cls'.*a map of shape"),
         ({"norm": "l1"}, ValueError, r"norm: expected one of \['l2', None\]"),
         ({"on_error": "skip"}, ValueError, "on_error: expected.*'skip'"),
         ({"max_pixels": 0}, ValueError, "max_pixels: expected None or.*got 0"),
@@ -271,7 +271,7 @@ def test_a_grid_scores_every_backbone_and_layer_for_itself(
         (
             {"preprocessing": {"crop_size": (32, 32), "layout": "NHWC"}},
             PreprocessingError,
-            r"\['N', 32, 32, 3\].*'image' has the shape \['N', 3, 128, 128\]",
+            r"\['N', 32, 32, 3\].*'image' has the shape \['N', 3, 116, 116\]",
         ),
     ],
 )
@@ -349,7 +349,7 @@ def test_a_bad_image_is_named_and_rows_stay(
 def test_all_images_bad() -> None:
     with pytest.warns(UserWarning, match="1 of 1 images"):
         result = CNNCodeTransformer(on_error="nan").transform(["gone.jpg"])
-    assert result.shape == (1, 512)
+    assert result.shape == (1, 800)
     assert np.isnan(result).all()
 
 

@@ -1,209 +1,105 @@
 """Train ``cnncodes-mini.onnx``, the backbone that is bundled with sk_cnncodes.
 
-A small inverted-residual network learns to predict what two ImageNet networks
-see in unlabelled photographs: their penultimate codes, an earlier layer's codes
-and their class scores (knowledge distillation, Hinton et al. 2015,
-arXiv:1503.02531; inverted residuals, Sandler et al. 2018, arXiv:1801.04381).
+The network is SqueezeNet 1.1 (Iandola et al. 2016, arXiv:1602.07360) for images of
+half the side, with a second branch that keeps a coarse layout of the last map. It
+starts from SqueezeNet's weights and learns to predict what MobileNetV2 and SqueezeNet
+see at full size in unlabelled photographs: their codes and scores (knowledge
+distillation, Hinton et al. 2015, arXiv:1503.02531). Beside that it learns the classes
+of the thumbnails, and to tell drawn symbols apart.
 
-Needs: torch, numpy, pillow, onnx, onnxruntime (or onnxruntime-gpu), tqdm.
+Needs: torch, numpy, pillow, onnx, onnxruntime (or onnxruntime-gpu).
 
     python models/recipes/train_mini.py \\
         --photographs pool_caltech81.zip --thumbnails pool_cifar10.zip \\
         --mobilenet mobilenet_v2.onnx --squeezenet squeezenet1.1.onnx \\
         --output models/cnncodes-mini.onnx
 
-``--photographs`` and ``--thumbnails`` are zip archives of images. Of the
-thumbnails only members under ``train/`` are read.
+``--photographs`` and ``--thumbnails`` are zip archives of images; of the thumbnails
+only members ``train/CLASS/...`` are read.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import time
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
-from PIL import Image
+from mini_samples import MEAN, NO_LABEL, SIDE, STD, Samples, Teachers
+from mini_samples import make_samples, read_archive
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
-
-SIDE = 128  # input of the student, in pixels
-TEACHER_SIDE = 224
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
 
 
-class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise, 1x1 projection; a shortcut where shapes allow."""
+class Fire(nn.Module):
+    """A 1x1 convolution to few channels, then 1x1 and 3x3 ones side by side."""
 
-    def __init__(self, width_in: int, width: int, expansion: int, stride: int) -> None:
+    def __init__(self, width_in: int, squeezed: int, width: int) -> None:
         super().__init__()
-        hidden = width_in * expansion
-        self.shortcut = stride == 1 and width_in == width
-        self.expand = nn.Sequential(
-            nn.Conv2d(width_in, hidden, 1, bias=False), nn.BatchNorm2d(hidden)
-        )
-        self.depthwise = nn.Sequential(
-            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
-            nn.BatchNorm2d(hidden),
-        )
-        self.project = nn.Sequential(
-            nn.Conv2d(hidden, width, 1, bias=False), nn.BatchNorm2d(width)
-        )
+        self.squeeze = nn.Conv2d(width_in, squeezed, 1)
+        self.expand1x1 = nn.Conv2d(squeezed, width // 2, 1)
+        self.expand3x3 = nn.Conv2d(squeezed, width // 2, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.expand(x))
-        y = F.relu(self.depthwise(y))
-        y = self.project(y)
-        return x + y if self.shortcut else y
+        x = F.relu(self.squeeze(x))
+        return torch.cat([F.relu(self.expand1x1(x)), F.relu(self.expand3x3(x))], 1)
 
 
-class Mini(nn.Module):
-    """Stem and four stages of inverted residuals, 512 features, 1,000 scores."""
+class Codes(nn.Module):
+    """Averages of the channels of a map, and a layout of 3 x 3 places of it."""
 
-    # (width, expansion, blocks, stride) of each stage
-    STAGES = ((24, 3, 2, 2), (48, 3, 3, 2), (80, 4, 4, 2), (128, 4, 3, 2))
-
-    def __init__(self, features: int = 512, classes: int = 1000) -> None:
+    def __init__(self, width_in: int, layout: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-        )
-        width_in = 16
-        for number, (width, expansion, blocks, stride) in enumerate(self.STAGES, 1):
-            stage = []
-            for index in range(blocks):
-                stage.append(
-                    InvertedResidual(
-                        width_in, width, expansion, stride if index == 0 else 1
-                    )
-                )
-                width_in = width
-            self.add_module(f"stage{number}", nn.Sequential(*stage))
-        self.features = nn.Sequential(
-            nn.Conv2d(width_in, features, 1, bias=False),
-            nn.BatchNorm2d(features),
-            nn.ReLU(),
-        )
-        self.classifier = nn.Linear(features, classes)
-
-    def codes(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        x = self.stage4(self.stage3(self.stage2(self.stage1(x))))
-        return self.features(x).mean((2, 3))
+        self.layout = nn.Conv2d(width_in, layout, 1)
+        self.width = width_in + 9 * layout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.codes(x))
+        layout = F.avg_pool2d(F.relu(self.layout(x)), 3, 2)
+        return torch.cat([x.mean((2, 3)), layout.flatten(1)], 1)
 
 
-@dataclass
-class Crops:
-    """Square crops as uint8 [N, SIDE, SIDE, 3], and what the teachers say of each."""
+class Mini(nn.Sequential):
+    """Stem, eight fire modules, codes of 512 averages and 3 x 3 x 32 layout values."""
 
-    pixels: np.ndarray
-    targets: dict[str, np.ndarray]
+    def __init__(self, classes: int = 1000) -> None:
+        def pool() -> nn.MaxPool2d:
+            return nn.MaxPool2d(3, 2, ceil_mode=True)
 
-
-class Teachers:
-    """The two ImageNet networks, each with the tensors that the student predicts."""
-
-    def __init__(self, mobilenet: Path, squeezenet: Path, threads: int) -> None:
-        self.mobilenet = self._session(
-            mobilenet, ["pool6", "conv6_2_sum", "fc7"], threads
-        )
-        self.squeezenet = self._session(squeezenet, ["squeezenet0_concat7"], threads)
-
-    @staticmethod
-    def _session(
-        path: Path, names: list[str], threads: int
-    ) -> tuple[ort.InferenceSession, list[str]]:
-        model = onnx.load(path)
-        made = {name for node in model.graph.node for name in node.output}
-        outputs = [n if n in made else model.graph.output[0].name for n in names]
-        present = {output.name for output in model.graph.output}
-        for name in outputs:
-            if name not in present:
-                model.graph.output.append(onnx.ValueInfoProto(name=name))
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = ort.InferenceSession(
-            model.SerializeToString(), options, ["CPUExecutionProvider"]
-        )
-        return session, outputs
-
-    def __call__(self, crops: np.ndarray) -> dict[str, np.ndarray]:
-        """uint8 [N, 224, 224, 3] -> float16 targets by name."""
-        rgb = crops.astype(np.float32)
-        session, names = self.mobilenet
-        bgr = (rgb[..., ::-1] - np.float32([103.94, 116.78, 123.68])) * 0.017
-        data = {session.get_inputs()[0].name: _nchw(bgr)}
-        code, early, scores = session.run(names, data)
-        session, names = self.squeezenet
-        data = {session.get_inputs()[0].name: _nchw((rgb - MEAN) / STD)}
-        (fire,) = session.run(names, data)
-        scores = scores.reshape(len(crops), -1)
-        return {
-            "mobilenet": code.reshape(len(crops), -1).astype(np.float16),
-            "mobilenet_early": early.mean((2, 3)).astype(np.float16),
-            "squeezenet": fire.mean((2, 3)).astype(np.float16),
-            "scores": scores.astype(np.float16),
+        layers = {
+            "stem": nn.Sequential(nn.Conv2d(3, 64, 3, 2), nn.ReLU(), pool()),
+            "fire2": Fire(64, 16, 128),
+            "fire3": Fire(128, 16, 128),
+            "pool3": pool(),
+            "fire4": Fire(128, 32, 256),
+            "fire5": Fire(256, 32, 256),
+            "pool5": pool(),
+            "fire6": Fire(256, 48, 384),
+            "fire7": Fire(384, 48, 384),
+            "fire8": Fire(384, 64, 512),
+            "fire9": Fire(512, 64, 512),
+            "codes": Codes(512, 32),
         }
+        layers["classifier"] = nn.Linear(layers["codes"].width, classes)
+        super().__init__(OrderedDict(layers))
 
-
-def _nchw(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32)
-
-
-def random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A random square of 35 to 100% of the shorter side's square, perhaps mirrored."""
-    side = int(min(image.size) * np.sqrt(rng.uniform(0.35, 1.0)))
-    left = int(rng.integers(0, image.width - side + 1))
-    top = int(rng.integers(0, image.height - side + 1))
-    crop = image.crop((left, top, left + side, top + side))
-    return (
-        crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
-    )
-
-
-def read_archive(path: Path, prefix: str) -> list[bytes]:
-    with zipfile.ZipFile(path) as archive:
-        names = [n for n in sorted(archive.namelist()) if n.startswith(prefix)]
-        return [archive.read(n) for n in names if n.lower().endswith((".jpg", ".png"))]
-
-
-def make_crops(
-    jobs: list[tuple[bytes, int]], teachers: Teachers, batch_size: int = 32
-) -> Crops:
-    """One crop for each (file content, seed), with the teachers' targets."""
-
-    def crop(job: tuple[bytes, int]) -> tuple[np.ndarray, np.ndarray]:
-        content, seed = job
-        rng = np.random.default_rng(seed)
-        image = random_crop(Image.open(io.BytesIO(content)).convert("RGB"), rng)
-        if rng.random() < 0.1:
-            image = image.convert("L").convert("RGB")
-        large = image.resize((TEACHER_SIDE, TEACHER_SIDE), Image.Resampling.BILINEAR)
-        small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-        return np.asarray(small), np.asarray(large)
-
-    pixels = np.empty((len(jobs), SIDE, SIDE, 3), np.uint8)
-    parts: list[dict[str, np.ndarray]] = []
-    with ThreadPoolExecutor(2) as pool:
-        for start in tqdm(range(0, len(jobs), batch_size), desc="teachers"):
-            pairs = list(pool.map(crop, jobs[start : start + batch_size]))
-            pixels[start : start + len(pairs)] = [small for small, _ in pairs]
-            parts.append(teachers(np.stack([large for _, large in pairs])))
-    targets = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
-    return Crops(pixels, targets)
+    def start_from(self, squeezenet: Path) -> None:
+        """Copy the convolutions of SqueezeNet 1.1, but for its last, the classifier."""
+        tensors = {
+            tensor.name: onnx.numpy_helper.to_array(tensor)
+            for tensor in onnx.load(squeezenet).graph.initializer
+        }
+        own = [layer for layer in self[:-2].modules() if isinstance(layer, nn.Conv2d)]
+        with torch.no_grad():
+            for number, convolution in enumerate(own):
+                name = f"squeezenet0_conv{number}_"
+                convolution.weight.copy_(torch.tensor(tensors[name + "weight"]))
+                convolution.bias.copy_(torch.tensor(tensors[name + "bias"]))
 
 
 def standardised(targets: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -211,73 +107,136 @@ def standardised(targets: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     result = {}
     for name, values in targets.items():
         values = values.astype(np.float32)
-        if name != "scores":
+        if name == "scores":
+            values -= values.max(1, keepdims=True)
+        else:
             values = (values - values.mean(0)) / (values.std(0) + 1e-3)
             values = np.clip(values, -6, 6)
         result[name] = torch.from_numpy(values.astype(np.float16))
     return result
 
 
-def train(
-    crops: Crops, *, minutes: float, batch_size: int, seed: int, learning_rate: float
-) -> Mini:
-    """Distil for a given time; the learning rate follows a cosine of the time used."""
-    torch.manual_seed(seed)
-    targets = standardised(crops.targets)
-    net = Mini().to(memory_format=torch.channels_last)
-    heads = nn.ModuleDict(
-        {k: nn.Linear(512, v.shape[1]) for k, v in targets.items() if k != "scores"}
-    )
-    parameters = [*net.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02)
-    pixels = torch.from_numpy(crops.pixels)
-    mean, std = torch.tensor(MEAN), torch.tensor(STD)
-    rng = np.random.default_rng(seed)
-    start, step, epoch, running = time.monotonic(), 0, 0, 0.0
-    net.train()
-    while True:
-        for rows in np.array_split(
-            rng.permutation(len(pixels)), len(pixels) // batch_size
+class Distillation(nn.Module):
+    """The losses of a batch, each with the linear head that it needs."""
+
+    def __init__(self, samples: Samples, n_features: int) -> None:
+        super().__init__()
+        self.targets = standardised(samples.targets)
+        self.classes = torch.from_numpy(samples.thumbnail_classes)
+        self.symbols = torch.from_numpy(samples.symbols)
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Linear(n_features, values.shape[1])
+                for name, values in self.targets.items()
+                if name != "scores"
+            }
+        )
+        self.class_head = nn.Linear(n_features, int(self.classes.max()) + 1)
+        self.symbol_head = nn.Linear(n_features, int(self.symbols.max()) + 1)
+
+    def forward(
+        self, net: Mini, codes: torch.Tensor, rows: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        losses = {}
+        is_crop = rows < len(self.targets["scores"])
+        crops, of_crops = rows[is_crop], codes[is_crop]
+        for name, head in self.heads.items():
+            wanted = self.targets[name][crops].float()
+            losses[name] = F.mse_loss(head(of_crops), wanted)
+        wanted = self.targets["scores"][crops].float().softmax(1)
+        losses["scores"] = 0.3 * F.cross_entropy(net.classifier(of_crops), wanted)
+        for name, head, labels, weight in (
+            ("classes", self.class_head, self.classes[rows], 0.4),
+            ("symbols", self.symbol_head, self.symbols[rows], 0.4),
         ):
-            used = (time.monotonic() - start) / (60 * minutes)
-            if used >= 1:
-                return net.eval()
-            rate = learning_rate * min(1, (step + 1) / 200)
-            rate *= 0.5 * (1 + np.cos(np.pi * used)) + 1e-3
+            losses[name] = weight * F.cross_entropy(
+                head(codes), labels, ignore_index=NO_LABEL, label_smoothing=0.05
+            )
+        return losses
+
+
+def augmented(
+    pixels: np.ndarray, may_mirror: np.ndarray, rng: np.random.Generator
+) -> torch.Tensor:
+    """Normalised batch, some pictures mirrored, all shifted by up to 4 pixels."""
+    x = torch.from_numpy(pixels)
+    mirrored = torch.from_numpy(may_mirror & (rng.random(len(pixels)) < 0.5))
+    x[mirrored] = x[mirrored].flip(2)
+    x = (x.float() - torch.tensor(MEAN)) / torch.tensor(STD)
+    x = F.pad(x.permute(0, 3, 1, 2), (4, 4, 4, 4), mode="replicate")
+    left, top = rng.integers(0, 9, 2)
+    x = x[:, :, top : top + SIDE, left : left + SIDE]
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def train(
+    net: Mini,
+    samples: Samples,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    learning_rate: float,
+    snapshots: Path | None = None,
+) -> Mini:
+    """Distil; returns the average of the weights over the last steps."""
+    distillation = Distillation(samples, net.codes.width)
+    net = net.to(memory_format=torch.channels_last).train()
+    averaged = copy.deepcopy(net)
+    new = [*net.codes.parameters(), *net.classifier.parameters()]
+    new += list(distillation.parameters())
+    inherited = [p for p in net.parameters() if not any(p is q for q in new)]
+    optimizer = torch.optim.AdamW(
+        [{"params": inherited, "factor": 0.5}, {"params": new, "factor": 2.0}],
+        weight_decay=0.02,
+    )
+    rng = np.random.default_rng(seed)
+    count = len(samples.pixels)
+    steps = epochs * (count // batch_size)
+    begun, cpu, step, running = time.monotonic(), time.process_time(), 0, {}
+    for epoch in range(epochs):
+        for rows in np.array_split(rng.permutation(count), count // batch_size):
+            rate = learning_rate * min(1.0, (step + 1) / 500)
+            rate *= 0.5 * (1 + np.cos(np.pi * step / steps)) + 1e-3
             for group in optimizer.param_groups:
-                group["lr"] = rate
-            x = (pixels[rows].float() - mean) / std
-            x = x.permute(0, 3, 1, 2)
-            if rng.random() < 0.5:
-                x = x.flip(3)
-            x = x.contiguous(memory_format=torch.channels_last)
+                group["lr"] = rate * group["factor"]
+            rows = np.sort(rows)
+            x = augmented(samples.pixels[rows], samples.symbols[rows] == NO_LABEL, rng)
             with torch.autocast("cpu", torch.bfloat16):
-                codes = net.codes(x)
-            codes = codes.float()
-            loss = torch.zeros(())
-            for name, head in heads.items():
-                wanted = targets[name][rows].float()
-                loss = loss + F.mse_loss(head(codes), wanted)
-            wanted = targets["scores"][rows].float()
-            if wanted.min() < 0 or wanted.sum(1).max() > 1.5:
-                wanted = wanted.softmax(1)
-            loss = loss + 0.3 * F.cross_entropy(net.classifier(codes), wanted)
+                codes = net[:-1](x)
+            losses = distillation(net, codes.float(), torch.from_numpy(rows))
+            loss = torch.stack(list(losses.values())).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 5.0)
+            nn.utils.clip_grad_norm_(inherited + new, 5.0)
             optimizer.step()
             step += 1
-            running += (loss.item() - running) / min(step, 100)
+            with torch.no_grad():
+                share = min(0.999, step / (step + 100))
+                for mean, now in zip(
+                    averaged.parameters(), net.parameters(), strict=True
+                ):
+                    mean.lerp_(now, 1 - share)
+            for name, value in losses.items():
+                old = running.get(name, value.item())
+                running[name] = old + (value.item() - old) / min(step, 100)
             if step % 100 == 0:
+                parts = " ".join(f"{k} {v:.3f}" for k, v in running.items())
+                minutes = (time.monotonic() - begun) / 60
+                used = (time.process_time() - cpu) / 60
                 print(
-                    f"epoch {epoch} step {step} time {used:.0%} loss {running:.4f}",
+                    f"epoch {epoch} step {step} of {steps}, {minutes:.1f} min "
+                    f"({used:.1f} min of CPU): loss {sum(running.values()):.4f} {parts}",
                     flush=True,
                 )
-        epoch += 1
+        if snapshots is not None:
+            export(averaged, snapshots / f"epoch{epoch}.onnx")
+    return averaged
 
 
 def export(net: Mini, path: Path) -> None:
     """Write the network with its layer names and its preprocessing."""
+    net = copy.deepcopy(net).eval()
     buffer = io.BytesIO()
     torch.onnx.export(
         net.to(memory_format=torch.contiguous_format),
@@ -290,9 +249,10 @@ def export(net: Mini, path: Path) -> None:
         dynamo=False,
     )
     model = onnx.load_from_string(buffer.getvalue())
+    _halve_classifier(model)
     preprocessing = {
         "resize": "shorter",
-        "resize_size": 144,
+        "resize_size": SIDE,
         "interpolation": "bilinear",
         "crop_size": [SIDE, SIDE],
         "scale": 1.0,
@@ -304,8 +264,26 @@ def export(net: Mini, path: Path) -> None:
     onnx.helper.set_model_props(
         model, {"sk_cnncodes.preprocessing": json.dumps(preprocessing)}
     )
-    onnx.checker.check_model(model)
+    onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def _halve_classifier(model: onnx.ModelProto) -> None:
+    """Keep the classifier's weights in float16, which halves the largest tensor.
+
+    Codes do not depend on it: it lies behind the penultimate layer.
+    """
+    graph = model.graph
+    (weights,) = (t for t in graph.initializer if t.name == "classifier.weight")
+    half = onnx.numpy_helper.to_array(weights).astype(np.float16)
+    cast = onnx.helper.make_node(
+        "Cast", ["classifier.weight_half"], [weights.name], to=onnx.TensorProto.FLOAT
+    )
+    graph.initializer.remove(weights)
+    graph.initializer.append(
+        onnx.numpy_helper.from_array(half, "classifier.weight_half")
+    )
+    graph.node.insert(0, cast)
 
 
 def main() -> None:
@@ -319,39 +297,48 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--crops", type=int, default=6, help="crops a photograph")
     parser.add_argument(
-        "--thumbnail-share", type=float, default=1.0, help="share of thumbnails used"
+        "--coarse", type=float, default=0.25, help="share of crops made gray and coarse"
     )
-    parser.add_argument("--minutes", type=float, default=60, help="time of training")
+    parser.add_argument("--symbols", type=int, default=600, help="number of symbols")
+    parser.add_argument("--drawings", type=int, default=50, help="drawings a symbol")
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--crops-cache", type=Path, help="keep the crops in this .npz")
+    parser.add_argument("--snapshots", type=Path, help="a folder for each epoch's net")
+    parser.add_argument("--samples-cache", type=Path, help="a folder to keep them in")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
 
-    if args.crops_cache is not None and args.crops_cache.exists():
-        with np.load(args.crops_cache) as kept:
-            arrays = dict(kept)
-        crops = Crops(arrays.pop("pixels"), arrays)
+    cache = args.samples_cache
+    if cache is not None and (cache / "rest.npz").exists():
+        samples = Samples.load(cache)
     else:
-        photographs = read_archive(args.photographs, "")
-        thumbnails = read_archive(args.thumbnails, "train/")
-        chosen = np.random.default_rng(args.seed).permutation(len(thumbnails))
-        chosen = chosen[: int(len(thumbnails) * args.thumbnail_share)]
-        contents = photographs * args.crops + [thumbnails[i] for i in chosen]
-        jobs = [(content, args.seed + i) for i, content in enumerate(contents)]
-        teachers = Teachers(args.mobilenet, args.squeezenet, args.threads)
-        crops = make_crops(jobs, teachers)
-        if args.crops_cache is not None:
-            np.savez(args.crops_cache, pixels=crops.pixels, **crops.targets)
-    print(f"{len(crops.pixels)} crops", flush=True)
+        samples = make_samples(
+            read_archive(args.photographs, ""),
+            read_archive(args.thumbnails, "train/"),
+            Teachers(args.mobilenet, args.squeezenet, args.threads),
+            crops=args.crops,
+            coarse_share=args.coarse,
+            n_symbols=args.symbols,
+            drawings=args.drawings,
+            seed=args.seed,
+        )
+        if cache is not None:
+            samples.save(cache)
+    print(f"{len(samples.pixels)} pictures", flush=True)
+    net = Mini()
+    net.start_from(args.squeezenet)
     net = train(
-        crops,
-        minutes=args.minutes,
+        net,
+        samples,
+        epochs=args.epochs,
         batch_size=args.batch_size,
         seed=args.seed,
         learning_rate=args.learning_rate,
+        snapshots=args.snapshots,
     )
     export(net, args.output)
 

@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from sk_cnncodes import CNNCodeTransformer
 
-LAYERS = [-1, -2, -3, -5]
+LAYERS = [-1, -2, -4, -6]
 Split = tuple[str, Any, Any, Any, Any]
 
 

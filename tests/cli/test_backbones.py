@@ -46,9 +46,9 @@ def test_layers() -> None:
     assert head.split() == columns
     assert len(lines) == len(sk_cnncodes.load_backbone("cnncodes-mini").layers)
     position, _, shape, length, compute, parameters = lines[-1].split()
-    assert (position, shape, length) == ("-1", "512x4x4", "512")
+    assert (position, shape, length) == ("-1", "800", "800")
     assert 90 < float(compute.rstrip("%")) < 100
-    assert 50 < float(parameters.rstrip("%")) < 60
+    assert 40 < float(parameters.rstrip("%")) < 60
 
 
 def test_layers_as_json() -> None:
@@ -58,7 +58,7 @@ def test_layers_as_json() -> None:
     assert [fact["tensor"] for fact in found] == [x.name for x in layers]
     shares = [fact["compute_share"] for fact in found]
     assert shares == sorted(shares)
-    assert found[-1]["code_length"] == 512
+    assert found[-1]["code_length"] == 800
 
 
 def test_download_of_what_is_there() -> None:

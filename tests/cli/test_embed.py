@@ -45,7 +45,7 @@ def test_codes_and_paths(
     monkeypatch.setattr(images_module, "PART", 7)
     result = invoke("embed", photos, "-o", output)
     assert (result.exit_code, result.stdout) == (0, "")
-    assert f"Wrote 24 codes of length 512 to {output}." in result.stderr
+    assert f"Wrote 24 codes of length 800 to {output}." in result.stderr
     codes, paths = read(output)
     assert paths == sorted(map(str, photos.glob("*/*.jpg")))
     assert codes.dtype == np.float32
