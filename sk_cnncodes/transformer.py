@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,10 +28,11 @@ from sk_cnncodes.containers import as_image_sequence
 from sk_cnncodes.devices import usable_threads
 from sk_cnncodes.download import home_folder
 from sk_cnncodes.exceptions import BackboneError
-from sk_cnncodes.execution import Execution, check_execution, resolve_execution
+from sk_cnncodes.execution import Execution, resolve_execution
 from sk_cnncodes.extraction import Extraction, ExtractionOptions
 from sk_cnncodes.files import replacing
 from sk_cnncodes.image_files import MAX_PIXELS
+from sk_cnncodes.parameters import check_parameters
 from sk_cnncodes.persistence import (
     STORED_KEY,
     StoredBackbone,
@@ -49,9 +49,6 @@ from sk_cnncodes.preprocessing import Preprocessing
 from sk_cnncodes.quantisation import Calibration
 from sk_cnncodes.runtime import CodeSession, open_session
 from sk_cnncodes.session_table import SESSIONS
-from sk_cnncodes.views import VIEWS
-
-POOLINGS = ("auto", "avg", "max", "gem", "cls", "mean", "flatten")
 
 
 class CNNCodeTransformer(
@@ -273,7 +270,7 @@ class CNNCodeTransformer(
         DeviceError
             If this machine does not have the device, or cannot do the precision.
         """
-        self._check_parameters()
+        check_parameters(self.get_params(deep=False))
         self._execution()
         images = as_image_sequence(X)
         backbone = self._load_backbone(check_digest=False)
@@ -319,7 +316,7 @@ class CNNCodeTransformer(
         NotFittedError
             If ``precision="int8"`` and `fit` was not called.
         """
-        self._check_parameters()
+        check_parameters(self.get_params(deep=False))
         cache = resolve_cache(self.cache)
         _advise_worker(cache)
         return self._extract(X, cache, verbose=bool(self.verbose), store_only=False)
@@ -359,7 +356,7 @@ class CNNCodeTransformer(
         ...     codes.precompute(X).transform(X).shape
         (4, 800)
         """
-        self._check_parameters()
+        check_parameters(self.get_params(deep=False))
         cache = resolve_cache(self.cache)
         if cache is None:
             raise ValueError(
@@ -407,7 +404,7 @@ class CNNCodeTransformer(
         ...     codes.shape
         (4, 800)
         """
-        self._check_parameters()
+        check_parameters(self.get_params(deep=False))
         images = as_image_sequence(X)
         whole = Path(path)
         with replacing(whole) as part:
@@ -473,45 +470,12 @@ class CNNCodeTransformer(
 
         For `to_onnx` and saving; not needed to compute codes.
         """
-        self._check_parameters()
+        check_parameters(self.get_params(deep=False))
         backbone = self._load_backbone(check_digest=True)
         specs, wanted = self._specs(backbone)
         return specs[wanted], *working_graph(backbone, specs[wanted])
 
     # -- parameters ----------------------------------------------------------
-
-    def _check_parameters(self) -> None:
-        if isinstance(self.layer, bool) or not isinstance(self.layer, (Integral, str)):
-            raise TypeError(
-                f"layer: expected a negative int or a name, got {self.layer!r}."
-            )
-        if isinstance(self.cache_layers, (str, int)):
-            raise TypeError(
-                "cache_layers: expected a list of layers or None, got "
-                f"{self.cache_layers!r}."
-            )
-        resolve_cache(self.cache)
-        _check_choice("pooling", self.pooling, POOLINGS)
-        _check_choice("norm", self.norm, ("l2", None))
-        _check_choice("views", self.views, tuple(VIEWS))
-        _check_choice("on_error", self.on_error, ("raise", "nan"))
-        if self.max_pixels is not None and not _is_int(self.max_pixels, minimum=1):
-            raise ValueError(
-                "max_pixels: expected None or an int of at least 1, got "
-                f"{self.max_pixels!r}."
-            )
-        check_execution(self.device, self.engine, self.precision)
-        if self.batch_size != "auto" and not _is_int(self.batch_size, minimum=1):
-            raise ValueError(
-                f"batch_size: expected 'auto' or an int of at least 1, got "
-                f"{self.batch_size!r}."
-            )
-        if self.n_jobs is not None and (
-            not _is_int(self.n_jobs, minimum=None) or self.n_jobs == 0
-        ):
-            raise ValueError(
-                f"n_jobs: expected None or an int other than 0, got {self.n_jobs!r}."
-            )
 
     def _load_backbone(self, *, check_digest: bool) -> Backbone | StoredBackbone:
         """The backbone, or what is stored of it.
@@ -660,16 +624,3 @@ def _advise_worker(cache: CodeCache | None) -> None:
         CacheWarning,
         stacklevel=3,
     )
-
-
-def _is_int(value: Any, minimum: int | None) -> bool:
-    return (
-        isinstance(value, Integral)
-        and not isinstance(value, bool)
-        and (minimum is None or int(value) >= minimum)
-    )
-
-
-def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {list(choices)}, got {value!r}.")

@@ -185,7 +185,9 @@ def make_samples(
             parts.append(teachers(np.stack([large for _, large in pairs])))
             if len(parts) % 200 == 0:
                 minutes = (time.monotonic() - begun) / 60
-                print(f"{rows.stop} of {len(jobs)} crops, {minutes:.1f} min", flush=True)
+                print(
+                    f"{rows.stop} of {len(jobs)} crops, {minutes:.1f} min", flush=True
+                )
         prototypes = [
             random_symbol(np.random.default_rng([seed, 1, number]))
             for number in range(n_symbols)
@@ -232,7 +234,9 @@ def _curve(corners: np.ndarray, *, smooth: bool) -> np.ndarray:
     """60 points on the polyline through the corners, perhaps with rounded corners."""
     at = np.linspace(0, len(corners) - 1, 60)
     where = np.arange(len(corners))
-    points = np.c_[np.interp(at, where, corners[:, 0]), np.interp(at, where, corners[:, 1])]
+    points = np.c_[
+        np.interp(at, where, corners[:, 0]), np.interp(at, where, corners[:, 1])
+    ]
     if smooth:
         kernel = np.ones(15) / 15
         padded = np.pad(points, ((7, 7), (0, 0)), mode="edge")
@@ -266,7 +270,7 @@ def draw_symbol(strokes: list[np.ndarray], rng: np.random.Generator) -> np.ndarr
     side = int(rng.choice([8, 8, 10, 14, 20, 28, 64]))
     small = canvas.resize((side, side), Image.Resampling.BOX)
     levels = np.asarray(small, np.float32) / 255
-    low, high = sorted(rng.uniform(0, 0.25, 1).tolist() + rng.uniform(0.7, 1, 1).tolist())
+    low, high = rng.uniform(0, 0.25), rng.uniform(0.7, 1)
     if rng.random() < 0.2:
         low, high = high, low
     levels = low + (high - low) * np.clip(levels * rng.uniform(1, 1.6), 0, 1)

@@ -31,8 +31,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from mini_samples import MEAN, NO_LABEL, SIDE, STD, Samples, Teachers
-from mini_samples import make_samples, read_archive
+from mini_samples import (
+    MEAN,
+    NO_LABEL,
+    SIDE,
+    STD,
+    Samples,
+    Teachers,
+    make_samples,
+    read_archive,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -222,11 +230,12 @@ def train(
                 running[name] = old + (value.item() - old) / min(step, 100)
             if step % 100 == 0:
                 parts = " ".join(f"{k} {v:.3f}" for k, v in running.items())
+                loss = sum(running.values())
                 minutes = (time.monotonic() - begun) / 60
                 used = (time.process_time() - cpu) / 60
                 print(
                     f"epoch {epoch} step {step} of {steps}, {minutes:.1f} min "
-                    f"({used:.1f} min of CPU): loss {sum(running.values()):.4f} {parts}",
+                    f"({used:.1f} min of CPU): loss {loss:.4f} {parts}",
                     flush=True,
                 )
         if snapshots is not None:

@@ -1,0 +1,64 @@
+"""Checks of the parameters of `CNNCodeTransformer` that need no backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+from sk_cnncodes.cache import resolve_cache
+from sk_cnncodes.execution import check_execution
+from sk_cnncodes.views import VIEWS
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "pooling": ("auto", "avg", "max", "gem", "cls", "mean", "flatten"),
+    "norm": ("l2", None),
+    "views": tuple(VIEWS),
+    "on_error": ("raise", "nan"),
+}
+
+
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Refuse values that can never be right.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the parameter, what was expected and what was got.
+    """
+    layer, cache_layers = parameters["layer"], parameters["cache_layers"]
+    if isinstance(layer, bool) or not isinstance(layer, (Integral, str)):
+        raise TypeError(f"layer: expected a negative int or a name, got {layer!r}.")
+    if isinstance(cache_layers, (str, int)):
+        raise TypeError(
+            f"cache_layers: expected a list of layers or None, got {cache_layers!r}."
+        )
+    resolve_cache(parameters["cache"])
+    check_execution(parameters["device"], parameters["engine"], parameters["precision"])
+    for name, choices in _CHOICES.items():
+        if parameters[name] not in choices:
+            raise ValueError(
+                f"{name}: expected one of {list(choices)}, got {parameters[name]!r}."
+            )
+    max_pixels, batch_size = parameters["max_pixels"], parameters["batch_size"]
+    if max_pixels is not None and not _is_int(max_pixels, minimum=1):
+        raise ValueError(
+            f"max_pixels: expected None or an int of at least 1, got {max_pixels!r}."
+        )
+    if batch_size != "auto" and not _is_int(batch_size, minimum=1):
+        raise ValueError(
+            f"batch_size: expected 'auto' or an int of at least 1, got {batch_size!r}."
+        )
+    n_jobs = parameters["n_jobs"]
+    if n_jobs is not None and (not _is_int(n_jobs, minimum=None) or n_jobs == 0):
+        raise ValueError(
+            f"n_jobs: expected None or an int other than 0, got {n_jobs!r}."
+        )
+
+
+def _is_int(value: Any, minimum: int | None) -> bool:
+    return (
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and (minimum is None or int(value) >= minimum)
+    )
