@@ -21,11 +21,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretend to be a machine with these features."""
 
     def pretend(*, cpu: set[str], gpus: int = 0, openvino: bool = True) -> None:
-        class Runtime:
-            def get_available_providers(self) -> list[str]:
-                return GPU_PROVIDERS
-
-        monkeypatch.setattr(execution, "import_onnxruntime", Runtime)
+        monkeypatch.setattr(execution, "available_providers", lambda: GPU_PROVIDERS)
         monkeypatch.setattr(execution, "cpu_features", lambda: frozenset(cpu))
         monkeypatch.setattr(execution, "has_openvino", lambda: openvino)
         monkeypatch.setattr("sk_cnncodes.devices.count_gpus", lambda: gpus)
