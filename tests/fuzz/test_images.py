@@ -86,7 +86,7 @@ def test_a_case_can_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         "kept = []\n"
         "def check(case):\n"
         "    if case == 1: os.abort()\n"
-        "    if case == 2: time.sleep(30)\n"
+        "    if case == 2: time.sleep(90)\n"
         "    if case == 3: raise KeyError('lost')\n"
         "    if case == 4: kept.append(b'1' * 1_100_000_000)\n"
         "    if case == 5:\n"
@@ -95,7 +95,7 @@ def test_a_case_can_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         "    return 'codes'\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(pool, "_SILENCE", 10)
+    monkeypatch.setattr(pool, "_SILENCE", 25)
     outcome = pool.run_cases("failing", 8, processes=1)
     faults = dict(outcome.failures)
     assert sorted(faults) == [1, 2, 3, 4, 5]
