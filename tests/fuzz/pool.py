@@ -100,8 +100,9 @@ def _run_one_process(
                     outcome.failures.append((int(number), eval(detail)))
                 else:
                     outcome.counts[word] += 1
-    process.kill()
-    process.wait()
+    if fault:
+        process.kill()
+    process.wait()  # it has closed its output, so it ends
     process.stdout.close()
     if not fault and process.returncode != 0 and case < stop:
         said.seek(0)
