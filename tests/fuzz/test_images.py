@@ -89,7 +89,7 @@ def test_a_case_can_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         "    if case == 2: time.sleep(90)\n"
         "    if case == 3: raise KeyError('lost')\n"
         "    if case == 4: kept.append(b'1' * 1_100_000_000)\n"
-        "    if case == 5:\n"
+        "    if case == 6:\n"
         "        end = time.process_time() + 5.2\n"
         "        while time.process_time() < end: pass\n"
         "    return 'codes'\n"
@@ -98,10 +98,10 @@ def test_a_case_can_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr(pool, "_SILENCE", 25)
     outcome = pool.run_cases("failing", 8, processes=1)
     faults = dict(outcome.failures)
-    assert sorted(faults) == [1, 2, 3, 4, 5]
+    assert sorted(faults) == [1, 2, 3, 4, 6]
     assert "exit status -6" in faults[1] and "no answer" in faults[2]
     assert "KeyError: 'lost'" in faults[3]
-    assert "GB" in faults[4] and "took 5." in faults[5]
+    assert "GB" in faults[4] and "took 5." in faults[6]
     assert outcome.counts == {"codes": 3}
 
 
