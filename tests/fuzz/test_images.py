@@ -101,7 +101,9 @@ def test_a_case_can_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert sorted(faults) == [1, 2, 3, 4, 6]
     assert "exit status -6" in faults[1] and "no answer" in faults[2]
     assert "KeyError: 'lost'" in faults[3]
-    assert "GB" in faults[4] and "took 5." in faults[6]
+    assert "GB" in faults[4], faults
+    # On a busy machine, five seconds of computing may take all of its time.
+    assert "took 5." in faults[6] or "no answer" in faults[6], faults
     assert outcome.counts == {"codes": 3}
 
 
