@@ -6,6 +6,7 @@ what the case came to, and raises what it should not come to.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import os
@@ -115,15 +116,24 @@ def _run_one_process(
     return case if fault or case < stop else stop
 
 
+def _largest_memory() -> int:
+    """The most memory that this process has had, in bytes."""
+    if sys.platform == "linux":  # where ru_maxrss begins with that of the parent
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
 def _main(target: str, start: str, stop: str, step: str) -> None:
     warnings.simplefilter("ignore")
     # Libraries write to the standard output too.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     check = importlib.import_module(target).check
-    check(int(start))  # what is made once does not count
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024
+    with contextlib.suppress(Exception):
+        check(int(start))  # what is made once does not count
+    usage = _largest_memory()
     size = 0
     if sys.platform == "linux":  # beyond this the machine would suffer
         size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
@@ -133,7 +143,7 @@ def _main(target: str, start: str, stop: str, step: str) -> None:
         try:
             word, detail = check(case), ""
             seconds = time.process_time() - began
-            grown = unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - usage)
+            grown = _largest_memory() - usage
             if seconds > MOST_SECONDS:
                 word, detail = "failure", f"took {seconds:.1f} s"
             if grown > MOST_MEMORY:
