@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from sk_cnncodes import (
     CNNCodeTransformer,
@@ -15,6 +18,7 @@ from sk_cnncodes import (
     image_files,
     images,
 )
+from sk_cnncodes.exceptions import ExportError
 from sk_cnncodes.views import VIEWS, take_views
 from tests import graphs
 
@@ -125,3 +129,22 @@ def test_crops_that_would_all_be_the_same_are_refused(net: str) -> None:
     CNNCodeTransformer(net, preprocessing=exact, views="flip").fit(X)
     with pytest.raises(ValueError, match="views: expected one of.*'ten_crop'"):
         CNNCodeTransformer(net, views="nine").fit(X)
+
+
+def test_a_stored_backbone_keeps_its_views(
+    net: str, photographs: list[np.ndarray]
+) -> None:
+    codes = CNNCodeTransformer(net, views="ten_crop", norm="l2", store_backbone=True)
+    expected = codes.fit_transform(photographs)
+    loaded = pickle.loads(pickle.dumps(codes)).set_params(cache=None)
+    np.testing.assert_allclose(loaded.transform(photographs), expected, rtol=1e-5)
+
+
+def test_views_cannot_be_exported(net: str, photographs: list[np.ndarray]) -> None:
+    pytest.importorskip("skl2onnx")
+    from sk_cnncodes import to_onnx
+
+    codes = CNNCodeTransformer(net, views="flip")
+    model = make_pipeline(codes, LogisticRegression()).fit(photographs, [0, 1] * 4)
+    with pytest.raises(ExportError, match="views='flip'.*Expected views='center'"):
+        to_onnx(model)
