@@ -11,12 +11,17 @@ import joblib
 from sk_cnncodes.exceptions import SavedModelError
 from sk_cnncodes.onnx_classifier import OnnxClassifier
 
-# Types beside scikit-learn's own that skops.io meets in pipelines of this library.
+# Types of pipelines of this library that skops.io does not trust by itself: the
+# transformer and its parameters, and private parts of calibrated classifiers and MLPs.
 SKOPS_TRUSTED_TYPES = (
     "sk_cnncodes.transformer.CNNCodeTransformer",
     "sk_cnncodes.preprocessing.Preprocessing",
     "sk_cnncodes.cache.CodeCache",
     "sk_cnncodes.quantisation.Calibration",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.calibration._TemperatureScaling",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
 )
 
 
