@@ -43,7 +43,7 @@ IMAGE_ELEMENTS = frozenset([1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 16])
 # Names the penultimate tensor in the metadata of a file where it cannot be found.
 PENULTIMATE_KEY = "sk_cnncodes.penultimate"
 # Raise it when codes change for the same backbone and parameters.
-_CODE_VERSION = 2
+CODE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ class CodeSpec:
     precision : str, default="float32"
     calibration : str or None, default=None
         Digest of the ranges that int8 takes its scales from.
-    version : int
-        Of the code that builds code graphs; a stored graph keeps that of its own.
+    version : int or str
+        Of the code that makes the codes: `CODE_VERSION`, except for a stored graph
+        that another version made.
     """
 
     backbone_sha256: str
@@ -75,7 +76,7 @@ class CodeSpec:
     views: str = "center"
     precision: str = "float32"
     calibration: str | None = None
-    version: int = _CODE_VERSION
+    version: int | str = CODE_VERSION
 
     @property
     def digest(self) -> str:

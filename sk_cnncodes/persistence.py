@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import sk_cnncodes
-from sk_cnncodes.backbone import Backbone, CodeSpec
+from sk_cnncodes.backbone import CODE_VERSION, Backbone, CodeSpec
 from sk_cnncodes.catalogue import MODELS, find_row, load_backbone, read_catalogue
 from sk_cnncodes.codegraph import CodeGraph
 from sk_cnncodes.devices import Device, usable_threads
@@ -41,6 +41,8 @@ _CODE_PARAMETERS = (
     "views",
     "precision",
 )
+# What those that came later mean in files of before.
+_LATER_PARAMETERS = {"views": "center", "precision": "float32"}
 
 Reference = dict[str, Any]
 
@@ -200,10 +202,13 @@ def stored_backbone(
     stored: Mapping[str, Any], parameters: Mapping[str, Any]
 ) -> StoredBackbone | None:
     """The stored graph as a backbone; None where the parameters are others."""
-    if stored["parameters"] != _code_parameters(parameters):
+    if _LATER_PARAMETERS | stored["parameters"] != _code_parameters(parameters):
         return None
     values = dict(stored["spec"])
     values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+    if values["version"] != CODE_VERSION:
+        # Neither that version's codes nor those of this version's graphs.
+        values["version"] = f"graph of {values['version']}, run by {CODE_VERSION}"
     spec = CodeSpec(**values)
     graph = CodeGraph(stored["model"], stored["batch_size"])
     return StoredBackbone(spec, stored["code_length"], graph)
@@ -211,7 +216,7 @@ def stored_backbone(
 
 def _code_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that decide codes, as plain values."""
-    found = {n: parameters[n] for n in _CODE_PARAMETERS if n in parameters}
+    found = {name: parameters[name] for name in _CODE_PARAMETERS}
     found["backbone"] = backbone_text(found["backbone"])
     if isinstance(found["preprocessing"], Mapping):
         found["preprocessing"] = Preprocessing.from_dict(found["preprocessing"])

@@ -236,7 +236,7 @@ def test_views_and_precisions_are_refused(
     X, y = digits
     codes = CNNCodeTransformer(norm="l2", cache=CACHE)
     pipeline = make_pipeline(codes, SVC()).fit(X, y)
-    setattr(codes, parameter, value)
+    codes.set_params(**{parameter: value})
     with pytest.raises(
         ExportError, match=f"{parameter}='{value}'.*Expected {parameter}"
     ):

@@ -27,6 +27,7 @@ from sk_cnncodes import (
     Preprocessing,
     SavedModelError,
     download,
+    persistence,
 )
 from sk_cnncodes.model_files import file_sha256
 from sk_cnncodes.session_table import SESSIONS
@@ -339,6 +340,28 @@ def test_a_stored_graph_of_another_precision(
     np.testing.assert_array_equal(loaded.transform(photographs), codes)
     loaded.set_params(cache=None)
     np.testing.assert_allclose(loaded.transform(photographs), codes, atol=1e-5)
+
+
+def test_a_stored_graph_of_another_version_has_codes_of_its_own(
+    fitted: CNNCodeTransformer, photographs: list[np.ndarray]
+) -> None:
+    """It was saved before `views` and `precision`, too."""
+    fitted.set_params(store_backbone=True)
+    now = pickle.loads(pickle.dumps(fitted))._stored_graph
+    before = dict(now) | {"spec": dict(now["spec"]) | {"version": 0}}
+    before["parameters"] = {
+        name: value
+        for name, value in now["parameters"].items()
+        if name not in ("views", "precision")
+    }
+    parameters = fitted.get_params(deep=False)
+    digests = {
+        spec.digest
+        for stored in (now, before)
+        if (spec := persistence.stored_backbone(stored, parameters).spec)
+    }
+    assert len(digests) == 2
+    assert fitted.code_graph()[0].digest in digests
 
 
 # -- copies ------------------------------------------------------------------

@@ -110,11 +110,6 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     _require_skl2onnx()
     steps = _steps(model)
     transformer = steps[0][1]
-    if transformer.views != "center":
-        raise ExportError(
-            f"views={transformer.views!r}: an exported graph takes one crop of each "
-            "image. Expected views='center'."
-        )
     spec, code_graph, session = transformer.code_graph()
     images = _check_images(spec.preprocessing.crop_size)
     codes = session.run(images)[0]
@@ -159,7 +154,7 @@ def _steps(model: Any) -> list[tuple[str, Any]]:
             "CNNCodeTransformer."
         )
     for parameter, exported in _EXPORTED.items():
-        value = getattr(first, parameter, exported)
+        value = getattr(first, parameter)
         if value != exported:
             raise ExportError(
                 f"model: its step {name!r} (CNNCodeTransformer) has {parameter}="
