@@ -85,6 +85,9 @@ def start_workers(count: int) -> None:
 
     if count == 1 or not hasattr(signal, "pthread_sigmask"):
         return
+    from joblib.externals.loky.backend.resource_tracker import ensure_running
+
+    ensure_running()  # it is started with the first worker else, and resets the mask
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         joblib.Parallel(count)(joblib.delayed(int)() for _ in range(abs(count)))

@@ -113,11 +113,21 @@ def similar(
 
 def _transformer(model: str, layer: str | None) -> CNNCodeTransformer:
     """The transformer of a saved model, or one of a backbone."""
+    from sk_cnncodes.exceptions import BackboneError
     from sk_cnncodes.loading import load_model
     from sk_cnncodes.transformer import CNNCodeTransformer
 
     if Path(model).suffix.lower() not in (".joblib", ".pkl", ".pickle", ".skops"):
-        return CNNCodeTransformer(model, layer=parse_layer(layer or "-1"))
+        own = CNNCodeTransformer(model, layer=parse_layer(layer or "-1"))
+        try:
+            return own.fit([model])
+        except BackboneError as error:
+            if _is_classifier(model):
+                raise ValueError(
+                    f"{model!r} is a classifier in one ONNX file, which gives labels "
+                    "and no codes. Expected the joblib file, or a backbone."
+                ) from error
+            raise
     if layer is not None:
         raise typer.BadParameter(
             f"{model!r} has its own layer. Expected --layer with a backbone only."
@@ -129,6 +139,17 @@ def _transformer(model: str, layer: str | None) -> CNNCodeTransformer:
             "Expected one; or give a backbone."
         )
     return found[0]
+
+
+def _is_classifier(model: str) -> bool:
+    """Whether a file is one that `to_onnx` wrote."""
+    from sk_cnncodes.exceptions import ExportError
+    from sk_cnncodes.onnx_classifier import OnnxClassifier
+
+    try:
+        return bool(OnnxClassifier(model).outputs)
+    except ExportError:
+        return False
 
 
 def _codes(

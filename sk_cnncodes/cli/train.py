@@ -161,8 +161,8 @@ def train(
         images = _embedded(transformers, layers, everything)
         split = _split(images, held_out, seed, cv, heads)
         combinations = len(backbones) * len(layers) * len(heads)
-        note(f"Compare {combinations} combinations in {cv}-fold cross-validation ...")
         start_workers(jobs)
+        note(f"Compare {combinations} combinations in {cv}-fold cross-validation ...")
         search = code_search(
             backbones,
             layers,

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics.pairwise import pairwise_distances
 from sklearn.pipeline import make_pipeline
+from sklearn.svm import LinearSVC
 
-from sk_cnncodes import CNNCodeTransformer
+from sk_cnncodes import CNNCodeTransformer, to_onnx
 from tests.cli.commands import invoke
 from tests.forwards import counted_forwards
 
@@ -118,6 +119,17 @@ def test_errors(
     result = invoke("similar", *arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     assert message in result.stderr
+
+
+def test_exported_classifier_is_no_backbone(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("skl2onnx")
+    images = sorted(photos.glob("*/*.jpg"))
+    labels = [image.parent.name for image in images]
+    model = make_pipeline(CNNCodeTransformer(), LinearSVC()).fit(images, labels)
+    to_onnx(model, tmp_path / "model.onnx")
+    result = invoke("similar", tmp_path / "model.onnx", images[0], "--among", photos)
+    assert result.exit_code == 1
+    assert "is a classifier in one ONNX file" in result.stderr
 
 
 def test_layer_of_a_model_cannot_be_chosen(photos: Path) -> None:
