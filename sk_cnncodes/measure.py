@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sk_cnncodes.exceptions import BackboneError, first_line
 from sk_cnncodes.graph import TensorType, cut_model
 from sk_cnncodes.model_files import embed_external_data, read_model
-from sk_cnncodes.runtime import import_onnxruntime
+from sk_cnncodes.runtime import import_onnxruntime, usable_threads
 
 if TYPE_CHECKING:
     import onnx
@@ -45,6 +45,8 @@ def measured_types(
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.intra_op_num_threads = usable_threads(-1)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # One run does not pay for preparations, which take long on large graphs.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_mem_pattern = options.enable_mem_reuse = False

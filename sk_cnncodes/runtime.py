@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import multiprocessing
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
@@ -57,7 +59,9 @@ def usable_threads(n_jobs: int | None) -> int:
 
     That is bounded by CPU affinity, cgroup quotas and the share that joblib gives a
     worker process (`joblib.cpu_count`), and by OMP_NUM_THREADS, through which a
-    parent process divides its cores among its children.
+    parent process divides its cores among its children. Threads of a pool, as joblib
+    makes one, share the cores; a daemonic process, as in joblib's pool of them, is
+    one of many.
 
     Parameters
     ----------
@@ -70,9 +74,14 @@ def usable_threads(n_jobs: int | None) -> int:
         available = min(available, int(limit))
     if n_jobs is None:
         return 1
-    if n_jobs < 0:
-        return max(1, available + 1 + n_jobs)
-    return n_jobs
+    if n_jobs > 0:
+        return n_jobs
+    if multiprocessing.current_process().daemon:
+        available = 1
+    elif isinstance(threading.current_thread(), DummyProcess):
+        pooled = [isinstance(t, DummyProcess) for t in threading.enumerate()]
+        available = available // sum(pooled)
+    return max(1, available + 1 + n_jobs)
 
 
 # -- devices -----------------------------------------------------------------
