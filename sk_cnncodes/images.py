@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from sk_cnncodes.exceptions import ImageError, ImageNotFoundError
 from sk_cnncodes.image_files import (
@@ -262,6 +262,7 @@ def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> Image.I
     name = describe_image(image, index)
     try:
         check_size(*image.size, max_pixels)
+        _load(image)
         return _upright(_as_rgb(image, name, index), _orientation(image))
     except ImageError:
         raise
@@ -270,6 +271,20 @@ def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> Image.I
     except Exception as error:
         _raise_if_scarce(error, name)
         raise ImageError(f"{name}: cannot be decoded ({error}).", index) from error
+
+
+def _load(image: Image.Image) -> None:
+    """Read the pixels of a PIL image; where that fails, so it does the next time.
+
+    Pillow would then give what it has read so far.
+    """
+    tiles = list(getattr(image, "tile", ()))
+    try:
+        image.load()
+    except Exception:
+        if isinstance(image, ImageFile.ImageFile):
+            image.tile = tiles
+        raise
 
 
 def _as_rgb(image: Image.Image, name: str, index: int) -> Image.Image:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sk_cnncodes.exceptions import BackboneError, first_line
+from sk_cnncodes.forks import unforked
 from sk_cnncodes.graph import TensorType, cut_model
 from sk_cnncodes.model_files import embed_external_data, read_model
 from sk_cnncodes.runtime import import_onnxruntime, usable_threads
@@ -52,9 +53,10 @@ def measured_types(
     options.enable_mem_pattern = options.enable_mem_reuse = False
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        session = ort.InferenceSession(
-            cut.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        with unforked:
+            session = ort.InferenceSession(
+                cut.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
         arrays = session.run(names, {image.name: np.zeros(shape, dtype)})
     except Exception as error:
         raise BackboneError(

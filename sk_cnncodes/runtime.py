@@ -25,6 +25,7 @@ import joblib
 import numpy as np
 
 from sk_cnncodes.exceptions import BackboneError, DeviceError
+from sk_cnncodes.forks import unforked
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -313,7 +314,8 @@ def open_session(
     fault: Exception | None = None
     for graph in graphs:
         try:
-            session = _load(graph.model, device, max(1, n_threads // n_callers))
+            with unforked:
+                session = _load(graph.model, device, max(1, n_threads // n_callers))
             callers = n_callers if device.gpu is None else 1
             code_session = CodeSession(session, graph.batch_size, callers)
             fault = _batch_fault(code_session)

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -45,15 +46,8 @@ FORMS: dict[str, Callable[[np.ndarray, str], Any]] = {
     "Path": lambda pixels, path: Path(path),
     "bytes": lambda pixels, path: Path(path).read_bytes(),
     "file in memory": lambda pixels, path: io.BytesIO(Path(path).read_bytes()),
-    # Of a kind that is closed when nobody holds it.
-    "file": lambda pixels, path: tempfile_of(path),
+    "file": lambda pixels, path: open(path, "rb"),  # noqa: SIM115
 }
-
-
-def tempfile_of(path: str) -> Any:
-    file = tempfile.TemporaryFile()  # noqa: SIM115
-    file.write(Path(path).read_bytes())
-    return file
 
 
 # Ways to give what is no image.
@@ -167,8 +161,10 @@ def test_row_i_is_the_code_of_image_i(
 ) -> None:
     def image(item: Item) -> Any:
         form, number = item
-        make = FORMS.get(form)
-        return make(pixels[number], files[number]) if make else BAD[form](files[number])
+        if form in BAD:
+            return BAD[form](files[number])
+        made = FORMS[form](pixels[number], files[number])
+        return opened_files.enter_context(made) if form == "file" else made
 
     expected = np.array(
         [
@@ -177,7 +173,11 @@ def test_row_i_is_the_code_of_image_i(
         ]
     )
     bad = [i for i, (form, _) in enumerate(items) if form in BAD]
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ExitStack() as opened_files,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", UserWarning)
         used = CACHES[cache](Path(folder))
         if filled and used is not None:
