@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -243,6 +244,16 @@ _analysis_lock = threading.Lock()
 def _analysis(backbone: Backbone) -> _Analysis:
     with _analysis_lock:
         return _analyse(backbone)
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held it.
+    global _analysis_lock
+    _analysis_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @lru_cache(maxsize=16)

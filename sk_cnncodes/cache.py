@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ FILE_MAX_BYTES = 10 * 2**30
 # What a row costs in memory beside its numbers: keys, objects, the table's slot.
 _ROW_OVERHEAD = 450
 FILE_NAME = "sk_cnncodes.sqlite3"
+# How many files that were given as paths are kept open.
+_MAX_FILES = 16
 
 
 class CacheWarning(UserWarning):
@@ -49,6 +52,18 @@ class CacheInfo:
 
 class Store(Protocol):
     """Where the rows of a cache lie."""
+
+    def before_fork(self) -> None:
+        """Let go of what two processes cannot share."""
+        ...
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        ...
+
+    def after_fork_in_child(self) -> None:
+        """Go on with new locks: another thread of the parent may hold the old ones."""
+        ...
 
     def get(self, spec: str, images: Sequence[bytes]) -> list[np.ndarray | None]:
         """Codes of images, None where there is none."""
@@ -135,6 +150,7 @@ class CodeCache:
         self._hits = self._misses = 0
         self._store: Store | None = None
         self._said: set[str] = set()
+        _live[id(self)] = self
 
     # -- rows ----------------------------------------------------------------
 
@@ -247,6 +263,10 @@ class CodeCache:
         return f"CodeCache({where})"
 
 
+# All caches of this process, for what they must do when it forks.
+_live: weakref.WeakValueDictionary[int, CodeCache] = weakref.WeakValueDictionary()
+
+
 class MemoryStore:
     """Rows in a dictionary in the order of their use."""
 
@@ -255,6 +275,15 @@ class MemoryStore:
         self._bytes = 0
         self._rows: OrderedDict[tuple[str, bytes], np.ndarray] = OrderedDict()
         self._files: OrderedDict[str, tuple[FileState, bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def before_fork(self) -> None:
+        pass
+
+    def after_fork_in_parent(self) -> None:
+        pass
+
+    def after_fork_in_child(self) -> None:
         self._lock = threading.Lock()
 
     def get(self, spec: str, images: Sequence[bytes]) -> list[np.ndarray | None]:
@@ -313,7 +342,8 @@ class MemoryStore:
 # -- which cache a parameter means -------------------------------------------
 
 MEMORY = CodeCache()
-_files: dict[str, CodeCache] = {}
+# Caches of paths, the least recently used leaving first: each has open files.
+_files: OrderedDict[str, CodeCache] = OrderedDict()
 _files_lock = threading.Lock()
 
 
@@ -346,6 +376,9 @@ def _cache_of_process(path: str | None, max_bytes: int) -> CodeCache:
         cache = _files.get(path)
         if cache is None or cache.max_bytes != max_bytes:
             cache = _files[path] = CodeCache(path, max_bytes=max_bytes)
+        _files.move_to_end(path)
+        while len(_files) > _MAX_FILES:
+            _files.popitem(last=False)
         return cache
 
 
@@ -355,15 +388,44 @@ def _cache_file(path: str | os.PathLike[str]) -> str:
     return str(absolute / FILE_NAME if absolute.is_dir() else absolute)
 
 
-def _after_fork() -> None:
-    # Another thread of the parent may have held a lock when it forked.
+# -- forks -------------------------------------------------------------------
+
+
+# What each thread that forks has to let go afterwards.
+_forking = threading.local()
+
+
+def _caches() -> list[CodeCache]:
+    found = [reference() for reference in _live.valuerefs()]
+    return [cache for cache in found if cache is not None]
+
+
+def _before_fork() -> None:
+    stores = [cache._store for cache in _caches()]
+    _forking.stores = [store for store in stores if store is not None]
+    for store in _forking.stores:
+        store.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for store in _forking.stores:
+        store.after_fork_in_parent()
+    del _forking.stores
+
+
+def _after_fork_in_child() -> None:
     global _files_lock
     _files_lock = threading.Lock()
-    for cache in (MEMORY, *_files.values()):
+    del _forking.stores
+    for cache in _caches():
         cache._lock = threading.Lock()
-        if isinstance(cache._store, MemoryStore):
-            cache._store._lock = threading.Lock()
+        if cache._store is not None:
+            cache._store.after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

@@ -7,10 +7,11 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -39,6 +40,9 @@ _NETWORK_FILE_SYSTEMS = (
 )
 _CODE = np.dtype("<f4")
 
+# Connections of a parent process, which its child must neither use nor close.
+_abandoned: list[sqlite3.Connection] = []
+
 T = TypeVar("T")
 
 
@@ -55,8 +59,9 @@ class FileState:
 class FileStore:
     """Codes in a SQLite file in WAL mode.
 
-    Each process has one connection, opened when it is first needed and again in a
-    forked child. Every method raises `CacheError` where the file cannot be used.
+    It has one connection, opened when it is first needed, and closed before the
+    process forks: SQLite's locks and its log do not survive in two processes. Every
+    method raises `CacheError` where the file cannot be used.
 
     Parameters
     ----------
@@ -69,9 +74,7 @@ class FileStore:
         self._path = path
         self._max_bytes = max_bytes
         self._lock = threading.RLock()
-        self._pid = 0
         self._connection: sqlite3.Connection | None = None
-        self._inherited: list[sqlite3.Connection] = []
         self._specs: dict[str, int] = {}
         self._fault: str | None = None
         self._read_only = ""  # why nothing can be written, if so
@@ -98,7 +101,7 @@ class FileStore:
             )
             for image, checksum, code in rows:
                 # A row that was damaged on the disk is computed and stored again.
-                if zlib.crc32(code, zlib.crc32(image)) == checksum:
+                if _checksum(spec, image, code) == checksum:
                     found[image] = np.frombuffer(code, _CODE)
         return [found.get(image) for image in images]
 
@@ -119,7 +122,7 @@ class FileStore:
                 db.executemany(
                     "INSERT OR REPLACE INTO codes VALUES (?, ?, ?, ?)",
                     [
-                        (number, image, zlib.crc32(blob, zlib.crc32(image)), blob)
+                        (number, image, _checksum(spec, image, blob), blob)
                         for image, blob in zip(images, blobs, strict=True)
                     ],
                 )
@@ -230,24 +233,45 @@ class FileStore:
 
     def _use(self, action: Callable[[sqlite3.Connection], T]) -> T:
         """Do something with the connection; SQLite's errors become a CacheError."""
-        if self._pid != os.getpid():
-            self._forget_connection()
         with self._lock:
             if self._fault is not None:
                 raise CacheError(self._fault)
             try:
-                return action(self._connected())
+                db = self._connected()
+                try:
+                    return action(db)
+                finally:
+                    # An error or an interrupt ended it: nobody must wait for it.
+                    if db.in_transaction:
+                        db.rollback()
             except sqlite3.Error as error:
                 raise CacheError(self._explained(error)) from error
 
-    def _forget_connection(self) -> None:
-        """In a forked child: the parent's connection must not be used or closed."""
+    def _close(self) -> None:
         if self._connection is not None:
-            self._inherited.append(self._connection)
+            self._connection.close()
         self._connection = None
-        self._lock = threading.RLock()
         self._specs = {}
-        self._pid = os.getpid()
+
+    def __del__(self) -> None:
+        self._close()
+
+    def before_fork(self) -> None:
+        """Wait for other threads, and close the file."""
+        self._lock.acquire()
+        self._close()
+
+    def after_fork_in_parent(self) -> None:
+        """Let other threads go on."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew."""
+        self._lock = threading.RLock()
+        if self._connection is not None:  # opened by another thread at that moment
+            _abandoned.append(self._connection)
+        self._connection = None
+        self._specs = {}
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -323,8 +347,11 @@ class FileStore:
             try:
                 self._check(db, make=False)
             except sqlite3.OperationalError:
-                # Without its log's index, a file in WAL mode can only be read where
-                # nobody can write it.
+                if self._is_writable():
+                    raise
+                # Without its log's index, a file in WAL mode can only be read as one
+                # that nobody changes. Should somebody do so all the same, checksums
+                # keep wrong rows away.
                 db.close()
                 db = sqlite3.connect(
                     f"{uri}&immutable=1",
@@ -338,6 +365,9 @@ class FileStore:
             raise
         self._read_only = self._said_read_only("it cannot be written")
         return db
+
+    def _is_writable(self) -> bool:
+        return all(os.access(p, os.W_OK) for p in (self._path, Path(self._path).parent))
 
     # -- faults --------------------------------------------------------------
 
@@ -362,6 +392,10 @@ class FileStore:
         if name.startswith("SQLITE_READONLY"):
             self._read_only = self._said_read_only("it cannot be written")
             return self._read_only
+        if name.startswith("SQLITE_IOERR") and "READ" not in name:
+            # So end a quota and a limit on the size of files, too.
+            self._read_only = self._said_read_only(f"it cannot be written ({text})")
+            return self._read_only
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             return (
                 f"code cache {self._path!r}: other processes kept it locked for "
@@ -372,8 +406,18 @@ class FileStore:
             return str(self._unusable(reason))
         if name.startswith("SQLITE_CANTOPEN"):
             reason = f"it cannot be opened ({text}). Expected a path in a folder that "
-            return str(self._unusable(reason + "exists and can be written"))
-        return str(self._unusable(f"it is damaged ({text}). Delete it to start anew"))
+            return str(
+                self._unusable(reason + "exists and can be written, and free handles")
+            )
+        if name.startswith("SQLITE_CORRUPT"):
+            reason = f"it is damaged ({text}). Delete it to start anew"
+            return str(self._unusable(reason))
+        return str(self._unusable(f"it cannot be used ({text})"))
+
+
+def _checksum(spec: str, image: bytes, code: bytes) -> int:
+    """Of a row's key too: a file that is damaged may give one row for another."""
+    return zlib.crc32(code, zlib.crc32(image, zlib.crc32(spec.encode())))
 
 
 def _name(error: sqlite3.Error) -> str:
@@ -406,20 +450,12 @@ def _note_use(db: sqlite3.Connection, spec: int, now: int) -> None:
         db.execute(f"PRAGMA busy_timeout = {int(1000 * _BUSY_SECONDS)}")
 
 
-class _transaction:
-    """BEGIN IMMEDIATE ... COMMIT; rolled back on an error."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None:
-            self._db.execute("COMMIT")
-        elif self._db.in_transaction:
-            self._db.execute("ROLLBACK")
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """BEGIN IMMEDIATE ... COMMIT; `FileStore._use` ends what does not get there."""
+    db.execute("BEGIN IMMEDIATE")
+    yield
+    db.execute("COMMIT")
 
 
 def file_system(path: str) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import platform
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 
 from sk_cnncodes.exceptions import DeviceError
@@ -149,7 +152,9 @@ def usable_threads(n_jobs: int | None) -> int:
 
     That is bounded by CPU affinity, cgroup quotas and the share that joblib gives a
     worker process (`joblib.cpu_count`), and by OMP_NUM_THREADS, through which a
-    parent process divides its cores among its children.
+    parent process divides its cores among its children. Threads of a pool, as joblib
+    makes one, share the cores; a daemonic process, as in joblib's pool of them, is
+    one of many.
 
     Parameters
     ----------
@@ -162,9 +167,14 @@ def usable_threads(n_jobs: int | None) -> int:
         available = min(available, int(limit))
     if n_jobs is None:
         return 1
-    if n_jobs < 0:
-        return max(1, available + 1 + n_jobs)
-    return n_jobs
+    if n_jobs > 0:
+        return n_jobs
+    if multiprocessing.current_process().daemon:
+        available = 1
+    elif isinstance(threading.current_thread(), DummyProcess):
+        pooled = [isinstance(t, DummyProcess) for t in threading.enumerate()]
+        available = available // sum(pooled)
+    return max(1, available + 1 + n_jobs)
 
 
 def _cpu_count() -> int:

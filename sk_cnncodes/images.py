@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import stat
 import threading
@@ -44,6 +46,8 @@ _SIDEWAYS = (5, 6, 7, 8)
 _PIXELS_AT_ONCE = 2**20
 # One file object may stand in X twice, and be read by two threads.
 _open_file_lock = threading.Lock()
+# What this process has too little of; no fault of an image.
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def describe_image(image: Any, index: int) -> str:
@@ -149,6 +153,7 @@ def decode_content(
             index,
         ) from error
     except Exception as error:
+        _raise_if_scarce(error, name)
         # Pillow's readers raise nearly anything on a broken file.
         detail = str(error) or type(error).__name__
         raise ImageError(
@@ -194,8 +199,10 @@ def _path_content(path: str, index: int) -> bytes:
             raise ImageError(
                 f"{name}: not a regular file. Expected the path of an image.", index
             )
+        # A limit given to `read` would be allocated.
+        _check_length(status.st_size, name, index)
         with open(path, "rb") as file:
-            return _limited(file.read(LARGEST_FILE + 1), name, index)
+            return file.read()
     except FileNotFoundError as error:
         raise ImageNotFoundError(
             f"{name}: no such file. Expected the path of an image; relative paths "
@@ -203,6 +210,7 @@ def _path_content(path: str, index: int) -> bytes:
             index,
         ) from error
     except OSError as error:
+        _raise_if_scarce(error, name)
         reason = error.strerror or str(error)
         raise ImageError(f"{name}: cannot be read ({reason}).", index) from error
     except ValueError as error:
@@ -211,12 +219,20 @@ def _path_content(path: str, index: int) -> bytes:
         raise ImageError(f"{name}: not a valid path ({error}).", index) from error
 
 
-def _limited(content: bytes, name: str, index: int) -> bytes:
-    if len(content) > LARGEST_FILE:
+def _check_length(length: int, name: str, index: int) -> None:
+    if length > LARGEST_FILE:
         raise ImageError(
             f"{name}: expected a file of at most {LARGEST_FILE} bytes.", index
         )
-    return content
+
+
+def _raise_if_scarce(error: Exception, name: str) -> None:
+    """Raise what is no fault of the image: it would become a row of NaN."""
+    if isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in _SCARCE
+    ):
+        error.add_note(f"This happened to {name}.")
+        raise error
 
 
 def _content(file: Any, index: int) -> bytes:
@@ -232,8 +248,9 @@ def _content(file: Any, index: int) -> bytes:
                     "file, or its bytes.",
                     index,
                 )
-            file.seek(0)
-            content = file.read(LARGEST_FILE + 1)
+            file.seek(0, os.SEEK_END)
+            _check_length(file.tell(), name, index)
+            content = _read_from_start(file)
         except ImageError:
             raise
         except (OSError, ValueError, AttributeError) as error:
@@ -243,20 +260,52 @@ def _content(file: Any, index: int) -> bytes:
             f"{name}: opened as text. Expected a file opened in binary mode, 'rb'.",
             index,
         )
-    return _limited(content, name, index)
+    return content
+
+
+def _read_from_start(file: Any) -> Any:
+    if (
+        hasattr(os, "pread")
+        and type(file) is io.BufferedReader
+        and type(file.raw) is io.FileIO
+    ):
+        # Forked processes share the position of a file, and may read it now too.
+        number, parts, length = file.fileno(), [], 0
+        while part := os.pread(number, 2**24, length):
+            parts.append(part)
+            length += len(part)
+        return b"".join(parts)
+    file.seek(0)
+    return file.read()
 
 
 def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> Image.Image:
     name = describe_image(image, index)
     try:
         check_size(*image.size, max_pixels)
+        _load(image)
         return _upright(_as_rgb(image, name, index), _orientation(image))
     except ImageError:
         raise
     except RefusedError as error:
         raise ImageError(f"{name}: {error}", index) from error
     except Exception as error:
+        _raise_if_scarce(error, name)
         raise ImageError(f"{name}: cannot be decoded ({error}).", index) from error
+
+
+def _load(image: Image.Image) -> None:
+    """Read the pixels of a PIL image; where that fails, so it does the next time.
+
+    Pillow would then give what it has read so far.
+    """
+    tiles = list(getattr(image, "tile", ()))
+    try:
+        image.load()
+    except Exception:
+        if isinstance(image, ImageFile.ImageFile):
+            image.tile = tiles
+        raise
 
 
 def _as_rgb(image: Image.Image, name: str, index: int) -> Image.Image:
@@ -288,6 +337,8 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1, upright, where there is none or it is unreadable."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:
         # Damaged EXIF does not damage the pixels.
         return 1
@@ -383,3 +434,13 @@ def _as_uint8(pixels: np.ndarray, name: str, index: int) -> np.ndarray:
     scaled = pixels * pixels.dtype.type(255)
     rounded: np.ndarray = np.rint(scaled, out=scaled).astype(np.uint8)
     return rounded
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held it.
+    global _open_file_lock
+    _open_file_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

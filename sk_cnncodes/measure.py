@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sk_cnncodes.devices import usable_threads
 from sk_cnncodes.exceptions import BackboneError, first_line
+from sk_cnncodes.forks import unforked
 from sk_cnncodes.graph import TensorType, cut_model
 from sk_cnncodes.model_checks import check_loops
 from sk_cnncodes.model_files import embed_external_data, read_model
@@ -47,14 +49,17 @@ def measured_types(
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.intra_op_num_threads = usable_threads(-1)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # One run does not pay for preparations, which take long on large graphs.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_mem_pattern = options.enable_mem_reuse = False
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        session = ort.InferenceSession(
-            cut.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        with unforked:
+            session = ort.InferenceSession(
+                cut.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
         arrays = session.run(names, {image.name: np.zeros(shape, dtype)})
     except Exception as error:
         listed = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"

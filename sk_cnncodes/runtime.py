@@ -15,6 +15,7 @@ import numpy as np
 from sk_cnncodes.devices import Device
 from sk_cnncodes.exceptions import BackboneError, DeviceError, first_line
 from sk_cnncodes.execution import Execution
+from sk_cnncodes.forks import unforked
 from sk_cnncodes.onnxruntime_engine import is_out_of_memory, open_runner
 from sk_cnncodes.quantisation import Calibration
 
@@ -280,7 +281,10 @@ def open_session(
     fault: Exception | None = None
     for graph in graphs:
         try:
-            runner = _open_runner(graph, execution, n_threads, n_callers, calibration)
+            with unforked:
+                runner = _open_runner(
+                    graph, execution, n_threads, n_callers, calibration
+                )
             on_cpu = runner.provider in ("CPUExecutionProvider", "OpenVINO")
             session = CodeSession(runner, graph.batch_size, on_cpu=on_cpu)
             fault = _batch_fault(session, _BATCH_TOLERANCE[execution.precision])

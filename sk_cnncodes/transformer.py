@@ -132,7 +132,8 @@ class CNNCodeTransformer(
         where it is installed, else ONNX Runtime.
     n_jobs : int or None, default=-1
         Number of threads that decode images and, on the CPU, run the backbone. -1
-        uses all the cores that this process may use, None means 1.
+        uses all the cores that this process may use, in a worker of joblib its share
+        of them. None means 1.
     verbose : bool, default=False
         Whether `transform` shows a progress bar.
     store_backbone : bool, default=False

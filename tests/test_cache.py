@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -346,7 +347,7 @@ def test_a_second_look_reads_no_file(
     again = CNNCodeTransformer(net, cache=cache).transform(own_files)
     np.testing.assert_array_equal(again, codes)
     # In another process too.
-    monkeypatch.setattr(cache_module, "_files", {})
+    monkeypatch.setattr(cache_module, "_files", OrderedDict())
     again = CNNCodeTransformer(net, cache=cache).transform(own_files)
     np.testing.assert_array_equal(again, codes)
 

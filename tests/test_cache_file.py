@@ -138,6 +138,7 @@ def test_a_file_that_cannot_be_written(
     filled(path)
     checkpoint(path)
     monkeypatch.setattr(FileStore, "_opened", FileStore._opened_read_only)
+    monkeypatch.setattr(FileStore, "_is_writable", lambda self: False)
     cache = CodeCache(path)
     np.testing.assert_array_equal(cache.get_many("spec", KEYS), CODES)
     with pytest.warns(CacheWarning, match="it cannot be written") as caught:

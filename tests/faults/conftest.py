@@ -1,0 +1,94 @@
+"""A small backbone, images in every form, and what must not be left over."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sk_cnncodes import CNNCodeTransformer, Preprocessing
+from sk_cnncodes.cache import MEMORY
+from tests import graphs
+
+
+@pytest.fixture(scope="session")
+def net(tmp_path_factory: pytest.TempPathFactory, plain: Preprocessing) -> str:
+    model = graphs.resnet()
+    for key, value in plain.to_metadata().items():
+        model.metadata_props.add(key=key, value=value)
+    return graphs.save(model, tmp_path_factory.mktemp("net") / "net.onnx")
+
+
+@pytest.fixture(scope="session")
+def pixels() -> list[np.ndarray]:
+    """Twelve small images that have little in common."""
+    rng = np.random.default_rng(3)
+    coarse = rng.integers(0, 256, (12, 4, 5, 3), np.uint8)
+    return [
+        image.repeat(6 + number, 0).repeat(9, 1) for number, image in enumerate(coarse)
+    ]
+
+
+@pytest.fixture(scope="session")
+def files(
+    pixels: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """The same images as files without loss."""
+    folder = tmp_path_factory.mktemp("images")
+    paths = [str(folder / f"{number}.png") for number in range(len(pixels))]
+    for image, path in zip(pixels, paths, strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def alone(net: str, pixels: list[np.ndarray]) -> np.ndarray:
+    """The code of each image, computed alone."""
+    transformer = CNNCodeTransformer(net, cache=None, n_jobs=1)
+    return np.concatenate([transformer.transform([image]) for image in pixels])
+
+
+def check_rows(codes: np.ndarray, expected: np.ndarray) -> None:
+    """Equal within 1e-5 of the largest value."""
+    np.testing.assert_allclose(
+        codes, expected, rtol=1e-5, atol=1e-5 * float(np.abs(expected).max(initial=0))
+    )
+
+
+def own_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("sk_cnncodes")]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_over() -> Iterator[None]:
+    """No thread of ours, and no more open files of caches than before."""
+    MEMORY.clear()
+    yield
+    deadline = time.monotonic() + 5
+    while own_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)  # after an interrupt, they end with their image
+    assert not own_threads()
+
+
+def leftovers(folder: Path, cache: Path) -> list[str]:
+    """Files of a folder that are not a cache and what SQLite keeps beside it."""
+    kept = {cache.name + ending for ending in ("", "-wal", "-shm")}
+    return sorted(set(os.listdir(folder)) - kept)  # noqa: PTH208
+
+
+@pytest.fixture
+def given(
+    net: str, files: list[str], alone: np.ndarray, tmp_path: Path
+) -> tuple[str, str, str, str]:
+    """What programs are given: backbone, folder of images, their codes, a folder."""
+    reference = tmp_path / "expected.npy"
+    np.save(reference, alone)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return net, str(Path(files[0]).parent), str(reference), str(folder)

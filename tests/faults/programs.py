@@ -1,0 +1,47 @@
+"""Runs programs in processes of their own, which limits and signals may end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_HEAD = """
+import errno, os, resource, signal, sys, threading, time, warnings
+import numpy as np
+from sk_cnncodes import CacheWarning, CNNCodeTransformer, CodeCache
+net, files, reference, folder = sys.argv[1:5]
+files = [os.path.join(files, f"{number}.png") for number in range(12)]
+expected = np.load(reference)
+def right(codes, expected=expected):
+    largest = np.abs(expected).max()
+    return codes.shape == expected.shape and np.allclose(
+        codes, expected, rtol=1e-5, atol=1e-5 * largest
+    )
+def own_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("sk_cnncodes")]
+"""
+
+
+def run_program(
+    source: str, *arguments: object, timeout: float = 240, user: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python source after the head; a process that hangs is a failure."""
+    return subprocess.run(
+        [sys.executable, "-c", _HEAD + source, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        user=user,
+    )
+
+
+def output_of(source: str, *arguments: object, **options: float) -> str:
+    """What a program prints that must end well."""
+    done = run_program(source, *arguments, **options)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    return done.stdout.strip()

@@ -1,0 +1,317 @@
+"""Too little of something: an error or a slower run, no lost or wrong code."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import sqlite3
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sk_cnncodes import CNNCodeTransformer, CodeCache
+from sk_cnncodes import images as images_module
+from tests.faults.conftest import check_rows, own_threads
+from tests.faults.programs import ROOT, output_of, run_program
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs limits on processes")
+
+# Every program prints, for each limit, what came of a transform.
+_TRY = """
+def attempt(**parameters):
+    given = {"n_jobs": 2, "batch_size": 2, "on_error": "nan"} | parameters
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            codes = CNNCodeTransformer(net, **given).transform(files)
+        except Exception as error:
+            word = type(error).__name__
+        else:
+            word = "right" if right(codes) else "WRONG"
+    assert not own_threads(), own_threads()
+    said = {w.category.__name__ for w in caught}
+    # A code may be missing only with an error, not as a row of NaN.
+    assert word != "WRONG", [str(w.message) for w in caught]
+    return word, "+".join(sorted(said))
+"""
+
+
+def check_cache(path: Path, net: str, files: list[str], alone: np.ndarray) -> None:
+    """It is not damaged, and works again."""
+    cache = CodeCache(path)
+    for _ in range(2):
+        check_rows(CNNCodeTransformer(net, cache=cache).transform(files), alone)
+    assert cache.info().rows >= len(files)
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    db.close()
+
+
+# -- disks -------------------------------------------------------------------
+
+# A limit on the size of files ends writing where a full disk or a quota would.
+FULL_DISK = (
+    _TRY
+    + """
+attempt(cache=None)
+for kb in (0, 3, 5, 20, 25, 30, 34, 40, 200):
+    path = os.path.join(folder, f"{kb}.sqlite3")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000 * kb, resource.RLIM_INFINITY))
+    word, said = attempt(cache=CodeCache(path), cache_layers=[-1, -2])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    assert word == "right" and said in ("", "CacheWarning"), (kb, word, said)
+    assert said == "CacheWarning" or kb > 20, kb
+    print(kb, said)
+"""
+)
+
+
+def test_a_full_disk(
+    given: tuple[str, ...], net: str, files: list[str], alone: np.ndarray
+) -> None:
+    output = output_of(FULL_DISK, *given).splitlines()
+    assert output[0] == "0 CacheWarning"
+    assert output[-1] == "200"
+    for path in Path(given[3]).glob("*.sqlite3"):
+        check_cache(path, net, files, alone)
+
+
+def test_a_limit_on_files_is_not_called_damage(given: tuple[str, ...]) -> None:
+    """The advice was to delete a cache that is good."""
+    program = """
+cache = CodeCache(os.path.join(folder, "codes.sqlite3"))
+cache.put_many([("spec", [b"a"], np.ones((1, 3), np.float32))])
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    cache.put_many([("spec", [b"b"], np.ones((1, 30_000), np.float32))])
+assert cache.get_many("spec", [b"a"])[0] is not None
+print(caught[0].message)
+"""
+    said = output_of(program, *given)
+    assert "cannot be written" in said and "are used" in said
+    assert "damaged" not in said and "Delete" not in said
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder that another user can reach, unlike pytest's."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def readable_by_all(folder: Path) -> bool:
+    parts = [*folder.resolve().parents, folder.resolve()]
+    return all(part.stat().st_mode & 0o005 == 0o005 for part in parts)
+
+
+READ_ONLY = """
+cache = CodeCache(os.path.join(folder, "codes.sqlite3"))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    transformer = CNNCodeTransformer(net, cache=cache, n_jobs=2)
+    for _ in range(2):
+        assert right(transformer.transform(files))
+    assert right(transformer.transform(files[:3]), expected[:3])
+texts = [str(w.message) for w in caught]
+assert len(texts) == 1, texts
+print(cache.info().hits, texts[0])
+"""
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_a_read_only_folder(
+    filled: bool,
+    given: tuple[str, ...],
+    shared_folder: Path,
+    net: str,
+    files: list[str],
+    alone: np.ndarray,
+) -> None:
+    """Half of the codes are there, or there is no file at all."""
+    user = 65534 if os.geteuid() == 0 else None
+    if user and not (readable_by_all(ROOT) and readable_by_all(Path(sys.prefix))):
+        pytest.skip("another user cannot read this checkout")
+    shutil.copy(net, shared_folder / "net.onnx")
+    shutil.copy(given[2], shared_folder / "expected.npy")
+    shutil.copytree(given[1], shared_folder / "images")
+    folder = shared_folder / "cache"
+    folder.mkdir()
+    if filled:
+        CNNCodeTransformer(net, cache=folder / "codes.sqlite3").transform(files[:6])
+    # As it lies on a read-only disk: nobody has it open.
+    from sk_cnncodes import cache as cache_module
+
+    cache_module._files.clear()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for path in folder.iterdir():
+        path.chmod(0o444)
+    folder.chmod(0o555)
+    arguments = [
+        *(shared_folder / "net.onnx", shared_folder / "images"),
+        *(shared_folder / "expected.npy", folder),
+    ]
+    done = run_program(READ_ONLY, *arguments, user=user)
+    folder.chmod(0o755)
+    assert done.returncode == 0, done.stderr[-3000:]
+    hits, _, said = done.stdout.partition(" ")
+    if filled:
+        assert int(hits) == 6 + 6 + 3
+        assert "it cannot be written" in said
+    else:
+        assert "cannot be opened" in said
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+# -- handles -----------------------------------------------------------------
+
+FEW_HANDLES = (
+    _TRY
+    + """
+assert attempt(cache=None) == ("right", "")
+path = os.path.join(folder, "codes.sqlite3")
+CodeCache(path).put_many([("other", [b"a"], np.ones((1, 3), np.float32))])
+probe = os.open(os.devnull, os.O_RDONLY)
+os.close(probe)
+for free in range(9):
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + free, most))
+    found = [attempt(cache=c) for c in (None, CodeCache(), CodeCache(path))]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    for word, said in found:
+        assert word in ("right", "OSError", "BackboneError"), (free, word, said)
+        assert said in ("", "CacheWarning"), (free, word, said)
+    print(free, found)
+"""
+)
+
+
+def test_too_few_handles(
+    given: tuple[str, ...], net: str, files: list[str], alone: np.ndarray
+) -> None:
+    output = output_of(FEW_HANDLES, *given).splitlines()
+    assert "OSError" in output[0] or "BackboneError" in output[0]
+    assert output[-1] == "8 [('right', ''), ('right', ''), ('right', '')]"
+    check_cache(Path(given[3]) / "codes.sqlite3", net, files, alone)
+
+
+@pytest.mark.parametrize("cache", [None, "memory"])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()]
+)
+def test_what_is_no_fault_of_an_image_gives_no_nan(
+    error: Exception,
+    cache: str | None,
+    net: str,
+    files: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With on_error="nan", such rows were NaN, and the file was called damaged."""
+
+    def scarce(*arguments: Any) -> Any:
+        raise error
+
+    transformer = CNNCodeTransformer(net, cache=cache, on_error="nan", n_jobs=2)
+    place = "open_image" if isinstance(error, MemoryError) else "open"
+    monkeypatch.setattr(images_module, place, scarce, raising=False)
+    with pytest.raises(type(error)) as caught:
+        transformer.transform(files)
+    assert "0.png" in caught.value.__notes__[0]
+    assert not own_threads()
+
+
+# -- memory ------------------------------------------------------------------
+
+LITTLE_MEMORY = (
+    _TRY
+    + """
+def in_use():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+if sys.argv[5] == "warm":
+    assert attempt(cache=None) == ("right", "")
+else:
+    import onnx, onnxruntime
+allowed = int(sys.argv[6])
+resource.setrlimit(resource.RLIMIT_AS, (in_use() + allowed * 2**20,) * 2)
+print(*attempt(cache=os.path.join(folder, f"{allowed}.sqlite3")))
+"""
+)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.parametrize("state", ["warm", "cold"])
+def test_little_memory(state: str, given: tuple[str, ...]) -> None:
+    words = []
+    for megabytes in (0, 2, 9, 17, 40, 600):
+        done = run_program(LITTLE_MEMORY, *given, state, megabytes)
+        # Where not even an error finds room, Python ends with one.
+        assert done.returncode in (0, 1), (megabytes, done)
+        if done.returncode == 1:
+            assert "MemoryError" in done.stderr, (megabytes, done)
+        words.append(done.stdout.strip() or "MemoryError")
+    print(words)
+    assert words[-1] == "right"
+
+
+def test_no_thread_can_be_started(
+    net: str, files: list[str], alone: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformer = CNNCodeTransformer(net, cache=CodeCache(), n_jobs=4)
+    start, left = threading.Thread.start, [2]
+
+    def start_two(thread: threading.Thread) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_two)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            transformer.transform(files)
+    assert not own_threads()
+    check_rows(transformer.transform(files), alone)
+
+
+# -- open files --------------------------------------------------------------
+
+
+def test_reading_an_open_file_leaves_its_position(
+    net: str, files: list[str], alone: np.ndarray
+) -> None:
+    with open(files[0], "rb") as file:
+        file.seek(7)
+        check_rows(CNNCodeTransformer(net).transform([file, file]), alone[[0, 0]])
+        assert file.tell() == 7
+
+
+def test_a_large_file_does_not_ask_for_more_than_it_has(
+    files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`read(limit)` makes room for as much; several threads did so at once."""
+    asked = []
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            asked.append(size)
+            return super().read(size)
+
+    content = Path(files[0]).read_bytes()
+    assert images_module.read_content(Watched(content), 0) == content
+    assert asked == [-1]
+    monkeypatch.setattr(images_module, "LARGEST_FILE", len(content) - 1)
+    for image in (Watched(content), files[0]):
+        with pytest.raises(ValueError, match=f"at most {len(content) - 1} bytes"):
+            images_module.read_content(image, 0)
+    assert Image.open(files[0]).size
