@@ -20,7 +20,7 @@ from sk_cnncodes import (
     runtime,
     workers,
 )
-from sk_cnncodes.runtime import SESSIONS
+from sk_cnncodes.session_table import SESSIONS
 from tests.faults.conftest import check_rows, leftovers, own_threads
 from tests.faults.programs import output_of
 from tests.fuzz.pool import asked_cases
