@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 from typer.main import get_command
 
@@ -29,6 +30,8 @@ def test_code_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # Worker processes that another test left would look for paths in its folder.
+    get_reusable_executor().shutdown(wait=True)
     for number in range(24):
         pixels = photographs[number % 8][number:, number:]
         folder = tmp_path / "photos" / ("china" if number % 8 < 4 else "flower")

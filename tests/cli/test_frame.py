@@ -18,6 +18,7 @@ COMMANDS = [
     "backbones",
     "layers",
     "download",
+    "benchmark",
     "doctor",
 ]
 
