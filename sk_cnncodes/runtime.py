@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import multiprocessing
 import os
 import re
@@ -25,7 +24,7 @@ import joblib
 import numpy as np
 
 from sk_cnncodes.exceptions import BackboneError, DeviceError
-from sk_cnncodes.forks import unforked
+from sk_cnncodes.forks import import_whole, unforked
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -52,7 +51,7 @@ def import_onnxruntime() -> ModuleType:
     environment says otherwise. A variable that the user set stays as it is.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    return importlib.import_module("onnxruntime")
+    return import_whole("onnxruntime")
 
 
 def usable_threads(n_jobs: int | None) -> int:
