@@ -53,18 +53,6 @@ class CacheInfo:
 class Store(Protocol):
     """Where the rows of a cache lie."""
 
-    def before_fork(self) -> None:
-        """Let go of what two processes cannot share."""
-        ...
-
-    def after_fork_in_parent(self) -> None:
-        """Go on."""
-        ...
-
-    def after_fork_in_child(self) -> None:
-        """Go on with new locks: another thread of the parent may hold the old ones."""
-        ...
-
     def get(self, spec: str, images: Sequence[bytes]) -> list[np.ndarray | None]:
         """Codes of images, None where there is none."""
         ...
@@ -263,7 +251,7 @@ class CodeCache:
         return f"CodeCache({where})"
 
 
-# All caches of this process, for what they must do when it forks.
+# All caches of this process: a forked child gives them new locks.
 _live: weakref.WeakValueDictionary[int, CodeCache] = weakref.WeakValueDictionary()
 
 
@@ -275,15 +263,6 @@ class MemoryStore:
         self._bytes = 0
         self._rows: OrderedDict[tuple[str, bytes], np.ndarray] = OrderedDict()
         self._files: OrderedDict[str, tuple[FileState, bytes]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def before_fork(self) -> None:
-        pass
-
-    def after_fork_in_parent(self) -> None:
-        pass
-
-    def after_fork_in_child(self) -> None:
         self._lock = threading.Lock()
 
     def get(self, spec: str, images: Sequence[bytes]) -> list[np.ndarray | None]:
@@ -388,44 +367,16 @@ def _cache_file(path: str | os.PathLike[str]) -> str:
     return str(absolute / FILE_NAME if absolute.is_dir() else absolute)
 
 
-# -- forks -------------------------------------------------------------------
-
-
-# What each thread that forks has to let go afterwards.
-_forking = threading.local()
-
-
-def _caches() -> list[CodeCache]:
-    found = [reference() for reference in _live.valuerefs()]
-    return [cache for cache in found if cache is not None]
-
-
-def _before_fork() -> None:
-    stores = [cache._store for cache in _caches()]
-    _forking.stores = [store for store in stores if store is not None]
-    for store in _forking.stores:
-        store.before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    for store in _forking.stores:
-        store.after_fork_in_parent()
-    del _forking.stores
-
-
-def _after_fork_in_child() -> None:
+def _after_fork() -> None:
+    # Another thread of the parent may have held a lock.
     global _files_lock
     _files_lock = threading.Lock()
-    del _forking.stores
-    for cache in _caches():
-        cache._lock = threading.Lock()
-        if cache._store is not None:
-            cache._store.after_fork_in_child()
+    for reference in _live.valuerefs():
+        if (cache := reference()) is not None:
+            cache._lock = threading.Lock()
+            if isinstance(cache._store, MemoryStore):
+                cache._store._lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )
+    os.register_at_fork(after_in_child=_after_fork)

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,10 +41,12 @@ _NETWORK_FILE_SYSTEMS = (
 )
 _CODE = np.dtype("<f4")
 
-# Connections of a parent process, which its child must neither use nor close.
-_abandoned: list[sqlite3.Connection] = []
-
 T = TypeVar("T")
+
+
+# Held while SQLite is used: one for all files, so that a fork finds none at work.
+_lock = threading.RLock()
+_stores: weakref.WeakSet[FileStore] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,12 @@ class FileStore:
     def __init__(self, path: str, max_bytes: int) -> None:
         self._path = path
         self._max_bytes = max_bytes
-        self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._specs: dict[str, int] = {}
         self._fault: str | None = None
         self._read_only = ""  # why nothing can be written, if so
+        with _lock:
+            _stores.add(self)
 
     # -- rows ----------------------------------------------------------------
 
@@ -233,7 +237,7 @@ class FileStore:
 
     def _use(self, action: Callable[[sqlite3.Connection], T]) -> T:
         """Do something with the connection; SQLite's errors become a CacheError."""
-        with self._lock:
+        with _lock:
             if self._fault is not None:
                 raise CacheError(self._fault)
             try:
@@ -254,24 +258,8 @@ class FileStore:
         self._specs = {}
 
     def __del__(self) -> None:
-        self._close()
-
-    def before_fork(self) -> None:
-        """Wait for other threads, and close the file."""
-        self._lock.acquire()
-        self._close()
-
-    def after_fork_in_parent(self) -> None:
-        """Let other threads go on."""
-        self._lock.release()
-
-    def after_fork_in_child(self) -> None:
-        """Begin anew."""
-        self._lock = threading.RLock()
-        if self._connection is not None:  # opened by another thread at that moment
-            _abandoned.append(self._connection)
-        self._connection = None
-        self._specs = {}
+        with _lock:
+            self._close()
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -473,3 +461,18 @@ def file_system(path: str) -> str:
         if inside and len(place) >= len(best[0]):
             best = (place, kind)
     return best[1]
+
+
+def _before_fork() -> None:
+    """Wait for other threads, and close all files."""
+    _lock.acquire()
+    for store in _stores:
+        store._close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_lock.release,
+        after_in_child=_lock.release,
+    )

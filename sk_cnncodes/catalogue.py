@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from sk_cnncodes.backbone import Backbone
 from sk_cnncodes.download import home_folder, obtain_file
 from sk_cnncodes.exceptions import BackboneError, PreprocessingError
+from sk_cnncodes.forks import import_whole
 from sk_cnncodes.model_files import (
     external_data_files,
     file_sha256,
@@ -236,6 +237,7 @@ def load_backbone(
     True
     """
     path = _find_file(name_or_path)
+    import_whole("onnx")
     digest = file_sha256(path)
     model = read_outline(path)
     row = next((r for r in read_catalogue().values() if r.sha256 == digest), None)

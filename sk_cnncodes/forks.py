@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 import threading
+from types import ModuleType
 
 # Packages that this one imports where they are first needed, perhaps in a thread.
 _IMPORTED_LATE = {"PIL", "onnx", "onnxruntime", "openvino", "sk_cnncodes", "tqdm"}
@@ -18,6 +19,12 @@ _IMPORTED_LATE = {"PIL", "onnx", "onnxruntime", "openvino", "sk_cnncodes", "tqdm
 # Held by what a fork must not cut in two, such as the loading of a network: ONNX
 # Runtime has locks for that.
 unforked = threading.RLock()
+
+
+def import_whole(name: str) -> ModuleType:
+    """Import a module; a fork waits until it is there."""
+    with unforked:
+        return importlib.import_module(name)
 
 
 def finish_imports() -> None:

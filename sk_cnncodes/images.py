@@ -240,17 +240,9 @@ def _content(file: Any, index: int) -> bytes:
     name = describe_image(file, index)
     with _open_file_lock:
         try:
-            if not file.seekable():
-                # It would be empty when it is read again: by predict after fit, or
-                # to decode what was looked up.
-                raise ImageError(
-                    f"{name}: the open file cannot be read twice. Expected a seekable "
-                    "file, or its bytes.",
-                    index,
-                )
-            file.seek(0, os.SEEK_END)
-            _check_length(file.tell(), name, index)
-            content = _read_from_start(file)
+            content = _content_on_disk(file, name, index)
+            if content is None:
+                content = _content_by_seeking(file, name, index)
         except ImageError:
             raise
         except (OSError, ValueError, AttributeError) as error:
@@ -263,18 +255,38 @@ def _content(file: Any, index: int) -> bytes:
     return content
 
 
-def _read_from_start(file: Any) -> Any:
-    if (
-        hasattr(os, "pread")
-        and type(file) is io.BufferedReader
-        and type(file.raw) is io.FileIO
-    ):
-        # Forked processes share the position of a file, and may read it now too.
-        number, parts, length = file.fileno(), [], 0
-        while part := os.pread(number, 2**24, length):
-            parts.append(part)
-            length += len(part)
-        return b"".join(parts)
+def _content_on_disk(file: Any, name: str, index: int) -> bytes | None:
+    """Of a usual open file, read without its position or its lock; else None.
+
+    Forked processes share the position, and may be reading too; another thread of
+    the parent may have held the lock.
+    """
+    usual = type(file) is io.BufferedReader and type(file.raw) is io.FileIO
+    if not usual or not hasattr(os, "pread"):
+        return None
+    number = file.fileno()
+    status = os.fstat(number)
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    _check_length(status.st_size, name, index)
+    parts, length = [], 0
+    while part := os.pread(number, status.st_size + 1, length):
+        parts.append(part)
+        length += len(part)
+    return b"".join(parts)
+
+
+def _content_by_seeking(file: Any, name: str, index: int) -> Any:
+    if not file.seekable():
+        # It would be empty when it is read again: by predict after fit, or to decode
+        # what was looked up.
+        raise ImageError(
+            f"{name}: the open file cannot be read twice. Expected a seekable file, or "
+            "its bytes.",
+            index,
+        )
+    file.seek(0, os.SEEK_END)
+    _check_length(file.tell(), name, index)
     file.seek(0)
     return file.read()
 

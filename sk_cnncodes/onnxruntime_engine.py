@@ -20,6 +20,7 @@ import numpy as np
 
 from sk_cnncodes.devices import Device, cuda_driver
 from sk_cnncodes.exceptions import DeviceError
+from sk_cnncodes.forks import import_whole
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -40,7 +41,7 @@ def import_onnxruntime() -> ModuleType:
     environment says otherwise. A variable that the user set stays as it is.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    return importlib.import_module("onnxruntime")
+    return import_whole("onnxruntime")
 
 
 def available_providers() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -26,17 +27,16 @@ def own_threads():
 
 
 def run_program(
-    source: str, *arguments: object, timeout: float = 240, user: int | None = None
+    source: str, *arguments: object, timeout: float = 240, prefix: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run Python source after the head; a process that hangs is a failure."""
     return subprocess.run(
-        [sys.executable, "-c", _HEAD + source, *map(str, arguments)],
+        [*prefix, sys.executable, "-c", _HEAD + source, *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=timeout,
-        user=user,
     )
 
 
