@@ -134,7 +134,7 @@ rng = np.random.default_rng(n_jobs)
 interrupted = 0
 for round_ in range(10, 10 + rounds):
     transformer = fresh(round_)
-    if round_ % 5 == 0:
+    if round_ % 2 == 0:
         transformer.cache.clear()
     try:
         signal.setitimer(signal.ITIMER_REAL, float(rng.uniform(0.0002, 1.1 * usual)))
@@ -164,7 +164,7 @@ print(interrupted)
 def test_interrupts_at_any_time(n_jobs: int, given: tuple[str, ...]) -> None:
     rounds = asked_cases(60)
     interrupted = int(output_of(ANY_TIME, *given, rounds, n_jobs))
-    assert interrupted > rounds / 10
+    assert interrupted >= rounds / 20
 
 
 def test_an_interrupted_transaction_is_ended(tmp_path: Path) -> None:
