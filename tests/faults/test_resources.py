@@ -220,7 +220,9 @@ else:
     import onnx, onnxruntime
 allowed = int(sys.argv[6])
 resource.setrlimit(resource.RLIMIT_AS, (in_use() + allowed * 2**20,) * 2)
-print(*attempt(cache=os.path.join(folder, f"{allowed}.sqlite3")))
+# Where there is next to none, CPython waits for ever for a thread that died at birth.
+n_jobs = 2 if allowed >= 40 else 1
+print(*attempt(cache=os.path.join(folder, f"{allowed}.sqlite3"), n_jobs=n_jobs))
 """
 )
 
