@@ -23,7 +23,7 @@ from PIL import Image
 
 from sk_cnncodes import CacheWarning, CNNCodeTransformer, CodeCache, ImageError
 from sk_cnncodes import extraction as module
-from sk_cnncodes.cache_file import FileStore
+from sk_cnncodes.exceptions import CacheError
 from tests.faults.conftest import check_rows
 from tests.fuzz.pool import asked_cases
 
@@ -75,12 +75,13 @@ ITEMS = st.one_of(
 def container(kind: str, images: list[Any]) -> Any:
     if kind == "tuple":
         return tuple(images)
+    array = np.empty(len(images), object)
+    for number, image in enumerate(images):  # at once, numpy would load PIL images
+        array[number] = image
     if kind == "object array":
-        array = np.empty(len(images), object)
-        array[:] = images
         return array
     if kind == "Series":
-        return pd.Series(images, index=range(5, 5 + len(images)), dtype=object)
+        return pd.Series(array, index=range(5, 5 + len(images)))
     return images
 
 
@@ -91,14 +92,12 @@ def failing_cache(folder: Path) -> CodeCache:
     """A file whose disk is full from the third commit on."""
     cache = CodeCache(folder / "full.sqlite3")
     store = cache._open()
-    assert isinstance(store, FileStore)
     put, calls = store.put, [0]
 
     def put_or_fail(rows: Any) -> None:
         calls[0] += 1
         if calls[0] > 2:
-            db = store._connected()
-            db.execute("PRAGMA max_page_count = 1")
+            raise CacheError("the disk is full")
         put(rows)
 
     store.put = put_or_fail  # type: ignore[method-assign]
