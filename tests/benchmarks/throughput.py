@@ -18,14 +18,13 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import onnx
 from PIL import Image
 
-from sk_cnncodes import CNNCodeTransformer, Preprocessing, load_backbone
+from sk_cnncodes import Preprocessing, load_backbone
 from sk_cnncodes.graph import cut_model
 from sk_cnncodes.model_files import embed_external_data, read_model
 from sk_cnncodes.onnxruntime_engine import import_onnxruntime
@@ -171,8 +170,9 @@ def ratio(contender: Contender, reference: Contender) -> float:
 def available() -> list[str]:
     """Contenders whose packages are installed; precisions that this version has."""
     names = ["sk_cnncodes"]
-    if "precision" in signature(CNNCodeTransformer).parameters:
-        names += [f"sk_cnncodes precision={p}" for p in ("bfloat16", "int8")]
+    if importlib.util.find_spec("openvino") is not None:
+        names.append("sk_cnncodes engine=openvino")
+    names += [f"sk_cnncodes precision={p}" for p in ("bfloat16", "int8")]
     for name, package in [
         ("fastembed", "fastembed"),
         ("Pillow + ONNX Runtime", "onnxruntime"),
