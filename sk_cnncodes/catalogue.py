@@ -237,7 +237,8 @@ def load_backbone(
     True
     """
     path = _find_file(name_or_path)
-    import_whole("onnx")
+    for module in ("onnx", "onnx.inliner", "onnx.version_converter"):
+        import_whole(module)
     digest = file_sha256(path)
     model = read_outline(path)
     row = next((r for r in read_catalogue().values() if r.sha256 == digest), None)

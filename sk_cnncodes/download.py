@@ -24,6 +24,7 @@ import numpy as np
 
 from sk_cnncodes.backbone import Backbone
 from sk_cnncodes.exceptions import BackboneError, DownloadError
+from sk_cnncodes.forks import import_whole
 from sk_cnncodes.model_files import file_sha256
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ def home_folder() -> Path:
     chosen = os.environ.get(HOME_VARIABLE)
     if chosen:
         return Path(chosen).expanduser().absolute()
-    import pooch  # type: ignore[import-untyped]
-
+    pooch = import_whole("pooch")
     return Path(pooch.os_cache("sk_cnncodes"))
 
 
@@ -194,7 +194,7 @@ def _get(
     address: str, part: Path, row: CatalogueRow, progress: bool | None
 ) -> str | None:
     """Download to a file and digest it; what is wrong with it, if anything."""
-    import pooch
+    import pooch  # type: ignore[import-untyped]
     from requests import HTTPError, RequestException
     from tqdm import tqdm
 

@@ -15,6 +15,8 @@ from itertools import islice
 
 from PIL import Image, ImageFile
 
+from sk_cnncodes.forks import unforked
+
 # Formats that are opened, MPO as JPEG; Pillow's rarer readers are left closed.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # The costliest format, WebP, takes 16 bytes a pixel while it is decoded: 0.83 GB.
@@ -62,7 +64,9 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
         raise RefusedError(
             f"the file is empty. Expected an image file ({', '.join(FORMATS)})."
         )
-    Image.init()
+    if not all(name in Image.OPEN for name in FORMATS):
+        with unforked:  # it imports the readers
+            Image.init()
     for name in FORMATS:
         factory, accept = Image.OPEN.get(name, (None, None))
         # `accept` gives a text where Pillow was built without the format.

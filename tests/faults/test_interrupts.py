@@ -32,7 +32,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "reading the cache": (cache_file.FileStore, "_get"),
     "analysis of the graph": (backbone, "_analyse"),
     "cutting the graph": (backbone, "build_code_graphs"),
-    "opening the session": (runtime, "_load"),
+    "opening the session": (runtime, "_open_runner"),
     "its self-test": (runtime, "_batch_fault"),
     "reading": (workers, "read_content"),
     "decoding": (workers, "decode_content"),
