@@ -125,7 +125,8 @@ def test_exported_classifier_is_no_backbone(photos: Path, tmp_path: Path) -> Non
     pytest.importorskip("skl2onnx")
     images = sorted(photos.glob("*/*.jpg"))
     labels = [image.parent.name for image in images]
-    model = make_pipeline(CNNCodeTransformer(), LinearSVC()).fit(images, labels)
+    codes = CNNCodeTransformer(norm="l2")
+    model = make_pipeline(codes, LinearSVC()).fit(images, labels)
     to_onnx(model, tmp_path / "model.onnx")
     result = invoke("similar", tmp_path / "model.onnx", images[0], "--among", photos)
     assert result.exit_code == 1
