@@ -119,6 +119,12 @@ def test_an_interrupt_in_a_phase(
 # An alarm's handler raises just as that of Ctrl-C does, anywhere in the main thread.
 ANY_TIME = """
 def interrupt(number, frame):
+    place, name = frame.f_code.co_filename, frame.f_code.co_name
+    if "concurrent" in place or (place.endswith("threading.py") and name != "wait"):
+        # CPython's own locks: between two of their steps, an interrupt leaves them
+        # locked for ever, about once in a thousand times.
+        signal.setitimer(signal.ITIMER_REAL, 0.0001)
+        return
     raise KeyboardInterrupt
 warnings.simplefilter("error")
 signal.signal(signal.SIGALRM, interrupt)
@@ -162,7 +168,7 @@ print(interrupted)
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_interrupts_at_any_time(n_jobs: int, given: tuple[str, ...]) -> None:
-    rounds = asked_cases(60)
+    rounds = asked_cases(200)
     interrupted = int(output_of(ANY_TIME, *given, rounds, n_jobs))
     assert interrupted >= rounds / 20
 

@@ -138,7 +138,7 @@ def short_steps() -> Any:
 
 
 @settings(
-    max_examples=asked_cases(60),
+    max_examples=asked_cases(300),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -211,7 +211,7 @@ def test_row_i_is_the_code_of_image_i(
 
 def test_many_rows_with_duplicates_and_bad_ones(net: str) -> None:
     """More than are looked up at once, in the order and the steps of real runs."""
-    count = asked_cases(1500)
+    count = asked_cases(3000)
     rng = np.random.default_rng(5)
     distinct = list(rng.integers(0, 256, (count // 2, 6, 5, 3), np.uint8))
     rows = rng.integers(0, len(distinct), count)
