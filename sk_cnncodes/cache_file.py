@@ -316,8 +316,9 @@ class FileStore:
 
     def _is_ours(self, db: sqlite3.Connection) -> bool:
         """Whether a file is a code cache; an empty one is not yet."""
-        (mark,) = db.execute("PRAGMA application_id").fetchone()
+        # In this order: another process may make tables and mark, at once, in between.
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (mark,) = db.execute("PRAGMA application_id").fetchone()
         if mark != APPLICATION_ID and tables:
             raise self._unusable(
                 "it is a SQLite database of another program. Expected a code cache, or "
