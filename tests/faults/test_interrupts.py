@@ -122,7 +122,7 @@ def interrupt(number, frame):
     place, name = frame.f_code.co_filename, frame.f_code.co_name
     if "concurrent" in place or (place.endswith("threading.py") and name != "wait"):
         # CPython's own locks: between two of their steps, an interrupt leaves them
-        # locked for ever, about once in a thousand times.
+        # locked for ever: once in a thousand rounds.
         signal.setitimer(signal.ITIMER_REAL, 0.0001)
         return
     raise KeyboardInterrupt
