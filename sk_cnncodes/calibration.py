@@ -6,7 +6,6 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ from sk_cnncodes.codegraph import CodeGraph
 from sk_cnncodes.exceptions import BackboneError, ImageError, first_line
 from sk_cnncodes.images import read_rgb
 from sk_cnncodes.quantisation import Calibration, measure_ranges
+from sk_cnncodes.threads import Threads
 
 # Images that a calibration is made of, if there are so many.
 CALIBRATION_IMAGES = 256
@@ -71,8 +71,9 @@ def calibrate(
                 raise
             return error
 
-    with ThreadPoolExecutor(n_threads, "sk_cnncodes-calibrate") as pool:
-        prepared = list(pool.map(prepare, sorted(map(int, drawn))))
+    indices = sorted(map(int, drawn))
+    with Threads(n_threads, "sk_cnncodes-calibrate") as threads:
+        prepared = list(threads.in_order(prepare, indices, len(indices)))
     good = [pixels for pixels in prepared if isinstance(pixels, np.ndarray)]
     if not good:
         (first, *_) = [error for error in prepared if isinstance(error, ImageError)]

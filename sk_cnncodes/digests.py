@@ -77,7 +77,7 @@ class ImageDigests:
         self,
         images: Sequence[Any],
         cache: CodeCache,
-        run: Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]],
+        run: Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]],
         max_pixels: int | None = MAX_PIXELS,
     ) -> None:
         self._images = images

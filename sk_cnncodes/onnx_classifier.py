@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from sk_cnncodes.images import read_rgb
 from sk_cnncodes.onnxruntime_engine import available_providers, load_session
 from sk_cnncodes.preprocessing import Preprocessing
 from sk_cnncodes.session_table import SessionTable
+from sk_cnncodes.threads import Threads
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -218,10 +218,11 @@ class OnnxClassifier:
         size = session.get_inputs()[0].shape[0]
         size = size if isinstance(size, int) else _BATCH_SIZE
         parts = []
-        with ThreadPoolExecutor(usable_threads(self.n_jobs), "sk_cnncodes") as pool:
+        pixels = partial(self._pixels, images)
+        with Threads(usable_threads(self.n_jobs), "sk_cnncodes-classifier") as threads:
             for start in range(0, len(images), size):
                 indices = range(start, min(start + size, len(images)))
-                batch = np.stack(list(pool.map(partial(self._pixels, images), indices)))
+                batch = np.stack(list(threads.in_order(pixels, indices, size)))
                 parts.append(run_images(session, batch))
         joined = [np.concatenate(output) for output in zip(*parts, strict=True)]
         return dict(zip(self.outputs, joined, strict=True))

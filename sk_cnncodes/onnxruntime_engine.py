@@ -119,7 +119,7 @@ class GpuRunner(CpuRunner):
         super().__init__(session, _IN_FLIGHT)
         self._fixed_batch = fixed_batch
         self._largest = 1
-        self._slots: queue.LifoQueue[_Slot] = queue.LifoQueue()
+        self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         for _ in range(_IN_FLIGHT):
             self._slots.put(_Slot(session, self._input.name, gpu, memory))
 

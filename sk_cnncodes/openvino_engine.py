@@ -82,7 +82,7 @@ class OpenVinoRunner:
                 "ENABLE_CPU_PINNING": False,
             },
         )
-        self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(n_callers):
             self._requests.put(self._compiled.create_infer_request())
 

@@ -7,7 +7,6 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from sk_cnncodes.execution import Execution
 from sk_cnncodes.forks import unforked
 from sk_cnncodes.onnxruntime_engine import is_out_of_memory, open_runner
 from sk_cnncodes.quantisation import Calibration
+from sk_cnncodes.threads import Threads
 
 # Codes of one image alone and in a batch may differ by this much, relative to the
 # largest value: rounding does, mixed-up rows do not.
@@ -130,11 +130,12 @@ class CodeSession:
     def _images_per_second(self, batch_size: int) -> float:
         """Speed of all callers together: the best of three rounds."""
         images = np.zeros((batch_size, *self.image_shape), np.uint8)
-        with ThreadPoolExecutor(self.n_callers, "sk_cnncodes-measure") as callers:
+        at_once = [images] * self.n_callers
+        with Threads(self.n_callers, "sk_cnncodes-measure") as callers:
             seconds = []
             for _ in range(4):  # the first one finds its memory
                 start = time.perf_counter()
-                list(callers.map(self.run, [images] * self.n_callers))
+                list(callers.in_order(self.run, at_once, self.n_callers))
                 seconds.append(time.perf_counter() - start)
         return batch_size * self.n_callers / min(seconds[1:])
 
@@ -231,7 +232,7 @@ class Fleet:
         self.n_callers = sum(runner.n_callers for runner in runners)
         self.provider = runners[0].provider
         self.image_shape = runners[0].image_shape
-        self._free: queue.Queue[Runner] = queue.Queue()
+        self._free: queue.SimpleQueue[Runner] = queue.SimpleQueue()
         # In turns, so that the first batches go to different devices.
         for turn in range(max(runner.n_callers for runner in runners)):
             for runner in runners:

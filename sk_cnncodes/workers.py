@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -18,11 +15,11 @@ from sk_cnncodes.digests import Digest, content_digest
 from sk_cnncodes.exceptions import ImageError
 from sk_cnncodes.image_files import MAX_PIXELS
 from sk_cnncodes.images import decode_content, holds_content, read_content, read_rgb
+from sk_cnncodes.threads import Threads
 from sk_cnncodes.views import VIEWS, average_views, take_views
 
 # What an image is looked up by: nothing without a cache, or why it cannot be read.
 Key = Digest | ImageError | None
-S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -111,11 +108,10 @@ class Workers:
         self._views, self._norm = spec.views, spec.norm
         self._stop_at_fault = stop_at_fault
         self._max_pixels = max_pixels
-        self._pools: list[ThreadPoolExecutor] = []
-        self._stopping = threading.Event()
+        self._workers = Threads(self.n_threads, "sk_cnncodes-worker")
+        self._stopping = False
 
     def __enter__(self) -> Self:
-        self._workers = self._pool(self.n_threads, "sk_cnncodes-worker")
         return self
 
     def __exit__(
@@ -125,45 +121,35 @@ class Workers:
         trace: TracebackType | None,
     ) -> None:
         """Wait for the threads; after an error they end at the next image."""
-        self._stopping.set()
-        for pool in self._pools:
-            pool.shutdown(cancel_futures=True)
-
-    def _pool(self, n_threads: int, name: str) -> ThreadPoolExecutor | None:
-        if self.n_threads == 1:
-            return None
-        pool = ThreadPoolExecutor(n_threads, name)
-        self._pools.append(pool)
-        return pool
+        self._stopping = True
+        self._workers.__exit__(kind, error, trace)
 
     def map(
-        self, function: Callable[[int], Any], indices: Iterable[int]
-    ) -> Iterable[Any]:
+        self, function: Callable[[int], Any], indices: Sequence[int]
+    ) -> Iterator[Any]:
         """What a function gives for each of some positions, in their order."""
-        mapped = map if self._workers is None else self._workers.map
-        return mapped(function, indices)
+        return self._workers.in_order(function, indices, len(indices))
 
     def run(
         self, items: Iterable[tuple[int, Key]], session: Session, batch_size: int
     ) -> Iterator[Batch]:
         """Decode and run images, given by position and key, in batches."""
         if session.n_callers >= self.n_threads:
-            yield from _in_order(
+            yield from self._workers.in_order(
                 lambda chunk: self.run_now(chunk, session),
                 _chunks(items, batch_size),
-                self._workers,
                 2 * self.n_threads,
             )
             return
-        prepared = _in_order(
-            lambda item: self._prepare(*item), items, self._workers, 2 * batch_size
+        prepared = self._workers.in_order(
+            lambda item: self._prepare(*item), items, 2 * batch_size
         )
-        yield from _in_order(
-            lambda batch: self._forward(batch, session),
-            _chunks(prepared, batch_size),
-            self._pool(session.n_callers, "sk_cnncodes-runner"),
-            session.n_callers + 1,
-        )
+        with Threads(session.n_callers, "sk_cnncodes-runner") as runners:
+            yield from runners.in_order(
+                lambda batch: self._forward(batch, session),
+                _chunks(prepared, batch_size),
+                session.n_callers + 1,
+            )
 
     def run_now(self, items: Iterable[tuple[int, Key]], session: Session) -> Batch:
         """Decode images and run them in this thread, as one batch."""
@@ -177,7 +163,7 @@ class Workers:
 
     def _prepare(self, index: int, key: Key) -> tuple[Outcome, np.ndarray | None]:
         """Decode and resize an image."""
-        if self._stopping.is_set():
+        if self._stopping:
             raise RuntimeError("stopped")  # nobody waits for this result
         if isinstance(key, ImageError):
             return Outcome(index, fault=key), None
@@ -204,7 +190,7 @@ class Workers:
         outcomes = [outcome for outcome, _ in prepared]
         good = [pixels for _, pixels in prepared if pixels is not None]
         stopped = self._stop_at_fault and len(good) < len(prepared)
-        if not good or stopped or self._stopping.is_set():
+        if not good or stopped or self._stopping:
             return Batch(outcomes, [])
         outputs = session.run(np.concatenate(good))
         if self._views != "center":
@@ -218,22 +204,3 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
-
-
-def _in_order(
-    function: Callable[[S], T],
-    items: Iterable[S],
-    pool: ThreadPoolExecutor | None,
-    ahead: int,
-) -> Iterator[T]:
-    """Results in order, computed by threads up to `ahead` in advance."""
-    if pool is None:
-        yield from map(function, items)
-        return
-    waiting: deque[Future[T]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) == ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
