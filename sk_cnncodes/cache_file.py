@@ -73,10 +73,12 @@ class FileStore:
         Size of the codes above which the least recently used are dropped.
     """
 
+    # Of the class, so that a store whose making was interrupted can be deleted.
+    _connection: sqlite3.Connection | None = None
+
     def __init__(self, path: str, max_bytes: int) -> None:
         self._path = path
         self._max_bytes = max_bytes
-        self._connection: sqlite3.Connection | None = None
         self._specs: dict[str, int] = {}
         self._fault: str | None = None
         self._read_only = ""  # why nothing can be written, if so

@@ -28,8 +28,8 @@ print(peak_memory())
 """
 
 
-def growth(source: Path, counts: list[int]) -> None:
-    """Peak memory of `precompute` into a file, by number of different images."""
+def growth_table(source: Path, counts: list[int]) -> str:
+    """Markdown: peak memory of `precompute` into a file, by number of images."""
     small = sorted(source.rglob("*.jpg"))[:50]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "images")
@@ -43,15 +43,16 @@ def growth(source: Path, counts: list[int]) -> None:
         for number in range(max(counts)):
             content = contents[number % len(contents)] + number.to_bytes(8, "big")
             (folder / f"{number:06}.jpg").write_bytes(content)
-        print("| images | peak memory (MB) |\n| ---: | ---: |")
+        lines = ["| images | peak memory (MB) |", "| ---: | ---: |"]
         for count in counts:
             command = [sys.executable, "-c", _GROWTH, str(folder), str(count)]
             command += [str(Path(temporary, f"{count}.sqlite3"))]
             answer = subprocess.run(
                 command, capture_output=True, text=True, check=True
             ).stdout
-            print(f"| {count:,} | {float(answer):.0f} |", flush=True)
+            lines.append(f"| {count:,} | {float(answer):.0f} |")
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":
-    growth(Path(sys.argv[1]), [int(count) for count in sys.argv[2:]])
+    print(growth_table(Path(sys.argv[1]), [int(count) for count in sys.argv[2:]]))

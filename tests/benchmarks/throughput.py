@@ -4,7 +4,8 @@
 
 Every contender has a process of its own with its network loaded; runs of all of them
 follow one after another, and ratios are medians over such rounds. Other libraries
-take part where they are installed, precisions where the machine has them. It writes
+take part where they are installed, precisions where the machine has them. Then come
+the growth of memory with the number of images, and the cost of importing. It writes
 `throughput.md` and, where matplotlib is installed, `throughput.svg` beside this file.
 """
 
@@ -30,6 +31,8 @@ from sk_cnncodes.model_files import embed_external_data, read_model
 from sk_cnncodes.onnxruntime_engine import import_onnxruntime
 from tests.benchmarks import networks
 from tests.benchmarks.contenders import Job
+from tests.benchmarks.growth import growth_table
+from tests.benchmarks.imports import import_table
 from tests.benchmarks.limits import Limits, measure_limits
 from tests.benchmarks.timing import machine
 
@@ -44,6 +47,8 @@ TIMM = {
     "vgg16": "vgg16",
     "vit_s16": "vit_small_patch16_224",
 }
+# Slow networks take the first part of the images only.
+SHARES = {"resnet50": 3, "vgg16": 10, "vit_s16": 3}
 
 
 # -- what contenders are given -----------------------------------------------
@@ -285,6 +290,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", choices=TIMM, default=list(TIMM))
     parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--growth", nargs="*", type=int, default=[1000, 2000, 100_000])
     arguments = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -298,10 +304,8 @@ def main() -> None:
                 backbone = networks.write(network, folder)
             elif not backbone.exists():
                 continue
-            # Slow networks take fewer images.
-            share = 1 if network in ("mobilenet_v2", "squeezenet1.1") else 6
             usual = sorted(map(str, (folder / "usual").iterdir()))
-            sets = [(network, usual[: max(1, len(usual) // share)])]
+            sets = [(network, usual[: max(1, len(usual) // SHARES.get(network, 1))])]
             if network == "mobilenet_v2":
                 files = sorted(map(str, (folder / "large").iterdir()))
                 sets.append((f"{network}, 4000x3000", files))
@@ -312,7 +316,11 @@ def main() -> None:
                 results.append(result)
                 print(table(result), flush=True)
     head = f"{machine()}, ONNX Runtime {ort.__version__}; JPEGs of 500x375\n\n"
-    text = head + "\n".join(table(result) for result in results)
+    parts = [table(result) for result in results]
+    if arguments.growth:
+        parts.append(growth_table(arguments.images, arguments.growth))
+    parts.append(import_table())
+    text = head + "\n".join(parts)
     (HERE / "throughput.md").write_text(text, encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is not None:
         plot(results, HERE / "throughput.svg")
