@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import warnings
@@ -345,6 +346,24 @@ def resolve_cache(
     if cache == "memory":
         return MEMORY
     return _cache_of_process(_cache_file(cache), FILE_MAX_BYTES)
+
+
+_advised = False
+
+
+def advise_worker(cache: CodeCache | None) -> None:
+    """Say once in a worker process that its memory is not shared."""
+    global _advised
+    if cache is not MEMORY or _advised or multiprocessing.parent_process() is None:
+        return
+    _advised = True
+    warnings.warn(
+        "cache='memory' in a worker process: every process embeds the images for "
+        "itself. Pass a path, cache='codes.sqlite3', so that all share one cache; or "
+        "cache=None to compute without one.",
+        CacheWarning,
+        stacklevel=3,
+    )
 
 
 def _cache_of_process(path: str | None, max_bytes: int) -> CodeCache:

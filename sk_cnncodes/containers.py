@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sk_cnncodes.images import is_file, written
+from sk_cnncodes.contents import is_file, written
 
 _CONTAINERS = (
     "a list, tuple, 1-D object or string array, pandas or polars Series or one-column "

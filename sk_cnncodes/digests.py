@@ -18,9 +18,10 @@ from PIL import Image
 
 from sk_cnncodes.cache import CodeCache
 from sk_cnncodes.cache_file import FileState
+from sk_cnncodes.contents import read_content
 from sk_cnncodes.exceptions import ImageError
 from sk_cnncodes.image_files import MAX_PIXELS
-from sk_cnncodes.images import read_content, read_rgb
+from sk_cnncodes.images import read_rgb
 
 # A file that changed less than this ago may change again without a new time stamp.
 _SETTLED_NS = 2_000_000_000

@@ -16,10 +16,10 @@ import numpy as np
 
 from sk_cnncodes.backbone import CodeSpec
 from sk_cnncodes.cache import CodeCache
+from sk_cnncodes.contents import describe_image
 from sk_cnncodes.digests import Digest, ImageDigests
 from sk_cnncodes.exceptions import BackboneError, ImageError
 from sk_cnncodes.image_files import MAX_PIXELS
-from sk_cnncodes.images import describe_image
 from sk_cnncodes.runtime import CodeSession
 from sk_cnncodes.views import VIEWS
 from sk_cnncodes.workers import Batch, Key, Workers

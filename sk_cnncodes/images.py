@@ -5,32 +5,22 @@
 
 from __future__ import annotations
 
-import errno
-import io
-import os
-import stat
-import threading
 from collections.abc import Callable
-from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from sk_cnncodes.exceptions import ImageError, ImageNotFoundError
-from sk_cnncodes.image_files import (
-    LARGEST_FILE,
-    MAX_PIXELS,
-    RefusedError,
-    check_size,
-    open_image,
+from sk_cnncodes import contents
+from sk_cnncodes.contents import (
+    ACCEPTED,
+    describe_image,
+    raise_if_scarce,
+    read_content,
 )
+from sk_cnncodes.exceptions import ImageError
+from sk_cnncodes.image_files import MAX_PIXELS, RefusedError, check_size, open_image
 
-_ACCEPTED = (
-    "a path, the bytes of an image file, an open binary file, a PIL image, or an array "
-    "of shape (height, width), (height, width, 1), (height, width, 3) or (height, "
-    "width, 4) of uint8, bool, or floats in [0, 1]"
-)
 _EXIF_ORIENTATION = 0x0112
 # What turns an image of an orientation upright.
 _TURNS = {
@@ -44,37 +34,6 @@ _TURNS = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _PIXELS_AT_ONCE = 2**20
-# One file object may stand in X twice, and be read by two threads.
-_open_file_lock = threading.Lock()
-# What this process has too little of; no fault of an image.
-_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
-
-def describe_image(image: Any, index: int) -> str:
-    """How messages name an element of X: its position, and its path if it has one."""
-    return f"image {index} ({written(image)})"
-
-
-def written(image: Any) -> str:
-    if isinstance(image, (str, PurePath)):
-        return repr(str(image))
-    if isinstance(image, (bytes, bytearray)):
-        return f"{len(image)} bytes"
-    if isinstance(image, np.ndarray):
-        return f"array of shape {image.shape}, dtype {image.dtype}"
-    if isinstance(image, Image.Image):
-        name = getattr(image, "filename", "")
-        return f"PIL image {image.size}{' of ' + repr(name) if name else ''}"
-    name = getattr(image, "name", None)
-    return repr(name) if isinstance(name, str) else type(image).__name__
-
-
-def is_file(image: Any) -> bool:
-    return callable(getattr(image, "read", None))
-
-
-# -- one image ---------------------------------------------------------------
-
 
 # Height and width that an image must keep, from those that it has.
 LeastSize = Callable[[int, int], tuple[int, int]]
@@ -111,7 +70,7 @@ def read_rgb(
     if isinstance(image, np.ndarray):
         return _from_pixels(image, index, max_pixels)
     if isinstance(image, Image.Image):
-        with _open_file_lock:  # it may still have to read its file
+        with contents.open_file_lock:  # it may still have to read its file
             return _from_pil(image, index, max_pixels)
     content = read_content(image, index)
     return decode_content(content, image, index, max_pixels, least_size)
@@ -153,7 +112,7 @@ def decode_content(
             index,
         ) from error
     except Exception as error:
-        _raise_if_scarce(error, name)
+        raise_if_scarce(error, name)
         # Pillow's readers raise nearly anything on a broken file.
         detail = str(error) or type(error).__name__
         raise ImageError(
@@ -161,134 +120,6 @@ def decode_content(
             f"({detail}).",
             index,
         ) from error
-
-
-def holds_content(image: Any) -> bool:
-    """Whether an element of X is or names an image file, rather than pixels."""
-    return not isinstance(image, (np.ndarray, Image.Image))
-
-
-def read_content(image: Any, index: int) -> bytes:
-    """The content of the image file that an element of X is or names.
-
-    Raises
-    ------
-    ImageError
-        If it cannot be read, or is nothing of the kind.
-    """
-    if isinstance(image, (str, os.PathLike)):
-        return _path_content(os.fspath(image), index)
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return bytes(image)
-    if is_file(image):
-        return _content(image, index)
-    name = describe_image(image, index)
-    if image is None or (isinstance(image, float) and np.isnan(image)):
-        raise ImageError(f"{name}: missing value. Expected {_ACCEPTED}.", index)
-    raise ImageError(
-        f"{name}: got {type(image).__name__}. Expected {_ACCEPTED}.", index
-    )
-
-
-def _path_content(path: str, index: int) -> bytes:
-    name = describe_image(path, index)
-    try:
-        status = os.stat(path)  # noqa: PTH116
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            # Reading a pipe or a device may never end.
-            raise ImageError(
-                f"{name}: not a regular file. Expected the path of an image.", index
-            )
-        # A limit given to `read` would be allocated.
-        _check_length(status.st_size, name, index)
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError as error:
-        raise ImageNotFoundError(
-            f"{name}: no such file. Expected the path of an image; relative paths "
-            f"start from {str(Path.cwd())!r}.",
-            index,
-        ) from error
-    except OSError as error:
-        _raise_if_scarce(error, name)
-        reason = error.strerror or str(error)
-        raise ImageError(f"{name}: cannot be read ({reason}).", index) from error
-    except ValueError as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{name}: not a valid path ({error}).", index) from error
-
-
-def _check_length(length: int, name: str, index: int) -> None:
-    if length > LARGEST_FILE:
-        raise ImageError(
-            f"{name}: expected a file of at most {LARGEST_FILE} bytes.", index
-        )
-
-
-def _raise_if_scarce(error: Exception, name: str) -> None:
-    """Raise what is no fault of the image: it would become a row of NaN."""
-    if isinstance(error, MemoryError) or (
-        isinstance(error, OSError) and error.errno in _SCARCE
-    ):
-        error.add_note(f"This happened to {name}.")
-        raise error
-
-
-def _content(file: Any, index: int) -> bytes:
-    """The whole content of an open file, which stays open."""
-    name = describe_image(file, index)
-    with _open_file_lock:
-        try:
-            content = _content_on_disk(file, name, index)
-            if content is None:
-                content = _content_by_seeking(file, name, index)
-        except ImageError:
-            raise
-        except (OSError, ValueError, AttributeError) as error:
-            raise ImageError(f"{name}: cannot be read ({error}).", index) from error
-    if not isinstance(content, bytes):
-        raise ImageError(
-            f"{name}: opened as text. Expected a file opened in binary mode, 'rb'.",
-            index,
-        )
-    return content
-
-
-def _content_on_disk(file: Any, name: str, index: int) -> bytes | None:
-    """Of a usual open file, read without its position or its lock; else None.
-
-    Forked processes share the position, and may be reading too; another thread of
-    the parent may have held the lock.
-    """
-    usual = type(file) is io.BufferedReader and type(file.raw) is io.FileIO
-    if not usual or not hasattr(os, "pread"):
-        return None
-    number = file.fileno()
-    status = os.fstat(number)
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    _check_length(status.st_size, name, index)
-    parts, length = [], 0
-    while part := os.pread(number, status.st_size + 1, length):
-        parts.append(part)
-        length += len(part)
-    return b"".join(parts)
-
-
-def _content_by_seeking(file: Any, name: str, index: int) -> Any:
-    if not file.seekable():
-        # It would be empty when it is read again: by predict after fit, or to decode
-        # what was looked up.
-        raise ImageError(
-            f"{name}: the open file cannot be read twice. Expected a seekable file, or "
-            "its bytes.",
-            index,
-        )
-    file.seek(0, os.SEEK_END)
-    _check_length(file.tell(), name, index)
-    file.seek(0)
-    return file.read()
 
 
 def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> Image.Image:
@@ -302,7 +133,7 @@ def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> Image.I
     except RefusedError as error:
         raise ImageError(f"{name}: {error}", index) from error
     except Exception as error:
-        _raise_if_scarce(error, name)
+        raise_if_scarce(error, name)
         raise ImageError(f"{name}: cannot be decoded ({error}).", index) from error
 
 
@@ -401,7 +232,7 @@ def _from_pixels(
     """An image from an array (H, W) or (H, W, 1|3|4) of uint8, bool or floats."""
     name = name or describe_image(pixels, index)
     if pixels.dtype == object:
-        raise ImageError(f"{name}. Expected {_ACCEPTED}.", index)
+        raise ImageError(f"{name}. Expected {ACCEPTED}.", index)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
@@ -446,13 +277,3 @@ def _as_uint8(pixels: np.ndarray, name: str, index: int) -> np.ndarray:
     scaled = pixels * pixels.dtype.type(255)
     rounded: np.ndarray = np.rint(scaled, out=scaled).astype(np.uint8)
     return rounded
-
-
-def _after_fork() -> None:
-    # Another thread of the parent may have held it.
-    global _open_file_lock
-    _open_file_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from sk_cnncodes.backbone import Backbone, CodeSpec
-from sk_cnncodes.cache import MEMORY, CacheWarning, CodeCache, resolve_cache
+from sk_cnncodes.cache import CodeCache, advise_worker, resolve_cache
 from sk_cnncodes.calibration import calibrate
 from sk_cnncodes.catalogue import load_backbone
 from sk_cnncodes.codegraph import CodeGraph
@@ -47,8 +45,8 @@ from sk_cnncodes.persistence import (
 )
 from sk_cnncodes.preprocessing import Preprocessing
 from sk_cnncodes.quantisation import Calibration
-from sk_cnncodes.runtime import CodeSession, open_session
-from sk_cnncodes.session_table import SESSIONS
+from sk_cnncodes.runtime import CodeSession
+from sk_cnncodes.sessions import code_session
 
 
 class CNNCodeTransformer(
@@ -319,7 +317,7 @@ class CNNCodeTransformer(
         """
         check_parameters(self.get_params(deep=False))
         cache = resolve_cache(self.cache)
-        _advise_worker(cache)
+        advise_worker(cache)
         return self._extract(X, cache, verbose=bool(self.verbose), store_only=False)
 
     def precompute(self, X: Any) -> Self:
@@ -458,7 +456,7 @@ class CNNCodeTransformer(
             specs,
             wanted,
             None if store_only else backbone.code_length(specs[wanted]),
-            lambda few: _session(
+            lambda few: code_session(
                 backbone, specs, execution, n_threads, calibration, few=few
             ),
             cache,
@@ -578,50 +576,3 @@ class CNNCodeTransformer(
         tags.input_tags.string = True
         tags.transformer_tags.preserves_dtype = []
         return tags
-
-
-def _session(
-    backbone: Backbone | StoredBackbone,
-    specs: list[CodeSpec],
-    execution: Execution,
-    n_threads: int,
-    calibration: Calibration | None,
-    *,
-    few: bool,
-) -> CodeSession:
-    """The session of code specs on a device, from the table of this process.
-
-    On the CPU, runs of one thread each go on at once, which gives the most images a
-    second; for `few` images, one run has all threads.
-    """
-    n_callers = 1 if few or not execution.on_cpu else n_threads
-    key = (tuple(spec.digest for spec in specs), execution, n_threads, n_callers)
-
-    def make() -> CodeSession:
-        graphs = backbone.code_graphs(specs)
-        try:
-            return open_session(graphs, execution, n_threads, n_callers, calibration)
-        except BackboneError as error:
-            where = f"{backbone.description}: "
-            known = str(error).startswith(where)
-            raise BackboneError(f"{'' if known else where}{error}") from error
-
-    return SESSIONS.get(key, make)
-
-
-_advised = False
-
-
-def _advise_worker(cache: CodeCache | None) -> None:
-    """Say once in a worker process that its memory is not shared."""
-    global _advised
-    if cache is not MEMORY or _advised or multiprocessing.parent_process() is None:
-        return
-    _advised = True
-    warnings.warn(
-        "cache='memory' in a worker process: every process embeds the images for "
-        "itself. Pass a path, cache='codes.sqlite3', so that all share one cache; or "
-        "cache=None to compute without one.",
-        CacheWarning,
-        stacklevel=3,
-    )

@@ -11,10 +11,11 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 
 from sk_cnncodes.backbone import CodeSpec
+from sk_cnncodes.contents import holds_content, read_content
 from sk_cnncodes.digests import Digest, content_digest
 from sk_cnncodes.exceptions import ImageError
 from sk_cnncodes.image_files import MAX_PIXELS
-from sk_cnncodes.images import decode_content, holds_content, read_content, read_rgb
+from sk_cnncodes.images import decode_content, read_rgb
 from sk_cnncodes.threads import Threads
 from sk_cnncodes.views import VIEWS, average_views, take_views
 

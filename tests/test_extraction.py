@@ -80,17 +80,17 @@ def test_reading_runs_ahead_by_two_batches_at_most(
 def test_fewer_images_than_threads_get_all_threads_in_each_run(
     net: str, count: int, n_callers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sk_cnncodes import transformer
+    from sk_cnncodes import sessions
 
     opened: list[tuple[int, int]] = []
-    open_session = transformer.open_session
+    open_session = sessions.open_session
 
     def noting(graphs_: Any, execution: Any, threads: int, callers: int, *rest: Any):
         opened.append((threads, callers))
         return open_session(graphs_, execution, threads, callers, *rest)
 
-    monkeypatch.setattr(transformer, "open_session", noting)
-    transformer.SESSIONS.clear()
+    monkeypatch.setattr(sessions, "open_session", noting)
+    sessions.SESSIONS.clear()
     codes = CNNCodeTransformer(net, n_jobs=4, cache=None)
     assert codes.transform(Counted(count)).shape == (count, 16)
     assert opened == [(4, n_callers)]

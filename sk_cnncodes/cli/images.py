@@ -12,9 +12,9 @@ from typing import Annotated, Any, Generic, TypeVar
 import typer
 
 from sk_cnncodes.cli.frame import note
+from sk_cnncodes.contents import describe_image
 from sk_cnncodes.exceptions import ImageError
 from sk_cnncodes.image_folders import find_images
-from sk_cnncodes.images import describe_image
 
 # Images that are asked for at once: memory does not grow with their number.
 PART = 256

@@ -11,9 +11,10 @@ from PIL import Image
 
 from sk_cnncodes import load_backbone
 from sk_cnncodes.compute import layer_multiply_adds
+from sk_cnncodes.contents import read_content
 from sk_cnncodes.devices import Device, usable_threads
 from sk_cnncodes.digests import content_digest
-from sk_cnncodes.images import decode_content, read_content
+from sk_cnncodes.images import decode_content
 from sk_cnncodes.runtime import open_session
 from tests.benchmarks.timing import seconds
 

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sk_cnncodes import CNNCodeTransformer, CodeCache
-from sk_cnncodes import images as images_module
+from sk_cnncodes import CNNCodeTransformer, CodeCache, contents, images
 from tests.faults.conftest import check_rows, own_threads
 from tests.faults.programs import output_of, run_program
 
@@ -198,8 +197,10 @@ def test_what_is_no_fault_of_an_image_gives_no_nan(
         raise kind(errno.EMFILE, "Too many open files")
 
     transformer = CNNCodeTransformer(net, cache=cache, on_error="nan", n_jobs=2)
-    place = "open_image" if kind is MemoryError else "open"
-    monkeypatch.setattr(images_module, place, scarce, raising=False)
+    if kind is MemoryError:
+        monkeypatch.setattr(images, "open_image", scarce)
+    else:
+        monkeypatch.setattr(contents, "open", scarce, raising=False)
     with pytest.raises(kind) as caught:
         transformer.transform(files)
     assert re.search(r"happened to image \d+ \('.*\d.png'\)", caught.value.__notes__[0])
@@ -286,9 +287,9 @@ def test_a_large_file_does_not_ask_for_more_than_it_has(
             return super().read(size)
 
     content = Path(files[0]).read_bytes()
-    assert images_module.read_content(Watched(content), 0) == content
+    assert contents.read_content(Watched(content), 0) == content
     assert asked == [-1]
-    monkeypatch.setattr(images_module, "LARGEST_FILE", len(content) - 1)
+    monkeypatch.setattr(contents, "LARGEST_FILE", len(content) - 1)
     for image in (Watched(content), files[0]):
         with pytest.raises(ValueError, match=f"at most {len(content) - 1} bytes"):
-            images_module.read_content(image, 0)
+            contents.read_content(image, 0)
