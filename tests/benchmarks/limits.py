@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
+import onnx
 from PIL import Image
 
 from sk_cnncodes import load_backbone
@@ -15,6 +18,8 @@ from sk_cnncodes.contents import read_content
 from sk_cnncodes.devices import Device, usable_threads
 from sk_cnncodes.digests import content_digest
 from sk_cnncodes.images import decode_content
+from sk_cnncodes.onnxruntime_engine import load_session
+from sk_cnncodes.openvino_engine import OpenVinoRunner
 from sk_cnncodes.runtime import open_session
 from tests.benchmarks.timing import seconds
 
@@ -28,21 +33,20 @@ class Limits:
     stages : dict of str to float
         On one core: "look-up" (read the file and digest it), "decode", "resize",
         "run" (with one thread, and with the batch size that "auto" takes).
-    arithmetic : float
-        Multiplications and additions of the network at the speed at which all cores
-        multiply large float32 matrices.
+    arithmetic : dict of str to float
+        By precision: multiplications and additions of the network at the speed at
+        which all cores multiply large matrices in it.
     n_cores : int
     """
 
     stages: dict[str, float]
-    arithmetic: float
+    arithmetic: dict[str, float]
     n_cores: int
 
-    @property
-    def best(self) -> float:
+    def best(self, precision: str) -> float:
         """The slower of decoding on all cores and of the arithmetic alone."""
         decoding = self.stages["decode"] + self.stages["resize"]
-        return max(decoding / self.n_cores, self.arithmetic)
+        return max(decoding / self.n_cores, self.arithmetic[precision])
 
 
 def measure_limits(backbone_path: str, images: list[str]) -> Limits:
@@ -84,11 +88,41 @@ def measure_limits(backbone_path: str, images: list[str]) -> Limits:
         name: statistics.median(seconds(stage) for _ in range(5)) / len(images)
         for name, stage in work.items()
     }
-    work, _ = layer_multiply_adds(backbone, [spec.layer])
-    return Limits(stages, 2 * work[spec.layer] / peak(), n_cores)
+    multiply_adds, _ = layer_multiply_adds(backbone, [spec.layer])
+    operations = 2 * multiply_adds[spec.layer]
+    arithmetic = {name: operations / speed for name, speed in peaks().items()}
+    return Limits(stages, arithmetic, n_cores)
 
 
-def peak() -> float:
-    """Float32 operations a second of large matrix products on all cores."""
-    a, b = np.ones((3072, 3072), np.float32), np.ones((3072, 3072), np.float32)
-    return 2 * 3072**3 / min(seconds(lambda: a @ b) for _ in range(7))
+@lru_cache(maxsize=1)
+def peaks() -> dict[str, float]:
+    """Operations a second of large matrix products on all cores, by precision."""
+    n_cores, size = usable_threads(-1), 3072
+    a, b = np.ones((size, size), np.float32), np.ones((size, size), np.float32)
+    model = product_with(b)
+    session = load_session(model, Device(None, True), n_cores)
+    ways = {
+        "float32": [lambda: a @ b, lambda: session.run(None, {"a": a})],
+    }
+    if importlib.util.find_spec("openvino") is not None:
+        runner = OpenVinoRunner(model, n_threads=n_cores, n_callers=1, bfloat16=True)
+        ways["bfloat16"] = [lambda: runner.run(a)]
+    return {
+        precision: 2 * size**3 / min(seconds(way) for way in multiply for _ in range(9))
+        for precision, multiply in ways.items()
+    }
+
+
+def product_with(matrix: np.ndarray) -> bytes:
+    """A model that multiplies its input by a constant matrix."""
+    value = partial(onnx.helper.make_tensor_value_info, elem_type=1, shape=matrix.shape)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["a", "b"], ["c"])],
+        "product",
+        [value("a")],
+        [value("c")],
+        [onnx.numpy_helper.from_array(matrix, "b")],
+    )
+    opset = onnx.helper.make_opsetid("", 13)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    return bytes(model.SerializeToString())

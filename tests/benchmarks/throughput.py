@@ -223,14 +223,21 @@ def table(result: Result) -> str:
     stages = result.limits.stages
     whole = sum(stages.values())
     shares = ", ".join(f"{n} {100 * s / whole:.0f}%" for n, s in stages.items())
-    ours = result.speed(by_name["sk_cnncodes"])
+    ideal = result.limits.n_cores / whole
+    float32 = result.speed(by_name["sk_cnncodes"])
+    bounds = []
+    for precision in result.limits.arithmetic:
+        mine = by_name.get(f"sk_cnncodes precision={precision}", by_name["sk_cnncodes"])
+        limit = 1 / result.limits.best(precision)
+        share = result.speed(mine) / limit
+        bounds.append(f"{limit:.0f} img/s in {precision}, of which {share:.2f} is got")
     lines += [
         "",
-        f"Stages on one core: {shares}. Limit: {1 / result.limits.best:.0f} img/s "
-        "(decoding on all cores, or arithmetic at the speed of large matrix products);"
-        f" float32 reaches {ours * result.limits.best:.2f} of it, and "
-        f"{ours * whole / result.limits.n_cores:.2f} of what all cores would do if "
-        "each were as quick as one alone.",
+        f"Stages on one core, float32: {shares}. All cores, each as quick as one "
+        f"alone, would do {ideal:.0f} img/s: {float32 / ideal:.2f} of that is got. "
+        "Decoding on all cores, or the arithmetic at the speed of large matrix "
+        "products, whichever is slower, allows "
+        f"{'; '.join(bounds)}.",
         "",
     ]
     return "\n".join(lines)
