@@ -203,11 +203,9 @@ class Backbone:
         """
         first = specs[0]
         layers = [(self.layer(spec.layer), spec.pooling) for spec in specs]
-        model = read_model(self.path)
-        yield from build_code_graphs(
-            model,
+        return build_code_graphs(
+            lambda: read_model(self.path),
             self.path.parent,
-            image_input(model),
             layers,
             first.preprocessing,
             first.norm if first.views == "center" else None,

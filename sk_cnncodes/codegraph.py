@@ -6,7 +6,7 @@ float32 [N, d] output for each of its layers, ``codes_0``, ``codes_1``, ...
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ import numpy as np
 
 from sk_cnncodes.exceptions import LayerError
 from sk_cnncodes.graph import GraphView, cut_model, rename_tensors, value_shape
-from sk_cnncodes.layers import Layer
+from sk_cnncodes.layers import Layer, image_input
 from sk_cnncodes.model_checks import check_loops
 from sk_cnncodes.model_files import embed_external_data
 from sk_cnncodes.preprocessing import Preprocessing
@@ -93,9 +93,8 @@ def code_length(layer: Layer, pooling: Pooling) -> int:
 
 
 def build_code_graphs(
-    model: onnx.ModelProto,
+    read: Callable[[], onnx.ModelProto],
     folder: Path,
-    image_input: onnx.ValueInfoProto,
     layers: list[tuple[Layer, Pooling]],
     preprocessing: Preprocessing,
     norm: str | None,
@@ -109,12 +108,12 @@ def build_code_graphs(
 
     Parameters
     ----------
-    model : onnx.ModelProto
-        In the normal form of `sk_cnncodes.model_files.read_model`.
+    read : callable
+        Gives the model in the normal form of `sk_cnncodes.model_files.read_model`.
+        It is called for each graph: a model is large, and the second graph is rarely
+        asked for.
     folder : Path
         Where the model's external data lie.
-    image_input : onnx.ValueInfoProto
-        The input that takes images.
     layers : list of (Layer, Pooling)
         One for each output.
     preprocessing : Preprocessing
@@ -122,21 +121,25 @@ def build_code_graphs(
     norm : "l2" or None
         Whether codes are scaled to unit length.
     """
-    cut = cut_model(model, [layer.name for layer, _ in layers])
+    names = [layer.name for layer, _ in layers]
+    for free in (True, False):
+        # In one expression: while the graph is loaded, nothing else holds weights.
+        yield _code_graph(
+            *_cut(read(), folder, names), layers, preprocessing, norm, free=free
+        )
+
+
+def _cut(
+    model: onnx.ModelProto, folder: Path, outputs: list[str]
+) -> tuple[onnx.ModelProto, onnx.ValueInfoProto]:
+    """What a backbone needs for some tensors, with its weights; its image input."""
+    cut = cut_model(model, outputs)
     embed_external_data(cut, folder)
     rename_tensors(cut.graph, _backbone_name)
-    (image_input,) = [
-        value
-        for value in cut.graph.input
-        if value.name == _backbone_name(image_input.name)
-    ]
-    layers = [(replace(la, name=_backbone_name(la.name)), how) for la, how in layers]
     check_loops(cut.graph)
-    stated = value_shape(image_input)
-    baked = stated[0] if stated else None
-    rest = (image_input, layers, preprocessing, norm)
-    yield CodeGraph(_graph(cut, *rest, None, baked), None)
-    yield CodeGraph(_graph(cut, *rest, baked or 1, None), baked or 1)
+    name = _backbone_name(image_input(model).name)
+    (value,) = [value for value in cut.graph.input if value.name == name]
+    return cut, value
 
 
 def _backbone_name(name: str) -> str:
@@ -145,27 +148,28 @@ def _backbone_name(name: str) -> str:
     return f"backbone/{name}" if own else name
 
 
-def _graph(
-    cut: onnx.ModelProto,
-    image_input: onnx.ValueInfoProto,
+def _code_graph(
+    model: onnx.ModelProto,
+    image: onnx.ValueInfoProto,
     layers: list[tuple[Layer, Pooling]],
     preprocessing: Preprocessing,
     norm: str | None,
-    batch_size: int | None,
-    baked: int | None,
-) -> bytes:
+    *,
+    free: bool,
+) -> CodeGraph:
+    """Turn a cut model into a code graph, with a free batch dimension or as it was."""
     import onnx
 
-    model = onnx.ModelProto()
-    model.CopyFrom(cut)
-    if baked is not None:
-        _free_batch(model, image_input.name, baked)
+    stated = value_shape(image)
+    baked = stated[0] if stated else None
+    batch_size = None if free else baked or 1
+    if free and baked is not None:
+        _free_batch(model, image.name, baked)
     # Inner types may hold a baked-in batch size.
     model.graph.ClearField("value_info")
     build = _Builder(model)
-    for value in [v for v in model.graph.input if v.name == image_input.name]:
-        model.graph.input.remove(value)
-    _add_normalisation(build, image_input, preprocessing)
+    _add_normalisation(build, image, preprocessing)
+    model.graph.input.remove(image)
     batch: int | str = batch_size if batch_size is not None else "N"
     shape = [batch, *preprocessing.crop_size, 3]
     model.graph.input.append(
@@ -173,7 +177,9 @@ def _graph(
     )
     model.graph.ClearField("output")
     for number, (layer, pooling) in enumerate(layers):
-        code = _add_pooling(build, layer, pooling)
+        code = _add_pooling(
+            build, replace(layer, name=_backbone_name(layer.name)), pooling
+        )
         if norm == "l2":
             code = build.node("LpNormalization", [code], axis=1, p=2)
         name = f"codes_{number}"
@@ -185,7 +191,7 @@ def _graph(
             )
         )
     build.finish()
-    return bytes(model.SerializeToString())
+    return CodeGraph(bytes(model.SerializeToString()), batch_size)
 
 
 class _Builder:
@@ -231,7 +237,7 @@ class _Builder:
 
 
 def _add_normalisation(
-    build: _Builder, image_input: onnx.ValueInfoProto, preprocessing: Preprocessing
+    build: _Builder, image: onnx.ValueInfoProto, preprocessing: Preprocessing
 ) -> None:
     """From uint8 NHWC RGB to what the network's input was trained on."""
     import onnx
@@ -258,8 +264,8 @@ def _add_normalisation(
         pixels = add("Mul", [pixels, build.constant(factor)])
     if offset.any():
         pixels = add("Sub", [pixels, build.constant(offset)])
-    element = image_input.type.tensor_type.elem_type
-    build.node("Cast", [pixels], output=image_input.name, before=True, to=element)
+    element = image.type.tensor_type.elem_type
+    build.node("Cast", [pixels], output=image.name, before=True, to=element)
 
 
 def _add_pooling(build: _Builder, layer: Layer, pooling: Pooling) -> str:

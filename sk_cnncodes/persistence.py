@@ -57,10 +57,16 @@ def working_graph(
     BackboneError
         If none runs.
     """
-    graphs = list(backbone.code_graphs([spec]))
+    tried: list[CodeGraph] = []
+
+    def graphs() -> Iterator[CodeGraph]:
+        for graph in backbone.code_graphs([spec]):
+            tried[:] = [graph]  # they are large: only the last one is kept
+            yield graph
+
     device = Device(None, required=True)
-    session = open_session(graphs, device, usable_threads(-1))
-    return next(g for g in graphs if g.batch_size == session.batch_size), session
+    session = open_session(graphs(), device, usable_threads(-1))
+    return tried[0], session
 
 
 # -- the reference -----------------------------------------------------------

@@ -131,7 +131,8 @@ class CNNCodeTransformer(
     n_jobs : int or None, default=-1
         Number of threads that decode images and, on the CPU, run the backbone. -1
         uses all the cores that this process may use, in a worker of joblib its share
-        of them. None means 1.
+        of them. None means 1. Threads of your own that call `transform` at once use as
+        many each: 1 is enough there.
     verbose : bool, default=False
         Whether `transform` shows a progress bar.
     store_backbone : bool, default=False

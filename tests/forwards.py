@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sk_cnncodes import runtime, session_table, transformer
+from sk_cnncodes import runtime, session_table, sessions
 
 
 class Forwards:
@@ -28,7 +28,7 @@ def counted_forwards(*, keep_sessions: bool = False) -> Iterator[Forwards]:
     """
     count = Forwards()
     testing = threading.local()
-    run, open_session = runtime.CodeSession._run, transformer.open_session
+    run, open_session = runtime.CodeSession._run, sessions.open_session
 
     def counting_run(self: runtime.CodeSession, images: np.ndarray) -> list[np.ndarray]:
         if not getattr(testing, "now", False):
@@ -44,11 +44,11 @@ def counted_forwards(*, keep_sessions: bool = False) -> Iterator[Forwards]:
             testing.now = False
 
     runtime.CodeSession._run = counting_run  # type: ignore[method-assign]
-    transformer.open_session = counting_open
+    sessions.open_session = counting_open
     if not keep_sessions:
         session_table.SESSIONS.clear()
     try:
         yield count
     finally:
         runtime.CodeSession._run = run  # type: ignore[method-assign]
-        transformer.open_session = open_session
+        sessions.open_session = open_session

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from sk_cnncodes import CacheWarning, CodeCache
-from sk_cnncodes import cache_file as module
-from sk_cnncodes.cache_file import FileStore, file_system
+from sk_cnncodes import cache_database as module
+from sk_cnncodes.cache_database import CacheDatabase, file_system
+from sk_cnncodes.cache_file import FileStore
 
 CODES = np.arange(12, dtype=np.float32).reshape(4, 3)
 KEYS = [b"a", b"b", b"c", b"d"]
@@ -118,7 +119,7 @@ def test_a_full_disk_keeps_what_is_there(tmp_path: Path) -> None:
     cache = filled(tmp_path / "codes.sqlite3")
     store = cache._open()
     assert isinstance(store, FileStore)
-    db = store._connected()
+    db = store._database._connected()
     pages = db.execute("PRAGMA page_count").fetchone()[0]
     db.execute(f"PRAGMA max_page_count = {pages + 1}")
     large = np.ones((50, 2000), np.float32)
@@ -137,8 +138,8 @@ def test_a_file_that_cannot_be_written(
     path = tmp_path / "codes.sqlite3"
     filled(path)
     checkpoint(path)
-    monkeypatch.setattr(FileStore, "_opened", FileStore._opened_read_only)
-    monkeypatch.setattr(FileStore, "_is_writable", lambda self: False)
+    monkeypatch.setattr(CacheDatabase, "_opened", CacheDatabase._opened_read_only)
+    monkeypatch.setattr(CacheDatabase, "_is_writable", lambda self: False)
     cache = CodeCache(path)
     np.testing.assert_array_equal(cache.get_many("spec", KEYS), CODES)
     with pytest.warns(CacheWarning, match="it cannot be written") as caught:

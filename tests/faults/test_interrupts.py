@@ -186,7 +186,7 @@ def test_an_interrupted_transaction_is_ended(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store._use(interrupted)
+        store._database.use(interrupted)
     other = sqlite3.connect(tmp_path / "codes.sqlite3", timeout=0)
     other.execute("BEGIN IMMEDIATE")
     other.rollback()
