@@ -263,7 +263,8 @@ def plot(results: list[Result], path: Path) -> None:
         axes.bar(*zip(*points, strict=True), width, label=name)
     middle = 0.4 - width / 2
     axes.set_xticks(
-        [group + middle for group in range(len(results))], [r.title for r in results]
+        [group + middle for group in range(len(results))],
+        [result.title.replace(", ", "\n") for result in results],
     )
     axes.axhline(1, color="gray", linewidth=0.8)
     axes.set_ylabel("images a second, relative to fastembed")
