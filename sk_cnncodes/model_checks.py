@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _MOST_NODES = 50_000
 # Functions that call each other, one inside of the other.
 _MOST_CALLS = 100
+# Attributes that count or step over something. ONNX Runtime divides by them, and some
+# versions end the process where one is 0.
+_POSITIVE = ("strides", "dilations", "kernel_shape", "group", "num_groups", "blocksize")
 # Elements of a weight or an activation of one image: 2 GB in single precision.
 _MOST_ELEMENTS = 2**29
 # Rounds of a loop, those of the loops around it counted in.
@@ -33,6 +36,19 @@ def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             for body in (attribute.g, *attribute.graphs):
                 if body.node or body.initializer:
                     yield from all_graphs(body)
+
+
+def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a model: of its graph, its functions, and bodies in both."""
+    functions = (node for function in model.functions for node in function.node)
+    bodies = [model.graph]
+    for node in functions:
+        yield node
+        for attribute in node.attribute:
+            bodies += [attribute.g, *attribute.graphs]
+    for body in bodies:
+        for graph in all_graphs(body):
+            yield from graph.node
 
 
 def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -54,7 +70,7 @@ def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def check_structure(model: onnx.ModelProto) -> None:
-    """Refuse a model whose functions, number of nodes or shapes no network has.
+    """Refuse a model whose functions, nodes or shapes no network has.
 
     Raises
     ------
@@ -69,6 +85,17 @@ def check_structure(model: onnx.ModelProto) -> None:
             f"it has more than {_MOST_NODES} nodes, those of its functions counted "
             f"where they are called. Expected at most {_MOST_NODES}."
         )
+    for node in _all_nodes(model):
+        for attribute in node.attribute:
+            if attribute.name not in _POSITIVE:
+                continue
+            single = attribute.type == attribute.INT
+            values = [attribute.i] if single else list(attribute.ints)
+            if any(value < 1 for value in values):
+                raise BackboneError(
+                    f"its {node.op_type} {node.output[:1]} has {attribute.name}="
+                    f"{values}. Expected positive numbers."
+                )
     for tensor in all_tensors(model.graph):
         if any(dim < 0 for dim in tensor.dims):
             raise BackboneError(

@@ -125,6 +125,7 @@ def quantise(model: bytes, ranges: Ranges) -> bytes:
         If tensors to quantise have no range.
     """
     quantization = import_tool("quantization")
+    calibrate = import_tool("quantization.calibrate")
     fused = fused_graph(model, _OPSET)
     chosen = _quantised(fused)
     missing = [name for name in chosen.tensors if name not in ranges]
@@ -135,7 +136,7 @@ def quantise(model: bytes, ranges: Ranges) -> bytes:
             "another version of onnxruntime. Expected fit to be called again."
         )
     data = {
-        name: quantization.TensorData(lowest=np.float32(low), highest=np.float32(high))
+        name: calibrate.TensorData(lowest=np.float32(low), highest=np.float32(high))
         for name, (low, high) in ((name, ranges[name]) for name in chosen.tensors)
     }
     quantizer = quantization.QDQQuantizer(
@@ -144,7 +145,7 @@ def quantise(model: bytes, ranges: Ranges) -> bytes:
         reduce_range=False,
         weight_qType=quantization.QuantType.QInt8,
         activation_qType=quantization.QuantType.QUInt8,
-        tensors_range=quantization.TensorsData(
+        tensors_range=calibrate.TensorsData(
             quantization.CalibrationMethod.MinMax, data
         ),
         nodes_to_quantize=chosen.nodes,

@@ -245,6 +245,17 @@ def two_opsets(model: onnx.ModelProto) -> None:
     model.opset_import.append(helper.make_opsetid("", 9))
 
 
+def zero(attribute: str) -> onnx.ModelProto:
+    """What ONNX Runtime divides by: 1.23 ended the process."""
+    model = graphs.resnet()
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    kept = [a for a in node.attribute if a.name != attribute]
+    value = 0 if attribute == "group" else [0, 2]
+    del node.attribute[:]
+    node.attribute.extend([*kept, onnx.helper.make_attribute(attribute, value)])
+    return model
+
+
 def self_feeding(model: onnx.ModelProto) -> None:
     model.graph.node[1].input[0] = model.graph.node[3].output[0]
 
@@ -294,6 +305,10 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
     ),
     "no_weight": (lambda: changed(lambda m: m.graph.initializer.pop(0)), "errors"),
     "cycle": (lambda: changed(self_feeding), "errors"),
+    "zero_strides": (lambda: zero("strides"), "errors"),
+    "zero_dilations": (lambda: zero("dilations"), "errors"),
+    "zero_window": (lambda: zero("kernel_shape"), "errors"),
+    "zero_group": (lambda: zero("group"), "errors"),
     "name_of_no_text": (
         lambda: bad_name(graphs.resnet().SerializeToString()),
         "errors",
