@@ -30,7 +30,7 @@ from sk_cnncodes.exceptions import (
 from sk_cnncodes.graph import TensorType, value_shape
 from sk_cnncodes.layers import Layer, LayerGraph, image_input
 from sk_cnncodes.measure import measured_types
-from sk_cnncodes.model_files import read_model, read_outline
+from sk_cnncodes.model_files import digest_with_data, read_model, read_outline
 from sk_cnncodes.preprocessing import Preprocessing
 from sk_cnncodes.views import check_views
 
@@ -204,12 +204,23 @@ class Backbone:
         first = specs[0]
         layers = [(self.layer(spec.layer), spec.pooling) for spec in specs]
         return build_code_graphs(
-            lambda: read_model(self.path),
+            self._read,
             self.path.parent,
             layers,
             first.preprocessing,
             first.norm if first.views == "center" else None,
         )
+
+    def _read(self) -> onnx.ModelProto:
+        """The whole model; codes of another file must not pass for its codes."""
+        model = read_model(self.path)
+        sha256 = digest_with_data(self.path, model)
+        if sha256 != self.sha256:
+            raise BackboneError(
+                f"{self.description}: the file changed after it was loaded. Expected "
+                f"sha256 {self.sha256}, got {sha256}. Load it again."
+            )
+        return model
 
 
 def _listed(layers: list[Layer]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sk_cnncodes.exceptions import CacheError
+from sk_cnncodes.forks import unforked
 
 # "skcc": marks a file as a code cache in SQLite's own header field.
 APPLICATION_ID = 0x736B6363
@@ -283,14 +284,19 @@ def file_system(path: str) -> str:
 
 def _before_fork() -> None:
     """Wait for other threads, and close all files."""
+    # First: who loads a network may come here, when it deletes a cache.
+    unforked.acquire()
     _lock.acquire()
     for database in _databases:
         database._close()
 
 
+def _after_fork() -> None:
+    _lock.release()
+    unforked.release()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_lock.release,
-        after_in_child=_lock.release,
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
     )

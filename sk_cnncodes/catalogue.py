@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import tomllib
@@ -18,11 +17,7 @@ from sk_cnncodes.backbone import Backbone
 from sk_cnncodes.download import home_folder, obtain_file
 from sk_cnncodes.exceptions import BackboneError, PreprocessingError
 from sk_cnncodes.forks import import_whole
-from sk_cnncodes.model_files import (
-    external_data_files,
-    file_sha256,
-    read_outline,
-)
+from sk_cnncodes.model_files import digest_with_data, file_sha256, read_outline
 from sk_cnncodes.preprocessing import METADATA_KEY, Preprocessing
 from sk_cnncodes.preprocessing_formats import read_huggingface, read_timm
 
@@ -254,7 +249,7 @@ def load_backbone(
         )
     return Backbone(
         path=path,
-        sha256=_digest_with_data(path, digest, external_data_files(model)),
+        sha256=digest_with_data(path, model),
         preprocessing=preprocessing,
         name=row.name if row else None,
         penultimate=(row.penultimate or None) if row else None,
@@ -294,26 +289,6 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
         f"Expected {_names_like(str(name_or_path))}, or the path of an ONNX file; "
         f"relative paths start from {str(Path.cwd())!r}."
     )
-
-
-def _digest_with_data(path: Path, digest: str, data_files: tuple[str, ...]) -> str:
-    """Digest of an ONNX file together with the files beside it that hold its data.
-
-    Files that are missing or lie elsewhere do not count here: reading the data names
-    them in its error.
-    """
-    folder = path.parent.resolve()
-    parts = [digest]
-    for name in data_files:
-        try:
-            file = (folder / name).resolve()
-            if file.is_relative_to(folder) and file.is_file():
-                parts.append(f"{name} {file_sha256(file)}")
-        except (OSError, ValueError):  # no possible path
-            continue
-    if len(parts) == 1:
-        return digest
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _known_preprocessing(

@@ -22,6 +22,12 @@ _MOST_CALLS = 100
 # Attributes that count or step over something. ONNX Runtime divides by them, and some
 # versions end the process where one is 0.
 _POSITIVE = ("strides", "dilations", "kernel_shape", "group", "num_groups", "blocksize")
+# Bytes of an element, by the number of its type in ONNX: float32, uint8, int8, uint16,
+# int16, int32, int64, bool, float16, float64, uint32, uint64, bfloat16.
+_BYTES = {
+    **{1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8},
+    **{9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2},
+}
 # Elements of a weight or an activation of one image: 2 GB in single precision.
 _MOST_ELEMENTS = 2**29
 # Rounds of a loop, those of the loops around it counted in.
@@ -103,6 +109,37 @@ def check_structure(model: onnx.ModelProto) -> None:
                 "Expected no negative dimension."
             )
         _check_size(tensor.name, tensor.dims)
+        _check_content(tensor)
+    for graph in all_graphs(model.graph):
+        _check_biases(graph)
+
+
+def _check_content(tensor: onnx.TensorProto) -> None:
+    """Refuse a tensor whose content ends before its shape: it may be overread."""
+    size = _BYTES.get(tensor.data_type)
+    external = tensor.data_location == tensor.EXTERNAL
+    if size is None or external or not tensor.HasField("raw_data"):
+        return
+    expected = size * math.prod(tensor.dims)
+    if len(tensor.raw_data) != expected:
+        raise BackboneError(
+            f"its tensor {tensor.name!r} of shape {list(tensor.dims)} has "
+            f"{len(tensor.raw_data)} bytes. Expected {expected}."
+        )
+
+
+def _check_biases(graph: onnx.GraphProto) -> None:
+    """Refuse a convolution with too short a bias, which ONNX Runtime 1.23 overreads."""
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Conv" or len(node.input) < 3:
+            continue
+        weight, bias = (shapes.get(name) for name in node.input[1:3])
+        if weight and bias is not None and bias != weight[:1]:
+            raise BackboneError(
+                f"its Conv {node.output[:1]} has a bias of shape {bias}. Expected "
+                f"{weight[:1]}."
+            )
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:

@@ -41,6 +41,27 @@ def _file_sha256(path: str, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_with_data(path: Path, model: onnx.ModelProto) -> str:
+    """Digest of an ONNX file together with the files beside it that hold its data.
+
+    Files that are missing or lie elsewhere do not count here: reading the data names
+    them in its error.
+    """
+    folder = path.parent.resolve()
+    digest = file_sha256(path)
+    parts = [digest]
+    for name in external_data_files(model):
+        try:
+            file = (folder / name).resolve()
+            if file.is_relative_to(folder) and file.is_file():
+                parts.append(f"{name} {file_sha256(file)}")
+        except (OSError, ValueError):  # no possible path
+            continue
+    if len(parts) == 1:
+        return digest
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 def read_model(path: Path) -> onnx.ModelProto:
     """Read an ONNX file in a normal form, without its external data.
 

@@ -7,7 +7,6 @@ import ctypes
 import importlib
 import io
 import os
-import queue
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import numpy as np
 from sk_cnncodes.devices import Device, cuda_driver
 from sk_cnncodes.exceptions import DeviceError
 from sk_cnncodes.forks import import_whole
+from sk_cnncodes.threads import Shared
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -119,9 +119,9 @@ class GpuRunner(CpuRunner):
         super().__init__(session, _IN_FLIGHT)
         self._fixed_batch = fixed_batch
         self._largest = 1
-        self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
-        for _ in range(_IN_FLIGHT):
-            self._slots.put(_Slot(session, self._input.name, gpu, memory))
+        self._slots = Shared(
+            _Slot(session, self._input.name, gpu, memory) for _ in range(_IN_FLIGHT)
+        )
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """Codes of a batch, one array for each layer."""
@@ -130,11 +130,8 @@ class GpuRunner(CpuRunner):
         filled = rows
         if not self._fixed_batch:
             filled = min(1 << (rows - 1).bit_length(), self._largest)
-        slot = self._slots.get()
-        try:
-            return [codes[:rows] for codes in slot.run(images, filled)]
-        finally:
-            self._slots.put(slot)
+        outputs = self._slots.use(lambda slot: slot.run(images, filled))
+        return [codes[:rows] for codes in outputs]
 
 
 class _Slot:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import queue
 import sys
 import threading
 from functools import lru_cache
@@ -12,6 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from sk_cnncodes.threads import Shared
 
 _import_lock = threading.Lock()
 
@@ -82,9 +83,9 @@ class OpenVinoRunner:
                 "ENABLE_CPU_PINNING": False,
             },
         )
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(n_callers):
-            self._requests.put(self._compiled.create_infer_request())
+        self._requests: Shared[Any] = Shared(
+            self._compiled.create_infer_request() for _ in range(n_callers)
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -95,9 +96,9 @@ class OpenVinoRunner:
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """Codes of a batch, one array for each layer."""
-        request = self._requests.get()
-        try:
+
+        def infer(request: Any) -> list[np.ndarray]:
             outputs = request.infer([np.ascontiguousarray(images)], share_inputs=True)
             return [outputs[port].copy() for port in self._compiled.outputs]
-        finally:
-            self._requests.put(request)
+
+        return self._requests.use(infer)

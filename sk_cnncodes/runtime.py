@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 import warnings
@@ -17,7 +16,7 @@ from sk_cnncodes.execution import Execution
 from sk_cnncodes.forks import unforked
 from sk_cnncodes.onnxruntime_engine import is_out_of_memory, open_runner
 from sk_cnncodes.quantisation import Calibration
-from sk_cnncodes.threads import Threads
+from sk_cnncodes.threads import Shared, Threads
 
 # Codes of one image alone and in a batch may differ by this much, relative to the
 # largest value: rounding does, mixed-up rows do not.
@@ -97,8 +96,9 @@ class CodeSession:
         self.image_shape = runner.image_shape
         self._on_cpu = on_cpu
         self._measuring = threading.Lock()
+        self._limiting = threading.Lock()
         self._measured: int | None = None
-        # How many images fit into the memory of the GPU; None while all did.
+        # How many images fit into memory; None while all did.
         self._most: int | None = None
 
     def good_batch_size(self, n_images: int) -> int:
@@ -142,8 +142,8 @@ class CodeSession:
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """Codes of a batch. Several threads may call it at once.
 
-        Where the memory of a GPU does not hold the batch, it is halved, once and for
-        all, with a warning.
+        Where memory, above all that of a GPU, does not hold the batch, it is halved,
+        once and for all, with a warning.
 
         Parameters
         ----------
@@ -159,7 +159,7 @@ class CodeSession:
         BackboneError
             If the network does not return one row an image.
         DeviceError
-            If the memory of a GPU does not hold a single image.
+            If memory does not hold a single image.
         """
         if self.batch_size is not None:
             return self._run_in_parts(images, self.batch_size, fill=True)
@@ -191,18 +191,20 @@ class CodeSession:
 
     def _take_less(self, tried: int, error: Exception) -> None:
         """Halve the batches after one that memory did not hold; say so once."""
+        memory = "memory" if self._on_cpu else "the GPU's memory"
         if tried == 1:
+            other = "" if self._on_cpu else ", or device='cpu'"
             raise DeviceError(
-                f"{self.provider}: the GPU's memory does not hold a run of one image "
-                f"({first_line(error)}). Expected a free GPU, a smaller backbone, an "
-                "earlier layer, or device='cpu'."
+                f"{self.provider}: {memory} does not hold a run of one image "
+                f"({first_line(error)}). Expected more of it to be free, a smaller "
+                f"backbone, or an earlier layer{other}."
             ) from error
-        with self._measuring:
+        with self._limiting:
             first = self._most is None
             self._most = min(self._most or tried, -(-tried // 2))
         if first:
             warnings.warn(
-                f"{self.provider}: the GPU's memory does not hold {tried} images at "
+                f"{self.provider}: {memory} does not hold {tried} images at "
                 f"once; it goes on with {self._most}, or fewer. batch_size={self._most}"
                 " avoids the attempt.",
                 RuntimeWarning,
@@ -232,20 +234,17 @@ class Fleet:
         self.n_callers = sum(runner.n_callers for runner in runners)
         self.provider = runners[0].provider
         self.image_shape = runners[0].image_shape
-        self._free: queue.SimpleQueue[Runner] = queue.SimpleQueue()
         # In turns, so that the first batches go to different devices.
-        for turn in range(max(runner.n_callers for runner in runners)):
-            for runner in runners:
-                if turn < runner.n_callers:
-                    self._free.put(runner)
+        self._runners = Shared(
+            runner
+            for turn in range(max(runner.n_callers for runner in runners))
+            for runner in runners
+            if turn < runner.n_callers
+        )
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """Codes of a batch, from the device that has waited longest."""
-        runner = self._free.get()
-        try:
-            return runner.run(images)
-        finally:
-            self._free.put(runner)
+        return self._runners.use(lambda runner: runner.run(images))
 
 
 def open_session(

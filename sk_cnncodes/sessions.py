@@ -36,8 +36,8 @@ def code_session(
     key = (tuple(spec.digest for spec in specs), execution, n_threads, n_callers)
 
     def make() -> CodeSession:
-        graphs = backbone.code_graphs(specs)
         try:
+            graphs = backbone.code_graphs(specs)
             return open_session(graphs, execution, n_threads, n_callers, calibration)
         except BackboneError as error:
             where = f"{backbone.description}: "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -33,17 +36,22 @@ class Threads:
         What their names begin with.
     """
 
+    # Of the class, so that one whose making was interrupted can be deleted.
+    _tasks: SimpleQueue[_Task | None] | None = None
+
     def __init__(self, n_threads: int, name: str) -> None:
         self._n_threads = n_threads
         self._name = name
         self._threads: list[threading.Thread] = []
-        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        self._tasks = SimpleQueue()
+        _live.add(self)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Drop what was not begun, and wait for the rest."""
+        assert self._tasks is not None
         with suppress(Empty):
             while True:
                 self._tasks.get_nowait()
@@ -53,14 +61,17 @@ class Threads:
 
     def __del__(self) -> None:
         # An interrupt may have kept the context from its end.
-        self._tasks.put(None)
+        if self._tasks is not None:
+            self._tasks.put(None)
 
     def in_order(
         self, function: Callable[[S], T], items: Iterable[S], ahead: int
     ) -> Iterator[T]:
         """Results in the order of the items, computed up to `ahead` in advance."""
-        if self._n_threads == 1:
-            yield from map(function, items)
+        if self._n_threads <= 1:
+            for item in items:
+                # Not by `map`: a StopIteration of the function would be its end.
+                yield function(item)
             return
         waiting: deque[SimpleQueue[_Outcome]] = deque()
         for item in items:
@@ -73,6 +84,9 @@ class Threads:
     def _begin(
         self, function: Callable[[Any], Any], item: Any
     ) -> SimpleQueue[_Outcome]:
+        if _exiting:
+            raise RuntimeError("the process is ending")
+        assert self._tasks is not None
         if len(self._threads) < self._n_threads:
             name = f"{self._name}_{len(self._threads)}"
             thread = threading.Thread(
@@ -105,3 +119,46 @@ def _result(outcome: SimpleQueue[_Outcome]) -> Any:
         raise error
     finally:
         del error  # its traceback has this frame: they would keep each other
+
+
+class Shared(Generic[T]):
+    """Things that threads use in turns, each by one at a time.
+
+    Parameters
+    ----------
+    things : iterable
+    """
+
+    def __init__(self, things: Iterable[T]) -> None:
+        self._free: SimpleQueue[T] = SimpleQueue()
+        for thing in things:
+            self._free.put(thing)
+
+    def use(self, function: Callable[[T], S]) -> S:
+        """What a function gives for the thing that has waited longest."""
+        taken: list[T] = []
+        try:
+            # In one step of C: an interrupt after `get` would lose what it gave.
+            taken.extend(islice(iter(self._free.get, None), 1))
+            return function(taken[0])
+        finally:
+            for thing in taken:
+                self._free.put(thing)
+
+
+_live: weakref.WeakSet[Threads] = weakref.WeakSet()
+_exiting = False
+
+
+def _end_all() -> None:
+    """End threads that a daemon thread of the user still needs.
+
+    Where the interpreter ended them, in the middle of C++, the process would abort.
+    """
+    global _exiting
+    _exiting = True
+    for threads in list(_live):
+        threads.__exit__()
+
+
+atexit.register(_end_all)

@@ -110,6 +110,7 @@ class Workers:
         self._stop_at_fault = stop_at_fault
         self._max_pixels = max_pixels
         self._workers = Threads(self.n_threads, "sk_cnncodes-worker")
+        self._runners: Threads | None = None
         self._stopping = False
 
     def __enter__(self) -> Self:
@@ -123,7 +124,9 @@ class Workers:
     ) -> None:
         """Wait for the threads; after an error they end at the next image."""
         self._stopping = True
-        self._workers.__exit__(kind, error, trace)
+        for threads in (self._workers, self._runners):
+            if threads is not None:
+                threads.__exit__(kind, error, trace)
 
     def map(
         self, function: Callable[[int], Any], indices: Sequence[int]
@@ -145,12 +148,12 @@ class Workers:
         prepared = self._workers.in_order(
             lambda item: self._prepare(*item), items, 2 * batch_size
         )
-        with Threads(session.n_callers, "sk_cnncodes-runner") as runners:
-            yield from runners.in_order(
-                lambda batch: self._forward(batch, session),
-                _chunks(prepared, batch_size),
-                session.n_callers + 1,
-            )
+        self._runners = Threads(session.n_callers, "sk_cnncodes-runner")
+        yield from self._runners.in_order(
+            lambda batch: self._forward(batch, session),
+            _chunks(prepared, batch_size),
+            session.n_callers + 1,
+        )
 
     def run_now(self, items: Iterable[tuple[int, Key]], session: Session) -> Batch:
         """Decode images and run them in this thread, as one batch."""

@@ -11,7 +11,13 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from sk_cnncodes import CNNCodeTransformer, LayerError, Preprocessing, load_backbone
+from sk_cnncodes import (
+    BackboneError,
+    CNNCodeTransformer,
+    LayerError,
+    Preprocessing,
+    load_backbone,
+)
 from sk_cnncodes.devices import Device
 from sk_cnncodes.graph import rename_tensors
 from sk_cnncodes.runtime import open_session
@@ -287,3 +293,13 @@ def test_names_that_a_code_graph_takes_itself(
     np.testing.assert_array_equal(
         codes.fit_transform(photographs), expected.fit_transform(photographs)
     )
+
+
+def test_a_file_that_changes_after_it_was_loaded(tmp_path: Path) -> None:
+    """Its codes would be kept as those of the file before."""
+    path = Path(graphs.save(graphs.resnet(), tmp_path / "net.onnx"))
+    backbone = load_backbone(path, Preprocessing(crop_size=(32, 32)))
+    spec = backbone.spec(-1, "auto", None)
+    graphs.save(graphs.alexnet(), path)
+    with pytest.raises(BackboneError, match="changed after it was loaded"):
+        next(backbone.code_graphs([spec]))

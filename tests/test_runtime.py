@@ -167,3 +167,28 @@ def test_a_forked_child_transforms_and_ends() -> None:
         "    assert same\n"
     )
     assert run_python(program) == "ended True"
+
+
+class Small:
+    """A CPU runner whose memory holds one image."""
+
+    provider, image_shape = "CPUExecutionProvider", (4, 4, 3)
+
+    def __init__(self, n_callers: int) -> None:
+        self.n_callers = n_callers
+
+    def run(self, images: np.ndarray) -> list[np.ndarray]:
+        if len(images) > 1:
+            raise RuntimeError("Failed to allocate memory for requested buffer")
+        return [images.mean((1, 2)).astype(np.float32)]
+
+
+@pytest.mark.parametrize("n_callers", [1, 2])
+def test_memory_that_runs_out_while_it_is_measured(n_callers: int) -> None:
+    """The lock of the measurement was taken a second time, which never ended."""
+    session = CodeSession(Small(n_callers), None)
+    with pytest.warns(RuntimeWarning, match="memory does not hold 2 images"):
+        assert session.good_batch_size(1000) >= 1
+    images = np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    (codes,) = session.run(images)
+    np.testing.assert_array_equal(codes[:, 0], [0, 1, 2])

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from sk_cnncodes.threads import Threads
+from sk_cnncodes.threads import Shared, Threads
 
 
 def own_threads() -> list[str]:
@@ -95,3 +95,41 @@ def test_nothing_is_kept() -> None:
             gc.collect()
             time.sleep(0.001)
         assert not any(ref() for ref in gone)
+
+
+@pytest.mark.parametrize("n_threads", [0, 1, 3])
+def test_a_stop_iteration_is_not_the_end(n_threads: int) -> None:
+    """With `map`, what came behind it was left out in silence."""
+
+    def stop(number: int) -> int:
+        return number if number != 2 else next(iter(()))
+
+    with Threads(n_threads, "tested") as threads:
+        results = threads.in_order(stop, range(5), 2)
+        assert [next(results), next(results)] == [0, 1]
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            next(results)
+
+
+def test_what_is_shared_is_used_by_one_at_a_time() -> None:
+    things = [[], []]
+    shared = Shared(things)
+    most = []
+
+    def use(thing: list[int]) -> None:
+        thing.append(1)
+        most.append(len(thing))
+        time.sleep(0.001)
+        thing.pop()
+
+    with Threads(5, "tested") as threads:
+        list(threads.in_order(lambda _: shared.use(use), range(50), 10))
+    assert most == [1] * 50
+    with pytest.raises(ZeroDivisionError):
+        shared.use(lambda _: 1 / 0)
+    assert shared.use(lambda thing: thing) in things
+    assert shared._free.qsize() == 2
+
+
+def test_threads_whose_making_was_interrupted_can_be_deleted() -> None:
+    Threads.__new__(Threads).__del__()

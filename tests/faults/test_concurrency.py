@@ -217,6 +217,79 @@ def test_forks_while_other_threads_are_at_work(given: tuple[str, ...]) -> None:
     output_of(FORK_WHILE_BUSY, *given, asked_cases(9))
 
 
+FORK_IN_CALIBRATION = """
+from sk_cnncodes import calibration, load_backbone
+measured, held = calibration._ranges, threading.Event()
+def slow(*arguments):
+    held.set()
+    time.sleep(0.5)
+    return measured(*arguments)
+calibration._ranges = slow
+backbone = load_backbone(net)
+specs = [backbone.spec(-1, "auto", None)]
+def fit():
+    calibration.calibrate(files, backbone, specs, 1, skip_bad=False)
+thread = threading.Thread(target=fit)
+thread.start()
+held.wait()
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    fit()
+    os._exit(0)
+thread.join()
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+FORK_IN_LOADING = """
+from sk_cnncodes.forks import unforked
+box, held = [CodeCache(os.path.join(folder, "codes.sqlite3"))], threading.Event()
+box[0].info()
+def load():
+    with unforked:  # as where a network is loaded
+        held.set()
+        time.sleep(0.5)
+        box.clear()  # as garbage collection may
+threading.Thread(target=load).start()
+held.wait()
+signal.alarm(60)
+child = os.fork()
+if not child:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize("source", [FORK_IN_CALIBRATION, FORK_IN_LOADING])
+def test_a_fork_beside_a_thread_that_holds_a_lock(
+    source: str, given: tuple[str, ...]
+) -> None:
+    output_of(source, *given)
+
+
+EXIT_WHILE_BUSY = """
+codes = CNNCodeTransformer(net, cache=None, n_jobs=2, batch_size=1).fit(files)
+codes.transform(files)
+began = threading.Event()
+def work():
+    while True:
+        began.set()
+        codes.transform(files * 20)
+threading.Thread(target=work, daemon=True).start()
+began.wait()
+time.sleep(float(sys.argv[5]))
+"""
+
+
+@pytest.mark.parametrize("after", [0.05, 0.11, 0.17])
+def test_a_process_ends_while_a_daemon_thread_transforms(
+    after: float, given: tuple[str, ...]
+) -> None:
+    """Threads that the interpreter ended in ONNX Runtime's code made it abort."""
+    output_of(EXIT_WHILE_BUSY, *given, after)
+
+
 PARENT_CLOSES = """
 path = os.path.join(folder, "codes.sqlite3")
 cache = CodeCache(path)

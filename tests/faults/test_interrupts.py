@@ -173,6 +173,27 @@ def test_interrupts_at_any_time(n_jobs: int, given: tuple[str, ...]) -> None:
     assert interrupted >= rounds / 20
 
 
+SHARED = """
+from sk_cnncodes.threads import Shared
+shared, interrupts = Shared([1, 2]), 0
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+rng = np.random.default_rng(0)
+while interrupts < int(sys.argv[5]):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, float(rng.uniform(1e-5, 5e-4)))
+        while True:
+            shared.use(abs)
+    except KeyboardInterrupt:
+        interrupts += 1
+    assert shared._free.qsize() == 2, f"one is lost after {interrupts} interrupts"
+"""
+
+
+def test_an_interrupt_loses_nothing_that_threads_share(given: tuple[str, ...]) -> None:
+    """A session that has lost its last runner waits for ever."""
+    output_of(SHARED, *given, asked_cases(2000))
+
+
 def test_an_interrupted_transaction_is_ended(tmp_path: Path) -> None:
     """An interrupt between BEGIN and what follows left the file locked, for all."""
     cache = CodeCache(tmp_path / "codes.sqlite3")
