@@ -7,6 +7,10 @@ that would give them back.
 from __future__ import annotations
 
 import importlib
+
+# Before a fork, hooks run in reverse: that of logging, which is registered first, must
+# not have its lock when ours wait for a thread that imports something and wants to log.
+import logging  # noqa: F401
 import os
 import sys
 import threading
