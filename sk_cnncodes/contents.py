@@ -95,7 +95,8 @@ def _path_content(path: str, index: int) -> bytes:
             index,
         ) from error
     except OSError as error:
-        raise_if_scarce(error, name)
+        if is_scarcity(error, name):
+            raise
         reason = error.strerror or str(error)
         raise ImageError(f"{name}: cannot be read ({reason}).", index) from error
     except ValueError as error:
@@ -111,13 +112,17 @@ def _check_length(length: int, name: str, index: int) -> None:
         )
 
 
-def raise_if_scarce(error: Exception, name: str) -> None:
-    """Raise what is no fault of the image: it would become a row of NaN."""
-    if isinstance(error, MemoryError) or (
+def is_scarcity(error: Exception, name: str) -> bool:
+    """Whether an error is no fault of the image, whose name it then notes.
+
+    Such an error is raised as it is: the image would become a row of NaN.
+    """
+    scarce = isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno in _SCARCE
-    ):
+    )
+    if scarce:
         error.add_note(f"This happened to {name}.")
-        raise error
+    return scarce
 
 
 def _content(file: Any, index: int) -> bytes:

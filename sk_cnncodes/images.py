@@ -15,7 +15,7 @@ from sk_cnncodes import contents
 from sk_cnncodes.contents import (
     ACCEPTED,
     describe_image,
-    raise_if_scarce,
+    is_scarcity,
     read_content,
 )
 from sk_cnncodes.exceptions import ImageError
@@ -112,7 +112,8 @@ def decode_content(
             index,
         ) from error
     except Exception as error:
-        raise_if_scarce(error, name)
+        if is_scarcity(error, name):
+            raise
         # Pillow's readers raise nearly anything on a broken file.
         detail = str(error) or type(error).__name__
         raise ImageError(
@@ -133,7 +134,8 @@ def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> Image.I
     except RefusedError as error:
         raise ImageError(f"{name}: {error}", index) from error
     except Exception as error:
-        raise_if_scarce(error, name)
+        if is_scarcity(error, name):
+            raise
         raise ImageError(f"{name}: cannot be decoded ({error}).", index) from error
 
 
