@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import re
 import shutil
 import sqlite3
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,36 @@ def test_what_is_no_fault_of_an_image_gives_no_nan(
         transformer.transform(files)
     assert re.search(r"happened to image \d+ \('.*\d.png'\)", caught.value.__notes__[0])
     assert not own_threads()
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_after_such_an_error_the_cache_is_closed(
+    n_jobs: int,
+    net: str,
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It stayed open, with three handles, until the next garbage collection."""
+
+    def scarce(*arguments: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    cache = CodeCache(tmp_path / "codes.sqlite3")
+    transformer = CNNCodeTransformer(net, cache=cache, n_jobs=n_jobs)
+    gone = weakref.ref(cache)
+    monkeypatch.setattr(contents, "open", scarce, raising=False)
+    gc.disable()
+    try:
+        transformer.transform(files)
+    except OSError as error:
+        assert error.errno == errno.EMFILE
+    else:
+        raise AssertionError("no error")
+    finally:
+        gc.enable()
+    del cache, transformer
+    assert gone() is None
 
 
 # -- memory ------------------------------------------------------------------
