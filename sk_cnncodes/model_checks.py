@@ -92,16 +92,7 @@ def check_structure(model: onnx.ModelProto) -> None:
             f"where they are called. Expected at most {_MOST_NODES}."
         )
     for node in _all_nodes(model):
-        for attribute in node.attribute:
-            if attribute.name not in _POSITIVE:
-                continue
-            single = attribute.type == attribute.INT
-            values = [attribute.i] if single else list(attribute.ints)
-            if any(value < 1 for value in values):
-                raise BackboneError(
-                    f"its {node.op_type} {node.output[:1]} has {attribute.name}="
-                    f"{values}. Expected positive numbers."
-                )
+        _check_steps(node)
     for tensor in all_tensors(model.graph):
         if any(dim < 0 for dim in tensor.dims):
             raise BackboneError(
@@ -112,6 +103,19 @@ def check_structure(model: onnx.ModelProto) -> None:
         _check_content(tensor)
     for graph in all_graphs(model.graph):
         _check_biases(graph)
+
+
+def _check_steps(node: onnx.NodeProto) -> None:
+    for attribute in node.attribute:
+        if attribute.name not in _POSITIVE:
+            continue
+        single = attribute.type == attribute.INT
+        values = [attribute.i] if single else list(attribute.ints)
+        if any(value < 1 for value in values):
+            raise BackboneError(
+                f"its {node.op_type} {list(node.output[:1])} has {attribute.name}="
+                f"{values}. Expected positive numbers."
+            )
 
 
 def _check_content(tensor: onnx.TensorProto) -> None:
@@ -137,8 +141,8 @@ def _check_biases(graph: onnx.GraphProto) -> None:
         weight, bias = (shapes.get(name) for name in node.input[1:3])
         if weight and bias is not None and bias != weight[:1]:
             raise BackboneError(
-                f"its Conv {node.output[:1]} has a bias of shape {bias}. Expected "
-                f"{weight[:1]}."
+                f"its Conv {list(node.output[:1])} has a bias of shape {bias}. "
+                f"Expected {weight[:1]}."
             )
 
 

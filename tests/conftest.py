@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +91,17 @@ def run_tensor(
 def prepared(images: list[np.ndarray], preprocessing: Preprocessing) -> np.ndarray:
     """Resized and cropped images, as one uint8 array."""
     return np.stack([preprocessing.apply(Image.fromarray(i)) for i in images])
+
+
+def run_python(program: str, **environment: str) -> str:
+    """What a program prints, in a process of its own; it must end well."""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip() + result.stderr.strip()

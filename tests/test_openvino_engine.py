@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from sk_cnncodes import CNNCodeTransformer
 from sk_cnncodes.execution import has_openvino, working_precisions
 from sk_cnncodes.openvino_engine import OpenVinoRunner
+from tests.conftest import run_python
 from tests.test_runtime import code_graph
 
 pytestmark = pytest.mark.skipif(not has_openvino(), reason="needs openvino")
@@ -56,19 +55,6 @@ def test_threads_run_at_once() -> None:
 
     with ThreadPoolExecutor(5) as pool:
         list(pool.map(work, range(200)))
-
-
-def run_python(program: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def test_nothing_is_sent(tmp_path: Path) -> None:

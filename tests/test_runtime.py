@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 
@@ -16,6 +14,7 @@ from sk_cnncodes.exceptions import BackboneError, DeviceError
 from sk_cnncodes.runtime import CodeSession, open_session
 from sk_cnncodes.session_table import SessionTable
 from tests import graphs
+from tests.conftest import run_python
 
 
 @dataclass
@@ -44,19 +43,6 @@ def code_graph(kind: str = "mean") -> bytes:
 
 
 CPU = Device(None, required=True)
-
-
-def run_python(program: str, **environment: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip() + result.stderr.strip()
 
 
 @pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
