@@ -85,9 +85,13 @@ def start_workers(count: int) -> None:
 
     if count == 1 or not hasattr(signal, "pthread_sigmask"):
         return
-    from joblib.externals.loky.backend.resource_tracker import ensure_running
+    from multiprocessing import resource_tracker
 
-    ensure_running()  # it is started with the first worker else, and resets the mask
+    from joblib.externals.loky.backend import resource_tracker as loky_resource_tracker
+
+    # Either starts with the first worker else, and resets the mask.
+    resource_tracker.ensure_running()
+    loky_resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         joblib.Parallel(count)(joblib.delayed(int)() for _ in range(abs(count)))

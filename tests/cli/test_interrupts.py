@@ -12,6 +12,7 @@ import pytest
 from sk_cnncodes import CNNCodeTransformer, CodeCache
 from tests.cli.commands import interrupt, only_posix, start, wait_until
 from tests.cli.conftest import copies
+from tests.conftest import run_python
 
 pytestmark = only_posix
 
@@ -123,6 +124,24 @@ def test_train_in_its_search(
     assert "'model.joblib' was not written. Run the same command again" in said
     assert "Traceback" not in said
     assert left(tmp_path) == set()
+
+
+def test_workers_leave_it_to_the_command() -> None:
+    program = """
+import os, signal, time
+from joblib import Parallel, delayed
+from sk_cnncodes.cli.frame import start_workers
+
+def is_blocked():
+    time.sleep(0.5)  # so that each worker takes part
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return os.getpid(), signal.SIGINT in mask
+
+start_workers(3)
+workers = dict(Parallel(3)(delayed(is_blocked)() for _ in range(6)))
+print(len(workers), set(workers.values()), is_blocked()[1])
+"""
+    assert run_python(program) == "3 {True} False"
 
 
 def test_similar(many: Path, tmp_path: Path) -> None:
