@@ -12,6 +12,8 @@ import re
 import struct
 from collections.abc import Iterator
 from itertools import islice
+from numbers import Integral
+from typing import Any
 
 from PIL import Image, ImageFile
 
@@ -89,6 +91,20 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     check_size(*image.size, max_pixels)
     _check_work(image, scans)
     return image
+
+
+def check_max_pixels(value: Any) -> None:
+    """Refuse what is no limit.
+
+    Raises
+    ------
+    ValueError
+    """
+    is_int = isinstance(value, Integral) and not isinstance(value, bool)
+    if value is not None and not (is_int and value >= 1):
+        raise ValueError(
+            f"max_pixels: expected None or an int of at least 1, got {value!r}."
+        )
 
 
 def check_size(width: int, height: int, max_pixels: int | None) -> None:

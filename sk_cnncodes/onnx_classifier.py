@@ -17,6 +17,7 @@ import numpy as np
 from sk_cnncodes.containers import as_image_sequence
 from sk_cnncodes.devices import resolve_devices, usable_threads
 from sk_cnncodes.exceptions import ExportError
+from sk_cnncodes.image_files import MAX_PIXELS, check_max_pixels
 from sk_cnncodes.images import read_rgb
 from sk_cnncodes.onnxruntime_engine import available_providers, load_session
 from sk_cnncodes.preprocessing import Preprocessing
@@ -71,6 +72,9 @@ class OnnxClassifier:
     n_jobs : int or None, default=-1
         Number of threads that decode images and, on the CPU, run the network. -1 uses
         all cores, None means 1.
+    max_pixels : int or None, default=52_000_000
+        An image with more pixels (width times height) is a bad image; None sets no
+        limit. The file has no say in it.
 
     Attributes
     ----------
@@ -89,6 +93,8 @@ class OnnxClassifier:
         If the file is missing, damaged, or none that `to_onnx` wrote.
     DeviceError
         If a GPU is asked for that does not work.
+    ValueError
+        If `max_pixels` is no limit.
 
     See Also
     --------
@@ -118,10 +124,13 @@ class OnnxClassifier:
         *,
         device: str = "auto",
         n_jobs: int | None = -1,
+        max_pixels: int | None = MAX_PIXELS,
     ) -> None:
+        check_max_pixels(max_pixels)
         self.path = Path(path)
         self.device = device
         self.n_jobs = n_jobs
+        self.max_pixels = max_pixels
         try:
             status = self.path.stat()
         except OSError as error:
@@ -229,7 +238,7 @@ class OnnxClassifier:
 
     def _pixels(self, images: Sequence[Any], index: int) -> np.ndarray:
         least_size = self.preprocessing.least_size
-        image = read_rgb(images[index], index, least_size=least_size)
+        image = read_rgb(images[index], index, self.max_pixels, least_size)
         return self.preprocessing.apply(image)
 
     # -- the session ---------------------------------------------------------

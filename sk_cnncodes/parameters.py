@@ -8,6 +8,7 @@ from typing import Any
 
 from sk_cnncodes.cache import resolve_cache
 from sk_cnncodes.execution import check_execution
+from sk_cnncodes.image_files import check_max_pixels
 from sk_cnncodes.views import VIEWS
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -40,11 +41,8 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name}: expected one of {list(choices)}, got {parameters[name]!r}."
             )
-    max_pixels, batch_size = parameters["max_pixels"], parameters["batch_size"]
-    if max_pixels is not None and not _is_int(max_pixels, minimum=1):
-        raise ValueError(
-            f"max_pixels: expected None or an int of at least 1, got {max_pixels!r}."
-        )
+    check_max_pixels(parameters["max_pixels"])
+    batch_size = parameters["batch_size"]
     if batch_size != "auto" and not _is_int(batch_size, minimum=1):
         raise ValueError(
             f"batch_size: expected 'auto' or an int of at least 1, got {batch_size!r}."

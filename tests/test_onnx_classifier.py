@@ -106,6 +106,16 @@ def test_a_bad_image_is_named(exported: Path, photograph_files: list[Path]) -> N
         OnnxClassifier(exported).predict([*photograph_files, "gone.jpg"])
 
 
+def test_max_pixels(exported: Path, photograph_files: list[Path]) -> None:
+    with pytest.raises(ImageError, match="image 0 .*max_pixels=2000"):
+        OnnxClassifier(exported, max_pixels=2000).predict(photograph_files)
+    whole = OnnxClassifier(exported).predict(photograph_files)
+    unlimited = OnnxClassifier(exported, max_pixels=None).predict(photograph_files)
+    assert list(unlimited) == list(whole)
+    with pytest.raises(ValueError, match="max_pixels: expected None or .* got 0"):
+        OnnxClassifier(exported, max_pixels=0)
+
+
 def test_copies_and_threads(
     exported: Path, pipeline: Pipeline, photographs: list[np.ndarray]
 ) -> None:
