@@ -64,7 +64,7 @@ def read_content(image: Any, index: int) -> bytes:
         If it cannot be read, or is nothing of the kind.
     """
     if isinstance(image, (str, os.PathLike)):
-        return _path_content(os.fspath(image), index)
+        return _path_content(path_of(image, index), index)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     if is_file(image):
@@ -73,6 +73,27 @@ def read_content(image: Any, index: int) -> bytes:
     if image is None or (isinstance(image, float) and np.isnan(image)):
         raise ImageError(f"{name}: missing value. Expected {ACCEPTED}.", index)
     raise ImageError(f"{name}: got {type(image).__name__}. Expected {ACCEPTED}.", index)
+
+
+def path_of(image: str | os.PathLike[Any], index: int) -> str:
+    """The path that an element of X is; an object may have to fetch its file first.
+
+    Raises
+    ------
+    ImageError
+        If the object fails.
+    """
+    try:
+        return os.fsdecode(image)
+    except Exception as error:
+        name = describe_image(image, index)
+        if is_scarcity(error, name):
+            raise
+        raise ImageError(f"{name}: has no path ({_said(error)}).", index) from error
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _path_content(path: str, index: int) -> bytes:
@@ -135,8 +156,12 @@ def _content(file: Any, index: int) -> bytes:
                 content = _content_by_seeking(file, name, index)
         except ImageError:
             raise
-        except (OSError, ValueError, AttributeError) as error:
-            raise ImageError(f"{name}: cannot be read ({error}).", index) from error
+        except Exception as error:
+            if is_scarcity(error, name):
+                raise
+            # Files in archives and of other libraries raise nearly anything.
+            reason = _said(error)
+            raise ImageError(f"{name}: cannot be read ({reason}).", index) from error
     if not isinstance(content, bytes):
         raise ImageError(
             f"{name}: opened as text. Expected a file opened in binary mode, 'rb'.",

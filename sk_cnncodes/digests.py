@@ -18,7 +18,7 @@ from PIL import Image
 
 from sk_cnncodes.cache import CodeCache
 from sk_cnncodes.cache_file import FileState
-from sk_cnncodes.contents import read_content
+from sk_cnncodes.contents import path_of, read_content
 from sk_cnncodes.exceptions import ImageError
 from sk_cnncodes.image_files import MAX_PIXELS
 from sk_cnncodes.images import read_rgb
@@ -124,7 +124,7 @@ class ImageDigests:
         if not isinstance(image, (str, os.PathLike)):
             return None
         try:
-            path = os.fspath(image)
+            path = path_of(image, index)
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
                 path, status = os.path.realpath(path), os.stat(path)  # noqa: PTH116

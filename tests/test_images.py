@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from sk_cnncodes import ImageError, ImageNotFoundError
+from sk_cnncodes import CNNCodeTransformer, ImageError, ImageNotFoundError
 from sk_cnncodes.containers import as_image_sequence
 from sk_cnncodes.images import read_rgb
 
@@ -229,6 +231,51 @@ def test_folder_and_odd_paths(tmp_path: Path) -> None:
         read_rgb(str(tmp_path), 0)
     with pytest.raises(ImageError, match="image 0 .*not a valid path"):
         read_rgb("a\0b", 0)
+
+
+class RemotePath:
+    """A path whose file has to be fetched first, which fails."""
+
+    def __fspath__(self) -> str:
+        raise RuntimeError("no connection")
+
+
+@pytest.mark.parametrize("cache", ["memory", None])
+def test_paths_and_files_that_fail_in_ways_of_their_own(
+    photograph: np.ndarray, tmp_path: Path, cache: str | None
+) -> None:
+    content = encoded(Image.fromarray(photograph), format="PNG")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("good.png", content)
+        archive.writestr("damaged.png", content)
+    whole = (tmp_path / "images.zip").read_bytes()
+    start = whole.rindex(content)
+    (tmp_path / "images.zip").write_bytes(
+        whole[: start + 100] + bytes(20) + whole[start + 120 :]
+    )
+    transformer = CNNCodeTransformer(on_error="nan", cache=cache)
+    with (
+        zipfile.ZipFile(tmp_path / "images.zip") as archive,
+        archive.open("good.png") as good,
+        archive.open("damaged.png") as damaged,
+    ):
+        X = [good, damaged, RemotePath()]
+        with pytest.raises(ImageError, match="image 1 .*damaged.png.*Bad CRC-32"):
+            transformer.set_params(on_error="raise").transform(X)
+        transformer.set_params(on_error="nan")
+        with pytest.warns(UserWarning, match=r"image 2 \(RemotePath\).*no connection"):
+            codes = transformer.transform(X)
+    np.testing.assert_array_equal(np.isnan(codes[:, 0]), [False, True, True])
+    np.testing.assert_allclose(codes[0], transformer.transform([photograph])[0])
+
+
+def test_too_few_handles_for_an_open_file_make_no_bad_image() -> None:
+    class Scarce(io.BytesIO):
+        def read(self, *arguments: Any) -> bytes:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.raises(OSError, match="Too many open files"):
+        read_rgb(Scarce(b"content"), 0)
 
 
 def test_the_limit_on_pixels_is_a_parameter(
