@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sk_cnncodes.exceptions import BackboneError
 from sk_cnncodes.graph import GraphView, TensorType, infer_types, value_shape
+from sk_cnncodes.operators import plain_operator
 
 if TYPE_CHECKING:
     import onnx
@@ -145,8 +146,8 @@ class LayerGraph:
         return max(1, *(self.view.weights_before(name) for name in outputs))
 
     def op(self, index: int) -> str:
-        """Operator of a node."""
-        return str(self.view.nodes[index].op_type)
+        """Operator of a node, named as that on floats if it is one on integers."""
+        return plain_operator(self.view.nodes[index].op_type)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; () where even a run does not tell."""

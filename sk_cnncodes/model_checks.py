@@ -28,6 +28,10 @@ _BYTES = {
     **{1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8},
     **{9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2},
 }
+# Inputs of convolutions.
+_WEIGHT_AND_BIAS = {"Conv": (1, 2), "QLinearConv": (3, 8)}
+# Operators on blocks of channels, as many as fit into a register.
+_ONE_PROCESSOR = "com.microsoft.nchwc"
 # Elements of a weight or an activation of one image: 2 GB in single precision.
 _MOST_ELEMENTS = 2**29
 # Rounds of a loop, those of the loops around it counted in.
@@ -92,6 +96,12 @@ def check_structure(model: onnx.ModelProto) -> None:
             f"where they are called. Expected at most {_MOST_NODES}."
         )
     for node in _all_nodes(model):
+        if node.domain == _ONE_PROCESSOR:
+            raise BackboneError(
+                f"its {node.op_type} {list(node.output[:1])} is of the domain "
+                f"{_ONE_PROCESSOR!r}: ONNX Runtime optimised the file for one "
+                "processor. Expected the file from before."
+            )
         _check_steps(node)
     for tensor in all_tensors(model.graph):
         if any(dim < 0 for dim in tensor.dims):
@@ -136,23 +146,27 @@ def _check_biases(graph: onnx.GraphProto) -> None:
     """Refuse a convolution with too short a bias, which ONNX Runtime 1.23 overreads."""
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type != "Conv" or len(node.input) < 3:
+        places = _WEIGHT_AND_BIAS.get(node.op_type)
+        if places is None or len(node.input) <= places[1]:
             continue
-        weight, bias = (shapes.get(name) for name in node.input[1:3])
+        weight, bias = (shapes.get(node.input[place]) for place in places)
         if weight and bias is not None and bias != weight[:1]:
             raise BackboneError(
-                f"its Conv {list(node.output[:1])} has a bias of shape {bias}. "
-                f"Expected {weight[:1]}."
+                f"its {node.op_type} {list(node.output[:1])} has a bias of shape "
+                f"{bias}. Expected {weight[:1]}."
             )
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
     """Names of all kinds, and what else should be text."""
+    yield from (model.producer_name, model.producer_version, model.domain)
+    yield model.doc_string
     for opset in model.opset_import:
         yield opset.domain
     for entry in model.metadata_props:
         yield from (entry.key, entry.value)
     for graph in all_graphs(model.graph):
+        yield graph.name
         for value in (*graph.input, *graph.output, *graph.value_info):
             yield value.name
         for node in graph.node:

@@ -19,6 +19,7 @@ from sk_cnncodes.graph import (
     tensor_size,
 )
 from sk_cnncodes.model_checks import all_tensors, check_structure
+from sk_cnncodes.quantised_networks import expose_floats
 
 if TYPE_CHECKING:
     import onnx
@@ -66,7 +67,8 @@ def read_model(path: Path) -> onnx.ModelProto:
     """Read an ONNX file in a normal form, without its external data.
 
     The normal form has its nodes in topological order, no model-local functions,
-    no `Constant` nodes in the main graph, and no initializer among the inputs.
+    no `Constant` nodes in the main graph, no initializer among the inputs, and floats
+    behind all integers that stand for activations.
 
     Raises
     ------
@@ -156,6 +158,7 @@ def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
     inputs = [value for value in graph.input if value.name not in constants]
     graph.ClearField("input")
     graph.input.extend(inputs)
+    expose_floats(model)
     # Initializers that are not inputs exist since IR version 4.
     model.ir_version = max(model.ir_version, 4)
     return model

@@ -77,6 +77,7 @@ WEIGHTED = frozenset(
         "Conv",
         "ConvInteger",
         "ConvTranspose",
+        "DynamicQuantizeMatMul",
         "Einsum",
         "FusedConv",
         "FusedGemm",
@@ -84,10 +85,14 @@ WEIGHTED = frozenset(
         "Gemm",
         "MatMul",
         "MatMulInteger",
-        "QGemm",
-        "QLinearConv",
-        "QLinearMatMul",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
     ]
 )
 MERGES = frozenset(["Add", "Concat", "Max", "Mean", "Mul", "Sub", "Sum"])
 ATTENTION = frozenset(["Attention", "MultiHeadAttention", "Softmax"])
+
+
+def plain_operator(op_type: str) -> str:
+    """The operator on floats that one on quantised integers stands for, or itself."""
+    return op_type.removeprefix("QLinear") if op_type != "QGemm" else "Gemm"

@@ -113,11 +113,8 @@ class ClassifierWalk:
             return True
         if set(self.graph.shape(node.output[0])[2:]) == {1}:
             return True
-        kernel = self.graph.view.constants.get(node.input[1])
-        if kernel is not None:
-            return all(size == 1 for size in kernel.dims[2:])
-        sizes = [a.ints for a in node.attribute if a.name == "kernel_shape"]
-        return all(size == 1 for ints in sizes for size in ints)
+        weights = node.input[3 if node.op_type == "QLinearConv" else 1]
+        return all(size == 1 for size in self.graph.shape(weights)[2:])
 
     @cached_property
     def tensor(self) -> str:

@@ -78,6 +78,9 @@ class Steps:
         fitting = [name for name in tensors if self.graph.can_be_layer(name)]
         if not fitting:
             return None
+        dequantised = [n for n in fitting if self._made_by(n) == "DequantizeLinear"]
+        if dequantised:  # what goes into QuantizeLinear may lack its activation
+            fitting = fitting[fitting.index(dequantised[0]) :]
         first = fitting[0]
         if shapes[first][2:] == (1,):
             # Channels with one place, (batch, channels, 1), look like tokens.
@@ -86,6 +89,9 @@ class Steps:
         between = tensors[tensors.index(first) : tensors.index(alike[-1])]
         shuffled = any(len(shapes[name]) > 4 for name in between)
         return alike[-1] if shuffled else first  # the block ends behind the shuffle
+
+    def _made_by(self, name: str) -> str:
+        return self.graph.op(self.graph.view.producer[name])
 
     def _moves(self, index: int) -> bool:
         """Whether a node keeps all values, as a pooling over single places does too."""
@@ -155,7 +161,7 @@ class Steps:
     def _is_gate(self, index: int) -> bool:
         """Whether a node scales channels by factors made of them (squeeze-excite)."""
         node = self.graph.view.nodes[index]
-        if node.op_type != "Mul":
+        if self.graph.op(index) != "Mul":
             return False
         made = self.graph.shape(node.output[0])
         return any(

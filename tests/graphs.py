@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,38 @@ def with_function() -> onnx.ModelProto:
     model.functions.append(function)
     model.opset_import.append(helper.make_opsetid("local", 1))
     return model
+
+
+def quantised(
+    model: onnx.ModelProto, data: np.ndarray, *, operators: bool = False
+) -> onnx.ModelProto:
+    """A model in 8 bits, calibrated on some input, as ONNX Runtime's tool writes it.
+
+    With QuantizeLinear and DequantizeLinear, or with operators such as QLinearConv.
+    """
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        rows = iter(data)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            row = next(self.rows, None)
+            return None if row is None else {"data": row[None]}
+
+    formats = quantization.QuantFormat
+    with tempfile.TemporaryDirectory() as folder:
+        source, made = Path(folder, "float.onnx"), Path(folder, "quantised.onnx")
+        onnx.save(model, source)
+        quantization.quantize_static(
+            source,
+            made,
+            Reader(),
+            quant_format=formats.QOperator if operators else formats.QDQ,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            per_channel=True,
+        )
+        return onnx.load(made)
 
 
 def save(model: onnx.ModelProto, path: Path, **external) -> str:

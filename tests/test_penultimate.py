@@ -235,17 +235,19 @@ def test_an_input_that_all_layers_need_is_named(
         load_backbone(path, plain).layers  # noqa: B018
 
 
-def test_integers_of_a_quantised_network_are_no_code(
-    plain: Preprocessing, tmp_path: Path
+def test_integers_before_a_quantised_classifier_are_dequantised(
+    photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
 ) -> None:
-    """Better an error than the scores."""
     net = graphs.Net()
-    scale, zero = net.constant(np.float32(0.05)), net.constant(np.int8(0))
+    scale, zero = net.constant(np.float32(0.125)), net.constant(np.int8(0))
     x = net.op("QuantizeLinear", pooled(net), scale, zero)
     x = net.op("Flatten", net.op("Relu", x), axis=1)
     product = [x, scale, zero, eighths(net), scale, zero, scale, zero]
     x = net.op("QLinearMatMul", *product)
-    x = net.op("DequantizeLinear", x, scale, zero)
-    path = graphs.save(net.model(x), tmp_path / "net.onnx")
-    with pytest.raises(BackboneError, match="type int8 cannot be a layer"):
-        load_backbone(path, plain).layers  # noqa: B018
+    model = net.model(net.op("DequantizeLinear", x, scale, zero))
+    path = graphs.save(model, tmp_path / "net.onnx")
+    transformer = CNNCodeTransformer(path, norm=None, preprocessing=plain)
+    codes = transformer.fit_transform(photographs)
+    floats = run_tensor(model, "code", prepared(photographs, plain), plain)
+    assert 1 < floats.max() < 127 * 0.125
+    np.testing.assert_allclose(codes, floats.reshape(8, 8).clip(0), atol=0.0626)

@@ -36,6 +36,8 @@ _OPS += [
     "Range",
     "Where",
     "LSTM",
+    "QLinearConv",
+    "DequantizeLinear",
     "StringNormalizer",
 ]
 
@@ -45,7 +47,15 @@ def seeds() -> list[bytes]:
     models = [graphs.resnet(), graphs.alexnet(), graphs.squeezenet(), graphs.vit()]
     models += [graphs.with_if(), graphs.with_function(), graphs.resnet(batch=1)]
     models += [graphs.vit(baked=True), graphs.resnet(reshape=True, batch=2)]
+    data = np.stack([pixels(image) for image in images()])
+    for operators in (False, True):
+        models.append(graphs.quantised(graphs.squeezenet(), data, operators=operators))
     return [model.SerializeToString() for model in models]
+
+
+def pixels(image: np.ndarray) -> np.ndarray:
+    """An image as the networks read it."""
+    return (image / 127.5 - 1).transpose(2, 0, 1).astype(np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -187,9 +197,9 @@ def reference(content: bytes, name: str, kind: str, axis: int) -> np.ndarray | N
         )
         rows = []
         for image in images():
-            pixels = (image / 127.5 - 1).transpose(2, 0, 1)[None].astype(np.float32)
             batch = value.type.tensor_type.shape.dim[0].dim_value or 1
-            (row,) = session.run([name], {"data": pixels.repeat(batch, axis=0)})
+            data = pixels(image)[None].repeat(batch, axis=0)
+            (row,) = session.run([name], {"data": data})
             rows.append(row[:1])
     except (DecodeError, ValueError, RuntimeError, MemoryError, UnicodeError):
         return None

@@ -1,0 +1,141 @@
+"""Networks that come in 8 bits have the layers of those in floats, and their codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from sk_cnncodes import BackboneError, CNNCodeTransformer, Preprocessing, load_backbone
+from sk_cnncodes.model_files import read_model
+from tests import graphs
+from tests.conftest import prepared, run_tensor
+
+
+@pytest.fixture(scope="module")
+def data(photographs: list[np.ndarray], plain: Preprocessing) -> np.ndarray:
+    """The photographs as the small networks read them, of a little more contrast.
+
+    With the same contrast, each pixel would lie between two integers, and be rounded by
+    the last bit of its float.
+    """
+    pixels = prepared(photographs, plain).astype(np.float32)
+    return 1.03 * (pixels / 127.5 - 1).transpose(0, 3, 1, 2)
+
+
+def cosines(codes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of codes whose length is 1."""
+    return (codes * others).sum(axis=1)
+
+
+@pytest.mark.parametrize("operators", [False, True])
+@pytest.mark.parametrize("network", [graphs.resnet, graphs.squeezenet, graphs.alexnet])
+def test_layers_and_codes_are_those_of_the_floats(
+    network: Callable[[], onnx.ModelProto],
+    operators: bool,
+    data: np.ndarray,
+    photographs: list[np.ndarray],
+    plain: Preprocessing,
+    tmp_path: Path,
+) -> None:
+    floats = graphs.save(network(), tmp_path / "floats.onnx")
+    model = graphs.quantised(network(), data, operators=operators)
+    ops = {node.op_type for node in model.graph.node}
+    assert ("QLinearConv" in ops) == operators
+    path = graphs.save(model, tmp_path / "integers.onnx")
+    expected = load_backbone(floats, plain).layers
+    layers = load_backbone(path, plain).layers
+    assert [layer.shape for layer in layers] == [layer.shape for layer in expected]
+    for position in range(-len(layers), 0):
+        transformer = CNNCodeTransformer(floats, layer=position, preprocessing=plain)
+        codes = transformer.fit_transform(photographs)
+        transformer.set_params(backbone=path)
+        assert cosines(transformer.fit_transform(photographs), codes).min() > 0.98
+        if expected[position].name.startswith(("block", "fire", "pool", "fc", "stem")):
+            assert codes.min() >= 0  # rectified; so is what stands for it in 8 bits
+            assert transformer.transform(photographs).min() >= 0
+
+
+@pytest.mark.parametrize("operators", [False, True])
+def test_codes_are_what_the_integers_stand_for(
+    operators: bool,
+    data: np.ndarray,
+    photographs: list[np.ndarray],
+    plain: Preprocessing,
+    tmp_path: Path,
+) -> None:
+    model = graphs.quantised(graphs.squeezenet(), data, operators=operators)
+    path = graphs.save(model, tmp_path / "net.onnx")
+    layer = load_backbone(path, plain).layers[-1].name
+    if operators:
+        # An independent way: the file's own integers, and their scale.
+        makers = {node.output[0]: node for node in model.graph.node}
+        name = layer.removesuffix("_dequantized")
+        scale, zero = makers[name].input[:2]  # of QLinearConcat
+        node = helper.make_node("DequantizeLinear", [name, scale, zero], [layer])
+        model.graph.node.append(node)
+    activations = run_tensor(model, layer, prepared(photographs, plain), plain)
+    codes = CNNCodeTransformer(path, norm=None, preprocessing=plain)
+    found = codes.fit_transform(photographs)
+    step = float(activations.max()) / 255
+    np.testing.assert_allclose(found, activations.mean(axis=(2, 3)), atol=step / 10)
+
+
+def test_nodes_that_dequantise_alike_are_one(
+    data: np.ndarray,
+    photographs: list[np.ndarray],
+    plain: Preprocessing,
+    tmp_path: Path,
+) -> None:
+    """As optimisers write them: a node for each reader, with constants of its own."""
+    model = graphs.quantised(graphs.resnet(), data)
+    path = graphs.save(model, tmp_path / "one.onnx")
+    expected = load_backbone(path, plain).layers
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {node.output[0]: node for node in model.graph.node}
+    nodes, count = [], 0
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            maker = makers.get(name)
+            if maker is None or maker.op_type != "DequantizeLinear":
+                continue
+            own = onnx.NodeProto()
+            own.CopyFrom(maker)
+            own.output[0] = node.input[place] = f"own{count}"
+            if constants[maker.input[1]].dims == []:
+                tensor = model.graph.initializer.add()
+                tensor.CopyFrom(constants[maker.input[1]])
+                tensor.name = own.input[1] = f"scale{count}"
+            nodes.append(own)
+            count += 1
+        if node.op_type != "DequantizeLinear" or node.output[0] == "scores":
+            nodes.append(node)
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    separate = graphs.save(model, tmp_path / "separate.onnx")
+    layers = load_backbone(separate, plain).layers
+    assert [layer.shape for layer in layers] == [layer.shape for layer in expected]
+    one, other = (
+        CNNCodeTransformer(each, preprocessing=plain).fit_transform(photographs)
+        for each in (path, separate)
+    )
+    np.testing.assert_allclose(other, one, atol=1e-5)
+
+
+def test_networks_of_floats_stay_as_they_are(tmp_path: Path) -> None:
+    path = graphs.save(graphs.resnet(), tmp_path / "net.onnx")
+    assert read_model(Path(path)).graph.node == graphs.resnet().graph.node
+
+
+def test_files_optimised_for_one_processor_are_refused(
+    plain: Preprocessing, tmp_path: Path
+) -> None:
+    model = graphs.resnet()
+    model.graph.node[0].domain = "com.microsoft.nchwc"
+    path = graphs.save(model, tmp_path / "net.onnx")
+    with pytest.raises(BackboneError, match=r"net.onnx.*com.microsoft.nchwc"):
+        load_backbone(path, plain).layers  # noqa: B018
