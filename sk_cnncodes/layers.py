@@ -182,8 +182,8 @@ class LayerGraph:
             alone = not self.view.other_inputs(output.name)
             if alone and output.name in self.view.dependent:
                 names.update([output.name, *self.view.cut_tensors(output.name)])
-        for node in self.view.nodes:
-            if node.op_type == "Concat" and node.output[0] in self.view.dependent:
+        for index, node in enumerate(self.view.nodes):
+            if self.op(index) == "Concat" and node.output[0] in self.view.dependent:
                 names.add(node.output[0])
         return sorted(each for each in names if not self._is_known(each))
 
@@ -290,11 +290,13 @@ class LayerGraph:
         tokens = self.shape(name)[1]
         for index in self.view.ancestors([name]):
             node = self.view.nodes[index]
-            if node.op_type != "Concat" or len(node.input) < 2:
+            if self.op(index) != "Concat" or len(node.input) < 2:
                 continue
             axis = next(a.i for a in node.attribute if a.name == "axis")
-            learned = node.input[0] not in self.view.dependent
-            given = any(n in self.view.dependent for n in node.input[1:])
+            # QLinearConcat has its own scale, and one with each of its inputs.
+            joined = node.input if node.op_type == "Concat" else node.input[2::3]
+            learned = joined[0] not in self.view.dependent
+            given = any(name in self.view.dependent for name in joined[1:])
             if axis not in (1, -2) or not (learned and given):
                 continue
             made = self.shape(node.output[0])
