@@ -26,6 +26,7 @@ from tests.fuzz.mutations import mutated
 SIDE = graphs.SIDE
 PLAIN = Preprocessing(crop_size=(SIDE, SIDE), scale=1 / 127.5, mean=(1, 1, 1))
 _ODD = [-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 7, 2**16, 2**31 - 1, 2**40, 2**63 - 1]
+_LARGEST_BATCH = 64  # that the whole file is run with
 _OPS = ["Relu", "Add", "Conv", "Reshape", "Concat", "Gather", "Slice", "Transpose"]
 _OPS += ["If", "Loop", "Constant", "Shape", "Expand", "Tile", "Split", "TopK", "Cast"]
 _OPS += ["MatMul", "Gemm", "Flatten", "Unsqueeze", "MaxPool", "NotAnOperator", "Einsum"]
@@ -196,8 +197,10 @@ def reference(content: bytes, name: str, kind: str, axis: int) -> np.ndarray | N
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         rows = []
+        batch = value.type.tensor_type.shape.dim[0].dim_value or 1
+        if batch > _LARGEST_BATCH:
+            return None
         for image in images():
-            batch = value.type.tensor_type.shape.dim[0].dim_value or 1
             data = pixels(image)[None].repeat(batch, axis=0)
             (row,) = session.run([name], {"data": data})
             rows.append(row[:1])
