@@ -30,6 +30,7 @@ from sk_cnncodes.exceptions import (
 from sk_cnncodes.graph import TensorType, value_shape
 from sk_cnncodes.layers import Layer, LayerGraph, image_input
 from sk_cnncodes.measure import measured_types
+from sk_cnncodes.model_checks import check_batch
 from sk_cnncodes.model_files import digest_with_data, read_model, read_outline
 from sk_cnncodes.preprocessing import Preprocessing
 from sk_cnncodes.views import check_views
@@ -301,6 +302,7 @@ def _input_shape(
     """Shape of the input for one image, or for as many as are baked into the file."""
     stated = value_shape(value)
     batch = (stated[0] if stated else None) or 1
+    check_batch(batch)
     return (batch, *preprocessing.input_shape[1:])
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from sk_cnncodes.exceptions import LayerError
 from sk_cnncodes.graph import GraphView, cut_model, rename_tensors, value_shape
 from sk_cnncodes.layers import Layer, image_input
-from sk_cnncodes.model_checks import check_loops
+from sk_cnncodes.model_checks import check_loops, check_repeatable
 from sk_cnncodes.model_files import embed_external_data
 from sk_cnncodes.preprocessing import Preprocessing
 
@@ -137,6 +137,7 @@ def _cut(
     embed_external_data(cut, folder)
     rename_tensors(cut.graph, _backbone_name)
     check_loops(cut.graph)
+    check_repeatable(cut.graph)
     name = _backbone_name(image_input(model).name)
     (value,) = [value for value in cut.graph.input if value.name == name]
     return cut, value

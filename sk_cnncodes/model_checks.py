@@ -34,6 +34,18 @@ _WEIGHT_AND_BIAS = {"Conv": (1, 2), "QLinearConv": (3, 8)}
 _ONE_PROCESSOR = "com.microsoft.nchwc"
 # Elements of a weight or an activation of one image: 2 GB in single precision.
 _MOST_ELEMENTS = 2**29
+# Of a file; the image input takes this many images at once.
+_LARGEST_BATCH = 4096
+_RANDOM = frozenset(
+    [
+        "Bernoulli",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    ]
+)
 # Rounds of a loop, those of the loops around it counted in.
 _MOST_ROUNDS = 2**16
 
@@ -252,6 +264,36 @@ def _check_loops(graph: onnx.GraphProto, rounds: int, outer: dict[str, int]) -> 
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
                 _check_loops(body, inside, known)
+
+
+def check_repeatable(graph: onnx.GraphProto) -> None:
+    """Refuse a network that gives other codes each time.
+
+    Raises
+    ------
+    BackboneError
+    """
+    for each in all_graphs(graph):
+        for node in each.node:
+            if node.op_type in _RANDOM:
+                raise BackboneError(
+                    f"its {node.op_type} {list(node.output[:1])} makes random numbers: "
+                    "an image would have another code each time. Expected a network "
+                    "exported for inference."
+                )
+
+
+def check_batch(size: int) -> None:
+    """Refuse a baked-in batch size that no network has.
+
+    Raises
+    ------
+    BackboneError
+    """
+    if size > _LARGEST_BATCH:
+        raise BackboneError(
+            f"its batch size is fixed at {size}. Expected at most {_LARGEST_BATCH}."
+        )
 
 
 def check_sizes(shapes: Mapping[str, tuple[int | None, ...] | None]) -> None:

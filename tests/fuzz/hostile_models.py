@@ -277,6 +277,20 @@ def bad_name(content: bytes) -> bytes:
     return content.replace(b"block2", b"\xff\xfe\xfd\xfcxx")
 
 
+def with_producer(name: str) -> onnx.ModelProto:
+    return changed(lambda model: setattr(model, "producer_name", name))
+
+
+def random_in_body() -> onnx.ModelProto:
+    model = graphs.with_if()
+    (chooser,) = [node for node in model.graph.node if node.op_type == "If"]
+    for attribute in chooser.attribute:
+        (node,) = attribute.g.node
+        node.op_type = "Bernoulli"
+        del node.input[1:]
+    return model
+
+
 Made = onnx.ModelProto | bytes
 CASES: dict[str, tuple[Callable[[], Made], str]] = {
     # External data outside of the folder of the model.
@@ -328,10 +342,11 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
         lambda: bad_name(graphs.resnet().SerializeToString()),
         "errors",
     ),
-    "own_format": (
-        lambda: changed(lambda m: setattr(m, "producer_name", "ORTM" * 9)),
-        "codes",
+    "producer_of_no_text": (
+        lambda: bad_name(with_producer("block2").SerializeToString()),
+        "errors",
     ),
+    "own_format": (lambda: with_producer("ORTM" * 9), "codes"),
     # Numbers that no network has.
     "negative": (
         lambda: changed(lambda m: weight(m).dims.__setitem__(0, -8)),
@@ -368,7 +383,10 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
         lambda: around("MaxPool", kernel_shape=[2, 2], pads=[1, 1, 2**30, 2**30]),
         "errors",
     ),
+    "vast_batch": (lambda: graphs.resnet(batch=2**16), "errors"),
     # Operators and operator sets.
+    "random": (lambda: around("RandomNormalLike"), "errors"),
+    "random_in_body": (random_in_body, "errors"),
     "custom": (lambda: around("Custom", domain="custom.operators"), "errors"),
     "contrib": (lambda: around("NoSuchOperator", domain="com.microsoft"), "errors"),
     "unknown_opset": (lambda: graphs.resnet(opset=999), "errors"),
