@@ -45,7 +45,7 @@ IMAGE_ELEMENTS = frozenset([1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 16])
 # Names the penultimate tensor in the metadata of a file where it cannot be found.
 PENULTIMATE_KEY = "sk_cnncodes.penultimate"
 # Raise it when codes change for the same backbone and parameters.
-CODE_VERSION = 2
+CODE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -306,6 +306,30 @@ def _input_shape(
     return (batch, *preprocessing.input_shape[1:])
 
 
+def _check_integers(preprocessing: Preprocessing, value: onnx.ValueInfoProto) -> None:
+    """Refuse a preprocessing whose values an input of integers would cut off."""
+    import numpy as np
+    import onnx
+
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    if dtype.kind not in "iu":
+        return
+    scale, bounds = preprocessing.scale, np.iinfo(dtype)
+    pairs = list(zip(preprocessing.mean, preprocessing.std, strict=True))
+    steps = [scale / std for _, std in pairs]
+    values = [(pixel * scale - mean) / std for mean, std in pairs for pixel in (0, 255)]
+    low, high = min(values), max(values)
+    whole = all(float(number).is_integer() for number in (*steps, *values))
+    if whole and bounds.min <= low and high <= bounds.max:
+        return
+    raise PreprocessingError(
+        f"the preprocessing gives values from {low:.6g} to {high:.6g} in steps of "
+        f"{steps[0]:.6g}, but the backbone's input {value.name!r} takes {dtype.name}. "
+        f"Expected whole numbers from {bounds.min} to {bounds.max}: such a network "
+        "normalises by itself, mostly what scale=1, mean=0 and std=1 give."
+    )
+
+
 def _check_input(preprocessing: Preprocessing, value: onnx.ValueInfoProto) -> None:
     """Compare the preprocessing with what the file states about its input."""
     element = value.type.tensor_type.elem_type
@@ -314,6 +338,7 @@ def _check_input(preprocessing: Preprocessing, value: onnx.ValueInfoProto) -> No
             f"its input {value.name!r} has the element type {element}. Expected floats "
             "or integers."
         )
+    _check_integers(preprocessing, value)
     stated = value_shape(value)
     if stated is None:
         return

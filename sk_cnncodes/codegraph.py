@@ -34,6 +34,8 @@ POOLINGS: dict[str, tuple[Pooling, ...]] = {
 # Generalised mean: exponent and floor of Radenovic et al. (2018), arXiv:1711.02512.
 GEM_EXPONENT = 3.0
 GEM_FLOOR = 1e-6
+# Element types of ONNX: float, float16, double and bfloat16.
+_FLOATS = (1, 10, 11, 16)
 # Luma of ITU-R BT.601, as Pillow's convert("L").
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -246,10 +248,14 @@ def _add_normalisation(
     def add(op_type: str, inputs: list[str], **attributes: Any) -> str:
         return build.node(op_type, inputs, before=True, **attributes)
 
+    element = image.type.tensor_type.elem_type
     pixels = add("Cast", [INPUT], to=onnx.TensorProto.FLOAT)
     if preprocessing.channels == "GRAY":
         luma = build.constant(np.array(_LUMA, np.float32).reshape(3, 1))
         pixels = add("MatMul", [pixels, luma])
+        if element not in _FLOATS:
+            half = build.constant(np.array(0.5, np.float32))
+            pixels = add("Floor", [add("Add", [pixels, half])])
     channel_axis, shape = 3, (1, 1, 1, -1)
     if preprocessing.layout == "NCHW":
         pixels = add("Transpose", [pixels], perm=[0, 3, 1, 2])
@@ -265,7 +271,6 @@ def _add_normalisation(
         pixels = add("Mul", [pixels, build.constant(factor)])
     if offset.any():
         pixels = add("Sub", [pixels, build.constant(offset)])
-    element = image.type.tensor_type.elem_type
     build.node("Cast", [pixels], output=image.name, before=True, to=element)
 
 

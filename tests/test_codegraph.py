@@ -10,12 +10,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
+from PIL import Image
 
 from sk_cnncodes import (
     BackboneError,
     CNNCodeTransformer,
     LayerError,
     Preprocessing,
+    PreprocessingError,
     load_backbone,
 )
 from sk_cnncodes.devices import Device
@@ -223,6 +225,72 @@ def test_half_precision_file(
     assert codes.dtype == np.float32
     whole = run_tensor(model, "pooled", prepared(photographs, plain), plain)
     np.testing.assert_allclose(codes, whole[:, :, 0, 0], rtol=2e-2, atol=2e-2)
+
+
+def taking_integers(element: int, channels: int = 3) -> onnx.ModelProto:
+    """A network that turns integers into floats itself."""
+    net = graphs.Net()
+    x = net.op("Cast", "data", to=TensorProto.FLOAT)
+    x = net.op("Mul", x, net.constant(np.float32(1 / 255)))
+    x = net.op("Relu", net.conv(x, channels, 8, strides=[2, 2]), out="map")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x))
+    model = net.model(net.dense(x, 8, 10), shape=(channels, 32, 32))
+    model.graph.input[0].type.tensor_type.elem_type = element
+    return model
+
+
+@pytest.mark.parametrize(
+    ("element", "mean"),
+    [(TensorProto.UINT8, 0), (TensorProto.INT8, 128), (TensorProto.INT32, 100)],
+    ids=["uint8", "int8", "int32"],
+)
+def test_inputs_of_integers(
+    element: int,
+    mean: int,
+    photographs: list[np.ndarray],
+    plain: Preprocessing,
+    tmp_path: Path,
+) -> None:
+    model = taking_integers(element)
+    path = graphs.save(model, tmp_path / "net.onnx")
+    whole = replace(plain, scale=1, mean=(mean,) * 3)
+    codes = CNNCodeTransformer(path, preprocessing=whole).fit_transform(photographs)
+    activations = run_tensor(model, "map", prepared(photographs, whole), whole)
+    np.testing.assert_allclose(codes, activations.mean(axis=(2, 3)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("element", "change", "message"),
+    [
+        (TensorProto.UINT8, {}, "from -1 to 1 in steps of 0.00784.*takes uint8"),
+        (TensorProto.INT8, {"scale": 1, "mean": (0, 0, 0)}, "from 0 to 255.*to 127"),
+        (TensorProto.INT32, {"scale": 1, "mean": (0, 0, 0.5)}, "takes int32"),
+    ],
+)
+def test_values_that_an_input_of_integers_would_cut_off(
+    element: int,
+    change: dict,
+    message: str,
+    photographs: list[np.ndarray],
+    plain: Preprocessing,
+    tmp_path: Path,
+) -> None:
+    path = graphs.save(taking_integers(element), tmp_path / "net.onnx")
+    transformer = CNNCodeTransformer(path, preprocessing=replace(plain, **change))
+    with pytest.raises(PreprocessingError, match=f"net.onnx.*{message}"):
+        transformer.fit(photographs)
+
+
+def test_gray_of_integers_is_rounded(
+    photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
+) -> None:
+    model = taking_integers(TensorProto.UINT8, channels=1)
+    path = graphs.save(model, tmp_path / "net.onnx")
+    gray = replace(plain, scale=1, mean=(0,), std=(1,), channels="GRAY")
+    codes = CNNCodeTransformer(path, preprocessing=gray).fit_transform(photographs)
+    pixels = [Image.fromarray(p).convert("L") for p in prepared(photographs, gray)]
+    activations = run_tensor(model, "map", np.stack(pixels)[..., None], gray)
+    np.testing.assert_allclose(codes, activations.mean(axis=(2, 3)), rtol=1e-4)
 
 
 def test_external_data(
