@@ -146,7 +146,7 @@ class LayerGraph:
         return max(1, *(self.view.weights_before(name) for name in outputs))
 
     def op(self, index: int) -> str:
-        """Operator of a node, named as that on floats if it is one on integers."""
+        """Operator of a node, by the name that it has on floats, channels first."""
         return plain_operator(self.view.nodes[index].op_type)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -265,7 +265,7 @@ class LayerGraph:
             node, op = self.view.nodes[index], self.op(index)
             made = None
             if "Conv" in op or "Pool" in op or op in ("BatchNormalization", "LRN"):
-                made = 1
+                made = 3 if _has_channels_last(node) else 1
             elif op in ("MatMul", "Gemm", "LayerNormalization"):
                 made = 3
             if made is not None:
@@ -303,6 +303,12 @@ class LayerGraph:
             if len(made) == 3 and made[1] == tokens:
                 return True
         return False
+
+
+def _has_channels_last(node: onnx.NodeProto) -> bool:
+    """Of operators of ONNX Runtime that optimised files hold."""
+    stated = any(a.name == "channels_last" and a.i for a in node.attribute)
+    return stated or node.op_type.startswith("Nhwc")
 
 
 def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:

@@ -94,5 +94,7 @@ ATTENTION = frozenset(["Attention", "MultiHeadAttention", "Softmax"])
 
 
 def plain_operator(op_type: str) -> str:
-    """The operator on floats that one on quantised integers stands for, or itself."""
-    return op_type.removeprefix("QLinear") if op_type != "QGemm" else "Gemm"
+    """The operator that one on integers, or on channels last, stands for; or itself."""
+    if op_type == "QGemm":
+        return "Gemm"
+    return op_type.removeprefix("QLinear").removeprefix("Nhwc")

@@ -28,8 +28,8 @@ _OUTPUT_SCALE = {
 }
 # Operators that leave integers in their scale.
 _KEEPS_SCALE = (
-    *("Flatten", "Gather", "Identity", "MaxPool", "Relu", "Reshape", "Slice"),
-    *("Squeeze", "Transpose", "Unsqueeze"),
+    *("Flatten", "Gather", "Identity", "MaxPool", "NhwcMaxPool", "Relu", "Reshape"),
+    *("Slice", "Squeeze", "Transpose", "Unsqueeze"),
 )
 # DequantizeLinear exists since this version of the default operator set.
 _OLDEST_OPSET = 10

@@ -13,6 +13,7 @@ from onnx import helper
 from sk_cnncodes import BackboneError, CNNCodeTransformer, Preprocessing, load_backbone
 from sk_cnncodes.layers import Layer
 from sk_cnncodes.model_files import read_model
+from sk_cnncodes.onnxruntime_engine import import_onnxruntime
 from tests import graphs
 from tests.conftest import prepared, run_tensor
 
@@ -127,6 +128,33 @@ def test_nodes_that_dequantise_alike_are_one(
         for each in (path, separate)
     )
     np.testing.assert_allclose(other, one, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", [graphs.resnet, graphs.squeezenet])
+def test_files_that_onnxruntime_has_optimised(
+    network: Callable[[], onnx.ModelProto],
+    data: np.ndarray,
+    photographs: list[np.ndarray],
+    plain: Preprocessing,
+    tmp_path: Path,
+) -> None:
+    """Their operators work on integers, and have the channels last."""
+    path = graphs.save(graphs.quantised(network(), data), tmp_path / "net.onnx")
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    optimised = onnx.load(options.optimized_model_filepath)
+    assert "QLinearConv" in {node.op_type for node in optimised.graph.node}
+    for position in range(-len(load_backbone(path, plain).layers), 0):
+        codes, others = (
+            CNNCodeTransformer(
+                each, layer=position, norm="l2", preprocessing=plain
+            ).fit_transform(photographs)
+            for each in (path, options.optimized_model_filepath)
+        )
+        assert (codes * others).sum(axis=1).min() > 0.9999  # cosines
 
 
 def test_networks_of_floats_stay_as_they_are(tmp_path: Path) -> None:
