@@ -84,6 +84,7 @@ WEIGHTED = frozenset(
         "FusedMatMul",
         "Gemm",
         "MatMul",
+        "MatMulBnb4",
         "MatMulInteger",
         "MatMulIntegerToFloat",
         "MatMulNBits",
