@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sk_cnncodes.exceptions import BackboneError, first_line
+from sk_cnncodes.fused_operators import split_fused
 from sk_cnncodes.graph import (
     LARGEST_SHAPE_TENSOR,
     constant_names,
@@ -67,8 +68,9 @@ def read_model(path: Path) -> onnx.ModelProto:
     """Read an ONNX file in a normal form, without its external data.
 
     The normal form has its nodes in topological order, no model-local functions,
-    no `Constant` nodes in the main graph, no initializer among the inputs, and floats
-    behind all integers that stand for activations.
+    no `Constant` nodes in the main graph, no initializer among the inputs, sums
+    apart from the normalisations behind them, and floats behind all integers that stand
+    for activations.
 
     Raises
     ------
@@ -158,6 +160,7 @@ def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
     inputs = [value for value in graph.input if value.name not in constants]
     graph.ClearField("input")
     graph.input.extend(inputs)
+    split_fused(model)
     expose_floats(model)
     # Initializers that are not inputs exist since IR version 4.
     model.ir_version = max(model.ir_version, 4)
