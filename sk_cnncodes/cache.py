@@ -263,7 +263,7 @@ class MemoryStore:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._rows: OrderedDict[tuple[str, bytes], np.ndarray] = OrderedDict()
-        self._files: OrderedDict[str, tuple[FileState, bytes]] = OrderedDict()
+        self._files: OrderedDict[bytes, tuple[FileState, bytes]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, spec: str, images: Sequence[bytes]) -> list[np.ndarray | None]:

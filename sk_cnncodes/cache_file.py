@@ -22,9 +22,13 @@ _CODE = np.dtype("<f4")
 
 @dataclass(frozen=True)
 class FileState:
-    """What is remembered a file's digest by: a change of content changes one of it."""
+    """What is remembered a file's digest by: a change of content changes one of it.
 
-    path: str
+    `path` is that of the file system, device and inode before it: as bytes, since names
+    may be no UTF-8.
+    """
+
+    path: bytes
     size: int
     mtime_ns: int
     ctime_ns: int

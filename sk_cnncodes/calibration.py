@@ -14,6 +14,7 @@ import numpy as np
 from sk_cnncodes.backbone import CodeSpec
 from sk_cnncodes.codegraph import CodeGraph
 from sk_cnncodes.exceptions import BackboneError, ImageError, first_line
+from sk_cnncodes.image_files import MAX_PIXELS
 from sk_cnncodes.images import read_rgb
 from sk_cnncodes.quantisation import Calibration, measure_ranges
 from sk_cnncodes.threads import Threads
@@ -47,6 +48,7 @@ def calibrate(
     n_threads: int,
     *,
     skip_bad: bool,
+    max_pixels: int | None = MAX_PIXELS,
 ) -> Calibration:
     """Measure a backbone's activations on up to 256 images of X.
 
@@ -63,6 +65,8 @@ def calibrate(
     n_threads : int
     skip_bad : bool
         Whether bad images are left out, and not an error.
+    max_pixels : int or None
+        An image with more pixels is a bad image.
 
     Raises
     ------
@@ -73,10 +77,13 @@ def calibrate(
     """
     drawn = np.random.default_rng(0).permutation(len(images))[:CALIBRATION_IMAGES]
 
+    preprocessing = specs[0].preprocessing
+
     def prepare(index: int) -> np.ndarray | ImageError:
         try:
-            rgb = read_rgb(images[index], index)
-            return specs[0].preprocessing.apply(rgb)
+            least_size = preprocessing.least_size
+            rgb = read_rgb(images[index], index, max_pixels, least_size)
+            return preprocessing.apply(rgb)
         except ImageError as error:
             if not skip_bad:
                 raise

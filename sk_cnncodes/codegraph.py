@@ -36,6 +36,8 @@ GEM_EXPONENT = 3.0
 GEM_FLOOR = 1e-6
 # Element types of ONNX: float, float16, double and bfloat16.
 _FLOATS = (1, 10, 11, 16)
+# Operators that round the images of a batch by the largest value of all of them.
+_SCALED_BY_BATCH = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 # Luma of ITU-R BT.601, as Pillow's convert("L").
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -50,10 +52,14 @@ class CodeGraph:
         The serialised `onnx.ModelProto`.
     batch_size : int or None
         Number of images in each run; None where any number will do.
+    freed : bool
+        Whether the file had a batch size, which was taken out. Then any number will
+        do only if a run says so.
     """
 
     model: bytes
     batch_size: int | None
+    freed: bool = False
 
 
 def resolve_pooling(layer: Layer, pooling: str) -> Pooling:
@@ -168,6 +174,8 @@ def _code_graph(
     batch_size = None if free else baked or 1
     if free and baked is not None:
         _free_batch(model, image.name, baked)
+    if free and any(node.op_type in _SCALED_BY_BATCH for node in model.graph.node):
+        batch_size = 1
     # Inner types may hold a baked-in batch size.
     model.graph.ClearField("value_info")
     build = _Builder(model)
@@ -194,7 +202,8 @@ def _code_graph(
             )
         )
     build.finish()
-    return CodeGraph(bytes(model.SerializeToString()), batch_size)
+    freed = free and baked is not None
+    return CodeGraph(bytes(model.SerializeToString()), batch_size, freed)
 
 
 class _Builder:

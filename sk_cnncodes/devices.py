@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.dummy import DummyProcess
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from sk_cnncodes.exceptions import DeviceError
 
@@ -145,6 +147,20 @@ def cuda_driver() -> ctypes.CDLL | None:
     except OSError:
         return None
     return driver if driver.cuInit(0) == 0 else None
+
+
+def check_n_jobs(value: Any) -> None:
+    """Refuse what is no number of threads.
+
+    Raises
+    ------
+    ValueError
+    """
+    is_int = isinstance(value, Integral) and not isinstance(value, bool)
+    if value is not None and not (is_int and value != 0):
+        raise ValueError(
+            f"n_jobs: expected None or an int other than 0, got {value!r}."
+        )
 
 
 def usable_threads(n_jobs: int | None) -> int:

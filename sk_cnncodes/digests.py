@@ -20,11 +20,9 @@ from sk_cnncodes.cache import CodeCache
 from sk_cnncodes.cache_file import FileState
 from sk_cnncodes.contents import path_of, read_content
 from sk_cnncodes.exceptions import ImageError
+from sk_cnncodes.files import SETTLED_NS
 from sk_cnncodes.image_files import MAX_PIXELS
 from sk_cnncodes.images import read_rgb
-
-# A file that changed less than this ago may change again without a new time stamp.
-_SETTLED_NS = 2_000_000_000
 
 Digest = bytes
 
@@ -40,12 +38,18 @@ def image_digest(image: Any, index: int, max_pixels: int | None = MAX_PIXELS) ->
     if isinstance(image, np.ndarray):
         if image.dtype.kind not in "buif":
             read_rgb(image, index, max_pixels)  # says what is wrong with it
-        head = f"array {image.dtype.str} {image.shape}"
-        return _sha256(head, np.ascontiguousarray(image).data)
+        return pixel_digest(image)
     if isinstance(image, Image.Image):
-        rgb = read_rgb(image, index, max_pixels)
-        return _sha256(f"rgb {rgb.size}", rgb.tobytes())
+        return pixel_digest(image, read_rgb(image, index, max_pixels))
     return content_digest(read_content(image, index))
+
+
+def pixel_digest(image: Any, rgb: Image.Image | None = None) -> Digest:
+    """Digest of an array, or of a PIL image by the RGB pixels that it becomes."""
+    if rgb is not None and not isinstance(image, np.ndarray):
+        return _sha256(f"rgb {rgb.size}", rgb.tobytes())
+    head = f"array {image.dtype.str} {image.shape}"
+    return _sha256(head, np.ascontiguousarray(image).data)
 
 
 def content_digest(content: bytes) -> Digest:
@@ -107,7 +111,7 @@ class ImageDigests:
                 and index in states
                 and self._file_state(index) == states[index]
                 and now - max(states[index].mtime_ns, states[index].ctime_ns)
-                > _SETTLED_NS
+                > SETTLED_NS
             ]
         )
         return [found[index] for index in indices]
@@ -132,7 +136,9 @@ class ImageDigests:
                 path = self._real_path(path)
         except (OSError, ValueError):
             return None
-        return FileState(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        # A folder of that name may be another one by now.
+        file = f"{status.st_dev}:{status.st_ino}:".encode() + os.fsencode(path)
+        return FileState(file, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def _real_path(self, path: str) -> str:
         """Real path of what is no link itself; folders are looked up once."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# A file that changed less than this ago may change again without a new time stamp.
+SETTLED_NS = 2_000_000_000
 
 
 @contextmanager
@@ -13,7 +17,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to, which takes its place when all went well.
 
     On an error, and on Ctrl-C, what was written is removed, and a file that was at
-    `path` before is as it was.
+    `path` before is as it was. A link stays one: what it leads to is replaced. What is
+    no file, such as ``/dev/stdout`` or a pipe, is written to as it is.
+
+    Raises
+    ------
+    OSError
+        If there is no such folder, or a folder of that name.
 
     Examples
     --------
@@ -26,10 +36,65 @@ def replacing(path: Path) -> Iterator[Path]:
     ...     [place.name for place in Path(folder).iterdir()]
     ['notes.txt']
     """
-    # The suffix stays: writers look at it.
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    target = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder. Expected a file name.")
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"{str(path)!r}: there is no folder {str(target.parent)!r}. Make it first."
+        )
+    # The suffix stays: writers look at it. Threads may write to one path at once.
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"
+    part = target.with_name(f".{path.stem}.{own}.part{path.suffix}")
     try:
         yield part
-        part.replace(path)
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_no_input(output: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse an output that would replace what it is made from.
+
+    Parameters
+    ----------
+    output : Path
+    inputs : iterable of path
+
+    Raises
+    ------
+    ValueError
+        Naming the output.
+    """
+    for path in inputs:
+        if _is_same_file(output, path):
+            raise ValueError(
+                f"output {str(output)!r}: it is one of the inputs, which would be "
+                "replaced. Expected another file name."
+            )
+
+
+def _is_same_file(path: Path, other: str | os.PathLike[str]) -> bool:
+    """Whether two paths lead to one file, or would if there were one."""
+    try:
+        return os.path.realpath(path) == os.path.realpath(other) or path.samefile(other)
+    except (OSError, ValueError):  # one is not there, or no possible path
+        return False
+
+
+def reserve_disk(path: Path) -> None:
+    """Have the disk hold a file as large as it claims to be.
+
+    A file that is mapped into memory ends the process where the disk is too full.
+
+    Raises
+    ------
+    OSError
+        If the disk is too full.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)

@@ -25,11 +25,18 @@ def layer_grid(
         Grid with the parameters `layer` and `cache_layers`, to be joined with others:
         ``layer_grid([-1, -2]) | {"svc__C": [1, 10]}``.
 
+    Raises
+    ------
+    TypeError
+        If `layers` is a single layer.
+
     Examples
     --------
     >>> from sk_cnncodes import layer_grid
     >>> layer_grid([-1, -3], step="codes")
     {'codes__layer': [-1, -3], 'codes__cache_layers': [(-1, -3)]}
     """
+    if isinstance(layers, (str, int)):
+        raise TypeError(f"layers: expected a list of layers, got {layers!r}.")
     layers = list(layers)
     return {f"{step}__layer": layers, f"{step}__cache_layers": [tuple(layers)]}

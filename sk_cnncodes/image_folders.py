@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,12 +24,19 @@ class ImageFiles:
         The class of each path, where the folder has one sub-folder a class.
     ignored : int
         Number of other entries: files that are hidden or have no suffix of an image
-        format, hidden folders, and what lies where no image is looked for.
+        format, and hidden folders.
+    outside : int
+        Number of images that lie where no class's image is looked for: beside the
+        sub-folders, or in folders within them.
+    without_images : list of str
+        Names of the sub-folders in which no image lies directly.
     """
 
     paths: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     ignored: int = 0
+    outside: int = 0
+    without_images: list[str] = field(default_factory=list)
 
 
 @lru_cache(maxsize=1)
@@ -90,20 +97,29 @@ def find_labelled_images(folder: str | os.PathLike[str]) -> ImageFiles:
         If no sub-folder has an image.
     """
     found = ImageFiles()
-    paths, labels, ignored = found.paths, found.labels, 0
+    paths, labels, ignored, outside = found.paths, found.labels, 0, 0
     deeper = ""
     for place in sorted(Path(folder).iterdir()):
+        if not place.is_dir() and _is_image_name(place.name):
+            outside += 1
+            continue
         if place.name.startswith(".") or not place.is_dir():
             ignored += 1
             continue
+        before = len(paths)
         for entry in sorted(place.iterdir()):
-            if _is_image_name(entry.name) and not entry.is_dir():
-                paths.append(str(entry))
-                labels.append(place.name)
-                continue
-            ignored += 1
             if entry.is_dir() and not entry.name.startswith("."):
                 deeper = deeper or str(entry)
+                within = find_images(entry)
+                outside += len(within.paths)
+                ignored += within.ignored
+            elif _is_image_name(entry.name) and not entry.is_dir():
+                paths.append(str(entry))
+                labels.append(place.name)
+            else:
+                ignored += 1
+        if len(paths) == before:
+            found.without_images.append(place.name)
     if not paths:
         hint = f" Folders lie deeper, such as {deeper!r}." if deeper else ""
         suffixes = " ".join(sorted(image_suffixes()))
@@ -111,7 +127,7 @@ def find_labelled_images(folder: str | os.PathLike[str]) -> ImageFiles:
             f"{str(folder)!r}: found no images in its sub-folders. Expected one "
             f"sub-folder of images for each class ({suffixes}).{hint}"
         )
-    return ImageFiles(paths, labels, ignored)
+    return replace(found, ignored=ignored, outside=outside)
 
 
 def _is_image_name(name: str) -> bool:

@@ -96,9 +96,10 @@ def decode_content(
     name = describe_image(image, index)
     try:
         opened = open_image(content, max_pixels)
-        orientation = _orientation(opened)
         if least_size is not None:
-            _shrink(opened, orientation, least_size)
+            _shrink(opened, _orientation(opened), least_size)
+        opened.load()
+        orientation = _orientation(opened)  # Pillow turns TIFF while it loads
         rgb = _as_rgb(opened, name, index)
         del opened  # its pixels make room for those of the turned image
         return _upright(rgb, orientation)
@@ -233,6 +234,7 @@ def _from_pixels(
 ) -> Image.Image:
     """An image from an array (H, W) or (H, W, 1|3|4) of uint8, bool or floats."""
     name = name or describe_image(pixels, index)
+    pixels = np.asarray(pixels)  # a masked array's pixels are those below its mask
     if pixels.dtype == object:
         raise ImageError(f"{name}. Expected {ACCEPTED}.", index)
     if pixels.ndim == 3 and pixels.shape[2] == 1:

@@ -60,6 +60,8 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     CNNCodeTransformer(layer=-2)
     """
     file = Path(path)
+    if file.is_dir():
+        raise SavedModelError(f"model {str(path)!r}: is a folder. Expected a file.")
     if not file.is_file():
         raise SavedModelError(
             f"model {str(path)!r}: no such file; relative paths start from "

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
+import time
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sk_cnncodes.exceptions import BackboneError, first_line
+from sk_cnncodes.files import SETTLED_NS
 from sk_cnncodes.fused_operators import split_fused
 from sk_cnncodes.graph import (
     LARGEST_SHAPE_TENSOR,
@@ -32,13 +34,21 @@ _VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data")
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, remembered by path, size and time of change."""
+    """SHA-256 of a file, remembered by all that changes with its content."""
     status = path.stat()
-    return _file_sha256(os.path.realpath(path), status.st_size, status.st_mtime_ns)
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    state = (status.st_dev, status.st_ino, status.st_size, *times)
+    if time.time_ns() - max(times) < SETTLED_NS:
+        return _sha256(os.path.realpath(path))
+    return _remembered_sha256(os.path.realpath(path), state)
 
 
 @lru_cache(maxsize=1024)
-def _file_sha256(path: str, size: int, mtime_ns: int) -> str:
+def _remembered_sha256(path: str, _state: tuple[int, ...]) -> str:
+    return _sha256(path)
+
+
+def _sha256(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

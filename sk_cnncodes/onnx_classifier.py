@@ -5,6 +5,7 @@ numpy, Pillow and ONNX Runtime are all that it imports.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sk_cnncodes.containers import as_image_sequence
-from sk_cnncodes.devices import resolve_devices, usable_threads
+from sk_cnncodes.devices import check_n_jobs, resolve_devices, usable_threads
 from sk_cnncodes.exceptions import ExportError
 from sk_cnncodes.image_files import MAX_PIXELS, check_max_pixels
 from sk_cnncodes.images import read_rgb
@@ -94,7 +95,7 @@ class OnnxClassifier:
     DeviceError
         If a GPU is asked for that does not work.
     ValueError
-        If `max_pixels` is no limit.
+        If `max_pixels` is no limit, or `n_jobs` no number of threads.
 
     See Also
     --------
@@ -127,18 +128,12 @@ class OnnxClassifier:
         max_pixels: int | None = MAX_PIXELS,
     ) -> None:
         check_max_pixels(max_pixels)
+        check_n_jobs(n_jobs)
         self.path = Path(path)
         self.device = device
         self.n_jobs = n_jobs
         self.max_pixels = max_pixels
-        try:
-            status = self.path.stat()
-        except OSError as error:
-            raise ExportError(
-                f"model {str(path)!r}: cannot be read ({error.strerror}). Expected a "
-                "file that to_onnx wrote."
-            ) from error
-        self._state = (status.st_size, status.st_mtime_ns)
+        self._sha256 = hashlib.sha256(self._content()).hexdigest()
         session = self._session()
         metadata = session.get_modelmeta().custom_metadata_map
         self.outputs: list[str] = [value.name for value in session.get_outputs()]
@@ -245,18 +240,20 @@ class OnnxClassifier:
 
     def _session(self) -> ort.InferenceSession:
         """From the table of this process: copies, threads and forks share it."""
-        key = (os.path.realpath(self.path), self._state, self.device, self.n_jobs)
+        key = (os.path.realpath(self.path), self._sha256, self.device, self.n_jobs)
         return _SESSIONS.get(key, self._load)
 
     def _load(self) -> ort.InferenceSession:
         (device,) = resolve_devices(self.device, providers=available_providers())
-        try:
-            content = self.path.read_bytes()
-            return load_session(content, device, usable_threads(self.n_jobs))
-        except OSError as error:
+        content = self._content()
+        if hashlib.sha256(content).hexdigest() != self._sha256:
             raise ExportError(
-                f"model {str(self.path)!r}: cannot be read ({error.strerror})."
-            ) from error
+                f"model {str(self.path)!r}: the file is another one than when this "
+                "OnnxClassifier was made. Make a new one of it."
+            )
+        n_threads = usable_threads(self.n_jobs)
+        try:
+            return load_session(content, device, n_threads)
         except Exception as error:
             if device.required and device.gpu is not None:
                 raise
@@ -264,6 +261,15 @@ class OnnxClassifier:
             raise ExportError(
                 f"model {str(self.path)!r}: ONNX Runtime cannot load it ({reason}). "
                 "Expected a whole file that to_onnx wrote."
+            ) from error
+
+    def _content(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise ExportError(
+                f"model {str(self.path)!r}: cannot be read ({error.strerror}). "
+                "Expected a file that to_onnx wrote."
             ) from error
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import Any
 
 from sk_cnncodes.cache import resolve_cache
+from sk_cnncodes.devices import check_n_jobs
 from sk_cnncodes.execution import check_execution
 from sk_cnncodes.image_files import check_max_pixels
 from sk_cnncodes.views import VIEWS
@@ -43,20 +44,9 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
             )
     check_max_pixels(parameters["max_pixels"])
     batch_size = parameters["batch_size"]
-    if batch_size != "auto" and not _is_int(batch_size, minimum=1):
+    is_int = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
+    if batch_size != "auto" and not (is_int and batch_size >= 1):
         raise ValueError(
             f"batch_size: expected 'auto' or an int of at least 1, got {batch_size!r}."
         )
-    n_jobs = parameters["n_jobs"]
-    if n_jobs is not None and (not _is_int(n_jobs, minimum=None) or n_jobs == 0):
-        raise ValueError(
-            f"n_jobs: expected None or an int other than 0, got {n_jobs!r}."
-        )
-
-
-def _is_int(value: Any, minimum: int | None) -> bool:
-    return (
-        isinstance(value, Integral)
-        and not isinstance(value, bool)
-        and (minimum is None or int(value) >= minimum)
-    )
+    check_n_jobs(parameters["n_jobs"])

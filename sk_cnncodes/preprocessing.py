@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 METADATA_KEY = "sk_cnncodes.preprocessing"
 
 RESIZES = ("shorter", "squash", "exact", "none")
+# Pixels of an image as a whole, of which several crops are taken.
+_MOST_RESIZED = 2**24
 # Numbers of PIL.Image.Resampling, which Hugging Face writes to its files.
 INTERPOLATIONS = {
     "nearest": 0,
@@ -204,7 +206,9 @@ class Preprocessing:
             resized = image.resize((full_width, full_height), method)
             cropped = resized.crop((left, top, left + width, top + height))
         else:
-            cropped = self._resized_and_cropped(image, full_height, full_width, method)
+            cropped = self._resized_and_cropped(
+                image, full_height, full_width, method, (top, left)
+            )
         return np.asarray(cropped)
 
     def apply_five(self, image: Image.Image) -> np.ndarray:
@@ -225,6 +229,8 @@ class Preprocessing:
         height, width = self.crop_size
         full_height, full_width = self.resized_size(image.height, image.width)
         method = Image.Resampling(INTERPOLATIONS[self.interpolation])
+        if full_height * full_width > _MOST_RESIZED:
+            return self._five_of_long(image, full_height, full_width, method)
         resized = image.resize((full_width, full_height), method)
         # Smaller than the crop: surrounded by black, as in `apply`.
         top = min(self._corner(full_height - height), 0)
@@ -237,12 +243,33 @@ class Preprocessing:
         corners.append((self._corner(spare[0]), self._corner(spare[1])))
         return np.stack([whole[y : y + height, x : x + width] for y, x in corners])
 
-    def _resized_and_cropped(
+    def _five_of_long(
         self, image: Image.Image, full_height: int, full_width: int, method: int
+    ) -> np.ndarray:
+        """As `apply_five`, without the whole of an image that is long and narrow."""
+        spare_y = full_height - self.crop_size[0]
+        spare_x = full_width - self.crop_size[1]
+        middle = (self._corner(spare_y), self._corner(spare_x))
+        # Along a side that is smaller than the crop, there is one place.
+        tops = (0, spare_y) if spare_y > 0 else (middle[0],) * 2
+        lefts = (0, spare_x) if spare_x > 0 else (middle[1],) * 2
+        corners = [(top, left) for top in tops for left in lefts]
+        parts = [
+            self._resized_and_cropped(image, full_height, full_width, method, corner)
+            for corner in (*corners, middle)
+        ]
+        return np.stack([np.asarray(part) for part in parts])
+
+    def _resized_and_cropped(
+        self,
+        image: Image.Image,
+        full_height: int,
+        full_width: int,
+        method: int,
+        corner: tuple[int, int],
     ) -> Image.Image:
         height, width = self.crop_size
-        top = self._corner(full_height - height)
-        left = self._corner(full_width - width)
+        top, left = corner
         if full_width - width >= full_height - height:
             factor = image.width / full_width
             right = min((left + width) * factor, image.width)

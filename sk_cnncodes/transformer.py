@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +29,7 @@ from sk_cnncodes.download import home_folder
 from sk_cnncodes.exceptions import BackboneError
 from sk_cnncodes.execution import Execution, resolve_execution
 from sk_cnncodes.extraction import Extraction, ExtractionOptions
-from sk_cnncodes.files import replacing
+from sk_cnncodes.files import check_no_input, replacing, reserve_disk
 from sk_cnncodes.image_files import MAX_PIXELS
 from sk_cnncodes.parameters import check_parameters
 from sk_cnncodes.persistence import (
@@ -100,7 +101,8 @@ class CNNCodeTransformer(
     max_pixels : int or None, default=52_000_000
         An image with more pixels (width times height) is a bad image; None sets no
         limit. With the default, decoding an image takes less than 1 GB of memory in
-        each thread, whatever its file claims. It does not change the codes.
+        each thread, whatever its file claims. It does not change the codes; an image
+        whose code is in the cache is not looked at again.
     cache : "memory", str, path-like, CodeCache or None, default="memory"
         Where codes are kept, so that each image is embedded once, however many
         folds, candidates and calls ask for it. ``"memory"`` is shared by all
@@ -282,6 +284,7 @@ class CNNCodeTransformer(
                 specs,
                 usable_threads(self.n_jobs),
                 skip_bad=self.on_error == "nan",
+                max_pixels=self.max_pixels,
             )
         elif hasattr(self, "calibration_"):
             del self.calibration_
@@ -407,10 +410,14 @@ class CNNCodeTransformer(
         check_parameters(self.get_params(deep=False))
         images = as_image_sequence(X)
         whole = Path(path)
+        if whole.exists():
+            named = (image for image in images if isinstance(image, (str, Path)))
+            check_no_input(whole, chain([self.backbone], named))
         with replacing(whole) as part:
             out = np.lib.format.open_memmap(
                 part, "w+", np.float32, (len(images), self._n_features_out)
             )
+            reserve_disk(part)
             if self.on_error == "nan":
                 out[:] = np.nan  # rows of bad images stay so
             self._extract(
@@ -533,7 +540,7 @@ class CNNCodeTransformer(
         wanted = backbone.spec(layer, self.pooling, self.norm, self.views)
         specs = {wanted.layer: wanted}
         if self.cache is not None:
-            for other in self.cache_layers or ():
+            for other in () if self.cache_layers is None else self.cache_layers:
                 which = other if isinstance(other, str) else int(other)
                 spec = backbone.spec(which, self.pooling, self.norm, self.views)
                 specs[spec.layer] = spec

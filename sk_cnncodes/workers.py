@@ -12,7 +12,7 @@ import numpy as np
 
 from sk_cnncodes.backbone import CodeSpec
 from sk_cnncodes.contents import holds_content, read_content
-from sk_cnncodes.digests import Digest, content_digest
+from sk_cnncodes.digests import Digest, content_digest, pixel_digest
 from sk_cnncodes.exceptions import ImageError
 from sk_cnncodes.image_files import MAX_PIXELS
 from sk_cnncodes.images import decode_content, read_rgb
@@ -182,7 +182,12 @@ class Workers:
                 changed = now if now != digest else None
                 rgb = decode_content(content, image, index, limit, least_size)
             else:
+                if isinstance(image, np.ndarray) and digest is not None:
+                    image = image.copy()  # its owner may fill it again meanwhile
                 rgb = read_rgb(image, index, limit, least_size)
+                if digest is not None:
+                    now = pixel_digest(image, rgb)
+                    changed = now if now != digest else None
             pixels = take_views(rgb, self._preprocessing, self._views)
         except ImageError as error:
             return Outcome(index, digest, changed, error), None

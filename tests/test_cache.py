@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -253,8 +254,51 @@ def own_files(
     for path, pixels in zip(paths, photographs, strict=False):
         Image.fromarray(pixels[:40, :40]).save(path)
     # As if they had been there for long: their digests are remembered at once.
-    monkeypatch.setattr("sk_cnncodes.digests._SETTLED_NS", -(10**18))
+    monkeypatch.setattr("sk_cnncodes.digests.SETTLED_NS", -(10**18))
     return paths
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes")
+def test_names_that_are_no_utf8(
+    net: str, own_files: list[Path], tmp_path: Path
+) -> None:
+    name = os.fsdecode(b"caf\xe9.bmp")
+    own_files[0] = own_files[0].rename(own_files[0].with_name(name))
+    cache = CodeCache(tmp_path / "codes.sqlite3")
+    transformer = CNNCodeTransformer(net, cache=cache)
+    codes = transformer.transform(own_files)
+    np.testing.assert_array_equal(transformer.transform(own_files), codes)
+    assert cache.info().rows == len(own_files)
+
+
+class Augmenting(Sequence[Any]):
+    """Gives another image each time, as augmentation does."""
+
+    def __init__(self, images: list[np.ndarray], kind: Callable[..., Any]) -> None:
+        self.images, self.kind = images, kind
+        self.seen: list[Any] = []
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        shifted = np.roll(self.images[index], 40 * len(self.seen), axis=1)
+        self.seen.append(self.kind(shifted))
+        return self.seen[-1]
+
+
+@pytest.mark.parametrize("kind", [np.asarray, Image.fromarray])
+def test_images_that_differ_each_time(
+    kind: Callable[..., Any], net: str, photographs: list[np.ndarray]
+) -> None:
+    """No code is stored for an image that it was not made of."""
+    cache = CodeCache()
+    transformer = CNNCodeTransformer(net, cache=cache, n_jobs=1)
+    images = Augmenting([pixels[:60, :60] for pixels in photographs], kind)
+    transformer.transform(images)
+    fresh = CNNCodeTransformer(net, cache=None).transform(images.seen)
+    codes = transformer.transform(images.seen)
+    np.testing.assert_allclose(codes, fresh, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -371,3 +372,57 @@ def test_a_file_that_changes_after_it_was_loaded(tmp_path: Path) -> None:
     graphs.save(graphs.alexnet(), path)
     with pytest.raises(BackboneError, match="changed after it was loaded"):
         next(backbone.code_graphs([spec]))
+
+
+def test_another_file_of_the_same_size_and_time(
+    photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
+) -> None:
+    """As unpacked from archives that state one time for all files."""
+    models = []
+    for factor in (1, 2):
+        model = graphs.resnet()
+        tensor = model.graph.initializer[0]
+        values = factor * onnx.numpy_helper.to_array(tensor)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        models.append(model)
+    path = tmp_path / "net.onnx"
+    found = []
+    for model in models:
+        graphs.save(model, path)
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+        transformer = CNNCodeTransformer(path, preprocessing=plain, cache=None)
+        found.append(transformer.fit_transform(photographs))
+    first, second = found
+    assert np.abs(first - second).max() > 0.1 * np.abs(first).max()
+
+
+def test_rows_of_dynamically_quantised_networks_are_alone(
+    photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
+) -> None:
+    """They take the scale of all images of a batch."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    graphs.save(graphs.resnet(), tmp_path / "floats.onnx")
+    path = tmp_path / "net.onnx"
+    quantize_dynamic(tmp_path / "floats.onnx", path)
+    backbone = load_backbone(path, plain)
+    graph = next(backbone.code_graphs([backbone.spec(-1, "auto", None)]))
+    assert graph.batch_size == 1
+    images = [pixels // 8 if i % 2 else pixels for i, pixels in enumerate(photographs)]
+    transformer = CNNCodeTransformer(path, preprocessing=plain, cache=None).fit(images)
+    alone = np.concatenate([transformer.transform([image]) for image in images])
+    np.testing.assert_array_equal(transformer.transform(images), alone)
+
+
+def test_fixed_batches_whose_rows_mix_are_refused(
+    photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
+) -> None:
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
+    x = net.op("Reshape", x, net.constant(np.array([4, 8, 16, 16], np.int64)))
+    x = net.op("Sub", x, net.op("ReduceMean", x, axes=[0]))
+    x = net.op("Reshape", x, net.constant(np.array([4, 2048], np.int64)))
+    path = graphs.save(net.model(net.dense(x, 2048, 10), batch=4), tmp_path / "n.onnx")
+    transformer = CNNCodeTransformer(path, preprocessing=plain)
+    with pytest.raises(BackboneError, match="depend on the other images of its batch"):
+        transformer.fit_transform(photographs)

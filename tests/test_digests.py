@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from sk_cnncodes import ImageError
-from sk_cnncodes.digests import image_digest
+from sk_cnncodes import CodeCache, ImageError
+from sk_cnncodes.digests import ImageDigests, image_digest
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -77,3 +79,29 @@ def test_digests_are_equal_just_where_pixels_are(
 def test_what_is_no_image(image: Any) -> None:
     with pytest.raises(ImageError, match="image 4"):
         image_digest(image, 4)
+
+
+def test_another_folder_of_the_same_name_holds_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where all its files have the sizes and times of the former ones."""
+    original = os.lstat
+
+    def timeless(path: Any, **options: Any) -> Any:
+        status = original(path, **options)
+        fields = ("st_mode", "st_size", "st_dev", "st_ino")
+        known = {name: getattr(status, name) for name in fields}
+        return SimpleNamespace(**known, st_mtime_ns=1, st_ctime_ns=1)
+
+    for name, pixels in (("a", PIXELS), ("b", PIXELS[::-1])):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "image.bmp")
+    path = tmp_path / "a" / "image.bmp"
+    own = image_digest(path, 0)
+    monkeypatch.setattr(os, "lstat", timeless)
+    digests = ImageDigests([path], CodeCache(), map)
+    assert digests.many([0]) == digests.many([0]) == [own]
+    (tmp_path / "a").rename(tmp_path / "c")
+    (tmp_path / "b").rename(tmp_path / "a")
+    assert image_digest(path, 0) != own
+    assert digests.many([0]) == [image_digest(path, 0)]

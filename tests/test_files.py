@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sk_cnncodes.files import replacing
+from sk_cnncodes import CNNCodeTransformer
+from sk_cnncodes.files import check_no_input, replacing
 
 
 def names(folder: Path) -> list[str]:
@@ -37,3 +43,96 @@ def test_failure_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "codes.npz"):
         raise ZeroDivisionError
     assert names(tmp_path) == []
+
+
+def test_a_link_leads_to_the_new_file(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "codes.csv", tmp_path / "link.csv"
+    target.write_text("before")
+    link.symlink_to(target)
+    with replacing(link) as part:
+        part.write_text("after")
+    assert link.is_symlink()
+    assert target.read_text() == "after"
+    assert names(target.parent) == ["codes.csv"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pipe with a name")
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+    reader.start()
+    with replacing(pipe) as part:
+        part.write_text("rows")
+    reader.join()
+    assert (found, pipe.is_fifo(), names(tmp_path)) == (["rows"], True, ["pipe"])
+
+
+def test_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no folder '.*gone'"):
+        replacing(tmp_path / "gone" / "codes.npy").__enter__()
+    with pytest.raises(IsADirectoryError, match="is a folder. Expected a file name"):
+        replacing(tmp_path).__enter__()
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
+    model, link = tmp_path / "model.joblib", tmp_path / "link.joblib"
+    model.touch()
+    link.symlink_to(model)
+    check_no_input(tmp_path / "labels.csv", [model, "a\0b", "gone"])
+    for output in (model, link, tmp_path / "." / "model.joblib"):
+        with pytest.raises(ValueError, match="output .*it is one of the inputs"):
+            check_no_input(output, [model])
+    with pytest.raises(ValueError, match="one of the inputs"):
+        check_no_input(tmp_path / "new.sqlite3", [tmp_path / "new.sqlite3"])
+
+
+def test_codes_replace_no_image_and_no_backbone(
+    photograph_files: list[Path], tmp_path: Path
+) -> None:
+    image = tmp_path / "image.jpg"
+    image.write_bytes(photograph_files[0].read_bytes())
+    transformer = CNNCodeTransformer().fit([image])
+    with pytest.raises(ValueError, match="output '.*image.jpg': it is one of the"):
+        transformer.transform_to(image, [photograph_files[1], str(image)])
+    assert image.read_bytes() == photograph_files[0].read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
+def test_a_full_disk_is_said_before_the_codes_are_written(
+    photographs: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_file: int, _start: int, length: int) -> None:
+        assert length == 128 + 8 * 800 * 4
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    transformer = CNNCodeTransformer().fit(photographs)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match="No space left"):
+            transformer.transform_to(tmp_path / "codes.npy", photographs)
+    assert names(tmp_path) == []
+
+
+def test_threads_write_to_one_path(
+    photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    transformer = CNNCodeTransformer().fit(photographs)
+    expected = transformer.transform(photographs)
+    results: list[np.ndarray] = []
+
+    def write() -> None:
+        codes = transformer.transform_to(tmp_path / "codes.npy", photographs)
+        results.append(np.array(codes))
+
+    threads = [threading.Thread(target=write) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == len(threads)
+    for codes in results:
+        np.testing.assert_array_equal(codes, expected)
+    assert names(tmp_path) == ["codes.npy"]

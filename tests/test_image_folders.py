@@ -64,7 +64,7 @@ def test_labels_are_names_of_sub_folders(tmp_path: Path) -> None:
     found = find_labelled_images(tmp_path)
     assert [Path(path).name for path in found.paths] == ["1.png", "3.gif", "2.jpg"]
     assert found.labels == ["cat", "cat", "dog"]
-    assert found.ignored == 5
+    assert (found.ignored, found.outside) == (3, 2)
 
 
 def test_images_that_lie_deeper_are_no_classes(tmp_path: Path) -> None:

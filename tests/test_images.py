@@ -163,11 +163,18 @@ def test_exif_orientation(orientation: int, mode: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.fromarray(np.ascontiguousarray(turned)).convert(mode)
-    content = encoded(image, format="JPEG", exif=exif, quality=100)
-    for source in (content, Image.open(io.BytesIO(content))):
-        result = rgb(source)
-        assert result.shape == upright.shape
-        assert np.abs(result.astype(int) - upright).max() < 60
+    contents = [
+        encoded(image, format="JPEG", exif=exif, quality=100),
+        encoded(image, format="TIFF", exif=exif),
+        encoded(image, format="TIFF", exif=exif, compression="tiff_lzw"),
+    ]
+    if mode != "CMYK":
+        contents.append(encoded(image, format="PNG", exif=exif))
+    for content in contents:
+        for source in (content, Image.open(io.BytesIO(content))):
+            result = rgb(source)
+            assert result.shape == upright.shape
+            assert np.abs(result.astype(int) - upright).max() < 60
 
 
 def test_damaged_exif_does_not_matter(photograph: np.ndarray) -> None:

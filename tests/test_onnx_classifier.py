@@ -27,6 +27,7 @@ from sk_cnncodes import (
     OnnxClassifier,
     Preprocessing,
     download_backbone,
+    onnx_classifier,
     to_onnx,
 )
 from tests import graphs
@@ -114,6 +115,22 @@ def test_max_pixels(exported: Path, photograph_files: list[Path]) -> None:
     assert list(unlimited) == list(whole)
     with pytest.raises(ValueError, match="max_pixels: expected None or .* got 0"):
         OnnxClassifier(exported, max_pixels=0)
+
+
+def test_a_file_that_was_replaced(
+    exported: Path, photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(exported.read_bytes())
+    classifier = OnnxClassifier(path)
+    saved = pickle.dumps(classifier)
+    pipeline = make_pipeline(CNNCodeTransformer(), LinearSVC())
+    to_onnx(pipeline.fit(photographs, range(8)), path)
+    onnx_classifier._SESSIONS.clear()  # as in another process
+    for model in (classifier, pickle.loads(saved)):
+        with pytest.raises(ExportError, match="model.onnx.*another one than when"):
+            model.predict(photographs)
+    assert list(OnnxClassifier(path).predict(photographs)) == list(range(8))
 
 
 def test_copies_and_threads(

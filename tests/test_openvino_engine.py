@@ -9,9 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sk_cnncodes import CNNCodeTransformer
-from sk_cnncodes.execution import has_openvino, working_precisions
+from sk_cnncodes import (
+    BackboneError,
+    CNNCodeTransformer,
+    Preprocessing,
+    load_backbone,
+)
+from sk_cnncodes.execution import Execution, has_openvino, working_precisions
 from sk_cnncodes.openvino_engine import OpenVinoRunner
+from sk_cnncodes.runtime import open_session
+from tests import graphs
 from tests.conftest import run_python
 from tests.test_runtime import code_graph
 
@@ -87,3 +94,25 @@ def test_a_forked_child_computes_on() -> None:
         "    assert same\n"
     )
     assert run_python(program) == "ended True"
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_batch_of_one_that_cannot_be_taken_out(
+    precision: str, photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
+) -> None:
+    """OpenVINO runs such a graph with more images, and writes outside of its memory."""
+    path = graphs.save(graphs.vit(baked=True), tmp_path / "net.onnx")
+    codes = [
+        CNNCodeTransformer(
+            path, preprocessing=plain, cache=None, precision=precision, engine=engine
+        ).fit_transform(photographs)
+        for engine in ("openvino", "onnxruntime")
+    ]
+    norms = np.linalg.norm(codes[0], axis=1) * np.linalg.norm(codes[1], axis=1)
+    assert (codes[0] * codes[1]).sum(axis=1).min() > 0.99 * norms.min()
+    backbone = load_backbone(path, plain)
+    graph = next(backbone.code_graphs([backbone.spec(-1, "auto", None)]))
+    assert graph.freed
+    execution = Execution(devices=(), engine="openvino")
+    with pytest.raises(BackboneError, match="OpenVINO cannot run the backbone"):
+        open_session([graph], execution, 1)

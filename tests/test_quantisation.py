@@ -206,6 +206,14 @@ def test_bad_images_in_the_calibration(photographs: list[np.ndarray]) -> None:
 
 
 @needs_int8
+def test_calibration_keeps_the_limit_on_pixels(photographs: list[np.ndarray]) -> None:
+    transformer = CNNCodeTransformer(precision="int8", max_pixels=1000)
+    with pytest.raises(ImageError, match="max_pixels=1000"):
+        transformer.fit(photographs)
+    tall = np.zeros((1_000_000, 60, 3), np.uint8)  # more than the default allows
+    transformer.set_params(max_pixels=None).fit([*photographs[:2], tall])
+
+
 def test_another_backbone_needs_another_calibration(
     photographs: list[np.ndarray], shared: Path
 ) -> None:

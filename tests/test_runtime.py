@@ -21,6 +21,7 @@ from tests.conftest import run_python
 class Graph:
     model: bytes
     batch_size: int | None = None
+    freed: bool = False
 
 
 def code_graph(kind: str = "mean") -> bytes:

@@ -148,3 +148,28 @@ def test_views_cannot_be_exported(net: str, photographs: list[np.ndarray]) -> No
     model = make_pipeline(codes, LogisticRegression()).fit(photographs, [0, 1] * 4)
     with pytest.raises(ExportError, match="views='flip'.*Expected views='center'"):
         to_onnx(model)
+
+
+@pytest.mark.parametrize("size", [(220, 330), (40, 900), (900, 40), (20, 60), (60, 20)])
+@pytest.mark.parametrize("resize", ["shorter", "none"])
+def test_crops_of_long_images_take_no_whole(
+    size: tuple[int, int],
+    resize: str,
+    photographs: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resize_size = None if resize == "none" else 40
+    five = Preprocessing(crop_size=(32, 32), resize=resize, resize_size=resize_size)
+    image = Image.fromarray(photographs[0]).resize(size[::-1])
+    whole = five.apply_five(image)
+    monkeypatch.setattr("sk_cnncodes.preprocessing._MOST_RESIZED", 0)
+    parts = five.apply_five(image)
+    assert parts.shape == whole.shape
+    assert np.abs(parts.astype(int) - whole).max() <= 1
+
+
+def test_crops_of_a_line_of_a_million_pixels() -> None:
+    five = Preprocessing(crop_size=(224, 224), resize_size=256)
+    line = np.arange(1_000_000, dtype=np.uint8)[None]
+    crops = five.apply_five(Image.fromarray(line).convert("RGB"))
+    assert crops.shape == (5, 224, 224, 3)

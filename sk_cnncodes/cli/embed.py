@@ -38,8 +38,8 @@ def embed(
             metavar="FILE",
             show_default=False,
             help=".npz: arrays codes and paths; .npy: codes, which can be "
-            "memory-mapped, and their paths in FILE.paths.json beside it; .parquet: "
-            "columns path and code (needs pyarrow).",
+            "memory-mapped, and beside codes.npy their paths in codes.paths.json; "
+            ".parquet: columns path and code (needs pyarrow).",
         ),
     ],
     backbone: Annotated[
@@ -73,7 +73,7 @@ def embed(
     """
     from sk_cnncodes.transformer import CNNCodeTransformer
 
-    check_output(output, tuple(WRITERS))
+    check_output(output, tuple(WRITERS), [backbone, cache])
     kind = output.suffix.lower()
     if kind == ".parquet" and find_spec("pyarrow") is None:
         raise ImportError(
@@ -89,6 +89,7 @@ def embed(
         device=device,
     )
     paths = listed_paths(images)
+    check_output(output, inputs=paths)
     length = len(transformer.fit(paths).get_feature_names_out())
     bad: list[str] = []
     with (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from sk_cnncodes.exceptions import DeviceError
+from sk_cnncodes.files import check_no_input
 
 ERROR, BAD_IMAGES, INTERRUPTED = 1, 3, 130
 
@@ -125,8 +126,12 @@ def parse_layer(text: str) -> int | str:
         return text
 
 
-def check_output(path: Path, suffixes: tuple[str, ...] = ()) -> None:
-    """Fail before the work, not after it, where a file cannot be written.
+def check_output(
+    path: Path,
+    suffixes: tuple[str, ...] = (),
+    inputs: Iterable[str | Path | None] = (),
+) -> None:
+    """Fail before the work, not after it, where a file cannot or must not be written.
 
     Raises
     ------
@@ -142,6 +147,11 @@ def check_output(path: Path, suffixes: tuple[str, ...] = ()) -> None:
         raise typer.BadParameter(
             f"{str(path)!r}: there is no folder {str(path.parent)!r}. Make it first."
         )
+    if str(path) == "-":
+        raise typer.BadParameter(
+            "'-': expected a file name; /dev/stdout is the standard output."
+        )
+    check_no_input(path, [name for name in inputs if name is not None])
 
 
 def print_table(table: list[list[str]], right: set[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -26,7 +27,7 @@ from sk_cnncodes.cli.images import (
     listed_paths,
     progress_bar,
 )
-from sk_cnncodes.cli.models import set_up
+from sk_cnncodes.cli.models import code_transformers, set_up
 from sk_cnncodes.files import replacing
 
 if TYPE_CHECKING:
@@ -84,11 +85,13 @@ def predict(
       find . -name '*.jpg' | sk-cnncodes predict model.joblib - -o labels.csv
     """
     if output is not None:
-        check_output(output)
+        check_output(output, inputs=[model, cache])
     predictions = _predictor(model, cache, device)
     streamed = "-" in images
     paths = image_paths(images) if streamed else iter(listed := listed_paths(images))
     total = None if streamed else len(listed)
+    if output is not None and not streamed:
+        check_output(output, inputs=listed)
     bad = 0
     what = (
         "The rows that were printed are whole."
@@ -100,8 +103,11 @@ def predict(
         progress_bar(total, "Predict", beside_rows=output is None) as bar,
         _opened(output) as file,
     ):
+        first = next(paths, None)
+        if first is None:
+            raise ValueError("found no images in what was given.")
         write = _row_writer(file, as_json)
-        for part in compute_parts(predictions, paths, bar):
+        for part in compute_parts(predictions, chain([first], paths), bar):
             rows = part.result or [(None, None)]
             bad += part.result is None
             for path, (label, probability) in zip(part.paths, rows, strict=True):
@@ -148,6 +154,11 @@ def _predictor(
         raise ValueError(
             f"model {str(path)!r}: holds a {type(model).__name__}, which does not "
             "predict. Expected a fitted pipeline with a classifier at its end."
+        )
+    if not isinstance(model, OnnxClassifier) and not code_transformers(model):
+        raise ValueError(
+            f"model {str(path)!r}: holds a {type(model).__name__} that takes no "
+            "images. Expected a pipeline that starts with a CNNCodeTransformer."
         )
     if isinstance(model, OnnxClassifier):
         if cache is not None:

@@ -91,24 +91,26 @@ def similar(
     """
     from sklearn.neighbors import NearestNeighbors
 
+    if as_csv and as_json:
+        raise typer.BadParameter("--csv, --json: expected one of them.")
     transformer = _transformer(model, layer).set_params(
         cache=cache, device=device, on_error="raise", cache_layers=None
     )
     paths = listed_paths(among)
     with interruptible(cache, "Nothing was written."):
-        queries = transformer.transform(query)
-        kept, codes = _codes(transformer.transform, paths)
+        asked, queries = _codes(transformer.transform, query, "QUERY")
+        kept, codes = _codes(transformer.transform, paths, "--among")
         nearest = NearestNeighbors(
             n_neighbors=min(count, len(kept)), metric=metric.value, algorithm="brute"
         ).fit(codes)
         distances, places = nearest.kneighbors(queries)
     rows = [
         (image, rank, kept[place], round(float(distance), 6))
-        for image, near, far in zip(query, places, distances, strict=True)
+        for image, near, far in zip(asked, places, distances, strict=True)
         for rank, (place, distance) in enumerate(zip(near, far, strict=True), 1)
     ]
     _print(rows, as_csv, as_json)
-    end_with(len(paths) - len(kept))
+    end_with(len(query) - len(asked) + len(paths) - len(kept))
 
 
 def _transformer(model: str, layer: str | None) -> CNNCodeTransformer:
@@ -153,7 +155,7 @@ def _is_classifier(model: str) -> bool:
 
 
 def _codes(
-    transform: Callable[[list[str]], np.ndarray], paths: list[str]
+    transform: Callable[[list[str]], np.ndarray], paths: list[str], argument: str
 ) -> tuple[list[str], np.ndarray]:
     """Images that can be read, and their codes."""
     kept: list[str] = []
@@ -164,7 +166,7 @@ def _codes(
                 kept += part.paths
                 blocks.append(part.result)
     if not kept:
-        raise ValueError("--among: none of the images can be read.")
+        raise ValueError(f"{argument}: none of the images can be read.")
     return kept, np.concatenate(blocks)
 
 

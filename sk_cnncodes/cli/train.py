@@ -90,7 +90,10 @@ def train(
         ),
     ] = 0.2,
     cv: Annotated[int, typer.Option(min=2, help="Folds of the search.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of what is held out, and of folds.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=2**32 - 1, help="Of what is held out, and of folds."),
+    ] = 0,
     jobs: Annotated[
         int, typer.Option(help="Processes that the search uses; -1: all cores.")
     ] = 1,
@@ -133,9 +136,14 @@ def train(
     from sk_cnncodes.selection import code_search
     from sk_cnncodes.transformer import CNNCodeTransformer
 
-    check_output(output)
+    if output.suffix.lower() == ".onnx":
+        raise typer.BadParameter(
+            f"{str(output)!r}: expected the name of a joblib file, such as "
+            "model.joblib; --onnx FILE writes an ONNX file as well."
+        )
+    check_output(output, inputs=[*backbone, cache])
     if onnx is not None:
-        check_output(onnx, (".onnx",))
+        check_output(onnx, (".onnx",), [*backbone, cache, output])
         if find_spec("skl2onnx") is None:
             raise ImportError(
                 "--onnx needs skl2onnx, which is not installed: pip install "
@@ -148,6 +156,18 @@ def train(
     backbones = list(dict.fromkeys(backbone))
     found = find_labelled_images(folder)
     note_ignored(found.ignored)
+    for written in filter(None, [output, onnx]):
+        check_output(written, inputs=found.paths)
+    if found.without_images:
+        note(
+            "No class is made of these sub-folders, in which no image lies directly: "
+            f"{', '.join(map(repr, found.without_images))}."
+        )
+    if found.outside:
+        note(
+            f"Ignored {found.outside} images that lie in no class's folder, or in a "
+            "folder within one."
+        )
     wanted = f"{str(output)!r} was not written."
     with interruptible(cache, wanted), _cache_file(cache) as codes:
         transformers = [
@@ -280,7 +300,7 @@ def _split(
     paths, labels = images.paths, images.labels
     split = _Split(paths, labels, [], [])
     if held_out > 0:
-        _check_counts(classes, 2, "one of them is held out")
+        _check_counts(classes, 2, ", of which one is held out")
         parts = train_test_split(
             paths,
             labels,
@@ -290,7 +310,7 @@ def _split(
             random_state=seed,
         )
         split = _Split(parts[0], parts[2], parts[1], parts[3])
-    purpose = f"to train on, {held_out:g} of all being held out: one for each fold"
+    purpose = f" to train on, {held_out:g} of all being held out: one for each fold"
     _check_counts(Counter(split.labels), cv, purpose)
     in_folds = len(split.paths) * (cv - 1) // cv
     if "knn" in heads and in_folds < NEIGHBOURS:
@@ -306,7 +326,7 @@ def _check_counts(counts: Counter[str], least: int, purpose: str) -> None:
     if few:
         raise ValueError(
             f"too few images: class {', '.join(few)}. Expected at least {least} of "
-            f"each class {purpose}. Add images, remove the class, or lower --cv or "
+            f"each class{purpose}. Add images, remove the class, or lower --cv or "
             "--held-out."
         )
 

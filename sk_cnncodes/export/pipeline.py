@@ -21,7 +21,7 @@ from sk_cnncodes.exceptions import ExportError
 from sk_cnncodes.export.graph import at_opset
 from sk_cnncodes.export.heads import build_head, check_predictions, naming
 from sk_cnncodes.export.steps import flat_steps, transformed
-from sk_cnncodes.files import replacing
+from sk_cnncodes.files import check_no_input, replacing
 from sk_cnncodes.graph import default_opset
 from sk_cnncodes.onnx_classifier import CLASSES_KEY, MODEL_KEY, run_images
 from sk_cnncodes.onnxruntime_engine import load_session
@@ -110,6 +110,8 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     _require_skl2onnx()
     steps = _steps(model)
     transformer = steps[0][1]
+    if path is not None:
+        check_no_input(Path(path), [transformer.backbone])
     spec, code_graph, session = transformer.code_graph()
     images = _check_images(spec.preprocessing.crop_size)
     codes = session.run(images)[0]

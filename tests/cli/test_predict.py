@@ -12,7 +12,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from sk_cnncodes import CNNCodeTransformer
@@ -115,6 +115,39 @@ def test_output_file(models: dict[str, Path], photos: Path, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
     written = (tmp_path / "labels.csv").read_text(encoding="utf-8")
     assert written == invoke(*arguments).stdout
+
+
+@pytest.mark.parametrize("output", ["model", "image", "cache"])
+def test_output_that_is_an_input(
+    output: str, models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    files = {
+        "model": tmp_path / "model.joblib",
+        "image": tmp_path / "photo.jpg",
+        "cache": tmp_path / "codes.sqlite3",
+    }
+    files["model"].write_bytes(models["svm"].read_bytes())
+    files["image"].write_bytes((photos / "china" / "0000.jpg").read_bytes())
+    arguments = ("predict", files["model"], files["image"], "--cache", files["cache"])
+    before = [files[name].read_bytes() for name in ("model", "image")]
+    result = invoke(*arguments, "-o", files[output])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"output '{files[output]}': it is one of the inputs" in result.stderr
+    assert [files[name].read_bytes() for name in ("model", "image")] == before
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_nothing_on_standard_input(models: dict[str, Path], options: list[str]) -> None:
+    result = invoke("predict", models["svm"], "-", *options, given="")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "found no images in what was given" in result.stderr
+
+
+def test_model_that_takes_no_images(photos: Path, tmp_path: Path) -> None:
+    joblib.dump(LogisticRegression().fit([[0.0], [1.0]], [0, 1]), tmp_path / "m.joblib")
+    result = invoke("predict", tmp_path / "m.joblib", photos)
+    assert result.exit_code == 1
+    assert "holds a LogisticRegression that takes no images" in result.stderr
 
 
 def test_cache_serves_the_second_run(

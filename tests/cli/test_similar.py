@@ -93,10 +93,20 @@ def test_bad_images_are_left_out(photos: Path, tmp_path: Path) -> None:
     assert f"{tmp_path / 'bad.jpg'}: not an image file" in result.stderr
 
 
+def test_a_bad_query_does_not_stop_the_others(photos: Path) -> None:
+    query = photos / "china" / "0000.jpg"
+    arguments = ("gone.jpg", query, "--among", photos, "-k", "1", "--json")
+    result = invoke("similar", "cnncodes-mini", *arguments)
+    assert result.exit_code == 3
+    (row,) = map(json.loads, result.stdout.splitlines())
+    assert row["query"] == row["path"] == str(query)
+    assert "gone.jpg: no such file" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("model", "query", "among", "message"),
     [
-        ("cnncodes-mini", "missing.jpg", "{photos}", "('missing.jpg'): no such file"),
+        ("cnncodes-mini", "missing.jpg", "{photos}", "QUERY: none of the images can"),
         ("cnncodes-mini", "{photo}", "missing.jpg", "none of the images can be read"),
         ("cnncodes-min", "{photo}", "{photos}", "backbone='cnncodes-min'"),
         ("missing.joblib", "{photo}", "{photos}", "model 'missing.joblib': no such"),

@@ -11,7 +11,12 @@ from pathlib import Path
 import joblib
 import pytest
 
-from sk_cnncodes import CNNCodeTransformer, export, load_backbone
+from sk_cnncodes import (
+    CNNCodeTransformer,
+    download_backbone,
+    export,
+    load_backbone,
+)
 from sk_cnncodes.cli import train as train_module
 from sk_cnncodes.cli.report import confusions
 from sk_cnncodes.cli.train import LAYERS, Head
@@ -184,6 +189,44 @@ def test_errors_come_before_the_work(
     assert message in result.stderr
     assert count.images == 0
     assert not (tmp_path / "m.joblib").exists()
+
+
+def test_images_and_folders_that_give_no_class_are_named(
+    photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "empty").mkdir()
+    shutil.copytree(photos / "china", folder / "nested" / "deep")
+    shutil.copy(photos / "china" / "0000.jpg", folder)
+    (folder / "notes.txt").touch()
+    result = invoke(
+        *("train", folder, "-o", tmp_path / "m.joblib", "--layer", "-1"),
+        *("--head", "svm", "--cv", "2"),
+    )
+    assert result.exit_code == 0
+    assert "no image lies directly: 'empty', 'nested'." in result.stderr
+    assert "Ignored 13 images that lie in no class's folder" in result.stderr
+
+
+def test_outputs_that_would_replace_an_input(photos: Path, tmp_path: Path) -> None:
+    folder, backbone = tmp_path / "photos", tmp_path / "net.onnx"
+    shutil.copytree(photos, folder)
+    backbone.write_bytes(download_backbone("cnncodes-mini").read_bytes())
+    image = folder / "china" / "0000.jpg"
+    joblib_file, own = tmp_path / "m.joblib", ["--backbone", backbone]
+    for options in (
+        ["-o", image],
+        ["-o", joblib_file, "--onnx", backbone, *own],
+        ["-o", joblib_file, "--cache", joblib_file],
+    ):
+        result = invoke("train", folder, *options)
+        assert result.exit_code == 1
+        assert "it is one of the inputs" in result.stderr
+    result = invoke("train", folder, "-o", backbone, *own)
+    assert result.exit_code == 2
+    assert "expected the name of a joblib file" in result.stderr
+    assert image.read_bytes() == (photos / "china" / "0000.jpg").read_bytes()
 
 
 def test_too_few_images_that_can_be_read(photos: Path, tmp_path: Path) -> None:

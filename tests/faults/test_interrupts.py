@@ -80,7 +80,7 @@ def test_an_interrupt_in_a_phase(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(digests, "_SETTLED_NS", -(10**18))
+    monkeypatch.setattr(digests, "SETTLED_NS", -(10**18))
     place, name = PHASES[phase]
     happened = 0
     for at, after in [(1, False), (1, True), (2, True), (4, False)]:
