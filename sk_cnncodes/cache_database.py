@@ -27,6 +27,10 @@ CREATE TABLE files (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER,
 """
 # Writers wait for each other this long; readers never wait in WAL mode.
 BUSY_SECONDS = 30.0
+# After they have waited so in vain, they do not wait for this long: somebody may hold
+# the file for hours, and there are many writes.
+_HURRIED_SECONDS = 300.0
+_HURRIED_BUSY_SECONDS = 0.1
 # WAL needs memory that all processes share, which these do not have.
 _NETWORK_FILE_SYSTEMS = (
     *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "gpfs"),
@@ -64,6 +68,9 @@ class CacheDatabase:
     def __init__(self, path: str) -> None:
         self._path = path
         self._fault: str | None = None
+        # Device and inode of what the connection, or the fault, is of.
+        self._file: tuple[int, int] | None = None
+        self._hurried_until: float | None = None
         self.read_only = ""
         self.spec_numbers: dict[str, int] = {}
         with _lock:
@@ -72,10 +79,12 @@ class CacheDatabase:
     def use(self, action: Callable[[sqlite3.Connection], T]) -> T:
         """Do something with the connection; SQLite's errors become a CacheError."""
         with _lock:
+            self._forget_another_file()
             if self._fault is not None:
                 raise CacheError(self._fault)
             try:
                 db = self._connected()
+                self._end_hurry(db)
                 try:
                     return action(db)
                 finally:
@@ -84,6 +93,18 @@ class CacheDatabase:
                         db.rollback()
             except sqlite3.Error as error:
                 raise CacheError(self._explained(error)) from error
+
+    def _forget_another_file(self) -> None:
+        """Begin anew where the file was deleted, or another one is there now."""
+        known = self._connection is not None or self._fault is not None
+        if known and self._file != _identity(self._path):
+            self._close()
+            self._fault, self.read_only = None, ""
+
+    def _end_hurry(self, db: sqlite3.Connection) -> None:
+        if self._hurried_until is not None and time.monotonic() > self._hurried_until:
+            _wait_for_others(db, BUSY_SECONDS)
+            self._hurried_until = None
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -112,6 +133,9 @@ class CacheDatabase:
                 if not cannot_write or not os.access(self._path, os.R_OK):
                     raise
                 self._connection = self._opened_read_only()
+            self._file = _identity(self._path)
+            if self._hurried_until is not None:
+                _wait_for_others(self._connection, _HURRIED_BUSY_SECONDS)
         return self._connection
 
     def _opened(self) -> sqlite3.Connection:
@@ -195,7 +219,8 @@ class CacheDatabase:
     # -- faults --------------------------------------------------------------
 
     def _unusable(self, reason: str) -> CacheError:
-        """An error after which the file is not touched again."""
+        """An error after which the file is not touched again, while it is there."""
+        self._file = _identity(self._path)
         self._fault = (
             f"code cache {self._path!r}: {reason}. Codes are computed without it."
         )
@@ -220,6 +245,9 @@ class CacheDatabase:
             self.read_only = self._said_read_only(f"it cannot be written ({text})")
             return self.read_only
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            self._hurried_until = time.monotonic() + _HURRIED_SECONDS
+            if self._connection is not None:
+                _wait_for_others(self._connection, _HURRIED_BUSY_SECONDS)
             return (
                 f"code cache {self._path!r}: other processes kept it locked for "
                 f"{BUSY_SECONDS:.0f} s. Some codes were not stored."
@@ -236,6 +264,19 @@ class CacheDatabase:
             reason = f"it is damaged ({text}). Delete it to start anew"
             return str(self._unusable(reason))
         return str(self._unusable(f"it cannot be used ({text})"))
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file; None where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _wait_for_others(db: sqlite3.Connection, seconds: float) -> None:
+    db.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
 
 
 def _name(error: sqlite3.Error) -> str:

@@ -243,3 +243,46 @@ def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path: Path) -> No
     db = sqlite3.connect(path)
     assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     db.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="deletes an open file")
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_file_that_was_deleted_is_made_anew(damaged: bool, tmp_path: Path) -> None:
+    path = tmp_path / "codes.sqlite3"
+    if damaged:
+        path.write_bytes(b"no database" * 100)
+        cache = CodeCache(path)
+        with pytest.warns(CacheWarning, match="not a SQLite file"):
+            cache.put_many([("spec", KEYS, CODES)])
+    else:
+        cache = filled(path)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert cache.get_many("spec", KEYS) == [None] * 4
+    cache.put_many([("spec", KEYS, CODES)])
+    np.testing.assert_array_equal(CodeCache(path).get_many("spec", KEYS), CODES)
+
+
+def test_a_writer_that_waited_in_vain_does_not_wait_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.5)
+    path = tmp_path / "codes.sqlite3"
+    cache = filled(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.warns(CacheWarning, match="kept it locked"):
+        cache.put_many([("other", KEYS, CODES)])
+    waits: list[float] = []
+    monkeypatch.setattr(
+        module, "_wait_for_others", lambda _db, seconds: waits.append(seconds)
+    )
+    cache.put_many([("other", KEYS, CODES)])
+    assert waits == [0.1]  # set by this failure; the former one's wait was not reset
+    other.execute("ROLLBACK")
+    other.close()
+    monkeypatch.setattr(module, "_HURRIED_SECONDS", -1)
+    monkeypatch.setattr(module.time, "monotonic", lambda: 1e12)
+    cache.put_many([("other", KEYS, CODES)])
+    assert waits == [0.1, 0.5]
+    np.testing.assert_array_equal(cache.get_many("other", KEYS), CODES)
