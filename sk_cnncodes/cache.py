@@ -336,6 +336,8 @@ def resolve_cache(
     ------
     TypeError
         If it is not "memory", a path, a CodeCache or None.
+    ValueError
+        If it is an empty path.
     """
     if cache is None or isinstance(cache, CodeCache):
         return cache
@@ -345,6 +347,8 @@ def resolve_cache(
         )
     if cache == "memory":
         return MEMORY
+    if cache == "":
+        raise ValueError("cache: expected 'memory', a path or None, got ''.")
     return _cache_of_process(_cache_file(cache), FILE_MAX_BYTES)
 
 

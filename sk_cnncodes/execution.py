@@ -112,9 +112,10 @@ def resolve_execution(
     fault = _fault(on_cpu, precision, engine)
     if fault is not None:
         valid = [p for p in PRECISIONS if _fault(on_cpu, p, engine) is None]
+        expected = f"precision to be one of {valid}" if valid else "engine='auto'"
         raise DeviceError(
             f"precision={precision!r}, engine={engine!r} on {devices[0]}: {fault}. "
-            f"Expected precision to be one of {valid} here."
+            f"Expected {expected} here."
         )
     if engine == "auto":
         short = precision == "bfloat16" or (precision == "int8" and has_openvino())

@@ -265,6 +265,7 @@ def test_a_grid_scores_every_backbone_and_layer_for_itself(
         ({"n_jobs": 0}, ValueError, "n_jobs: expected.*got 0"),
         ({"n_jobs": 1.0}, ValueError, "n_jobs: expected"),
         ({"device": "gpu"}, ValueError, "device: expected 'auto', 'cpu'.*'gpu'"),
+        ({"cache": ""}, ValueError, "cache: expected 'memory', a path or None, got ''"),
         ({"device": 0}, TypeError, "device: expected .auto., .cpu."),
         ({"preprocessing": {"size": 3}}, PreprocessingError, "'size'"),
         ({"preprocessing": 224}, TypeError, "preprocessing: expected"),

@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="CNN codes for scikit-learn: train a classifier of images, use it, look at "
     "backbones and layers.",
-    epilog="Exit codes: 0 done; 1 an error, and nothing was written, or doctor found "
+    epilog="Exit codes: 0 done; 1 an error, and no file was written, or doctor found "
     "a problem; 2 wrong usage; 3 done, but some images could not be read; 130 "
     "interrupted. Results go to the standard output, all else to standard error.",
 )

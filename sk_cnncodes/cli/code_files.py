@@ -53,6 +53,14 @@ def write_parquet(path: Path, paths: list[str], length: int, blocks: Blocks) -> 
     import pyarrow
     import pyarrow.parquet
 
+    for name in paths:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{name!r}: its name is no UTF-8, as Parquet files want it. Expected "
+                "an output that ends in .npz or .npy, or another name."
+            ) from error
     code = pyarrow.list_(pyarrow.float32(), length)
     schema = pyarrow.schema([("path", pyarrow.string()), ("code", code)])
     start = 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,25 @@ def test_parquet_without_pyarrow(
     assert result.exit_code == 1
     assert "pip install 'sk-cnncodes[pandas]'" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes")
+def test_parquet_names_a_path_that_is_no_utf8(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    image = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    shutil.copy(photos / "china" / "0000.jpg", image)
+    result = invoke("embed", image, "-o", tmp_path / "codes.parquet")
+    assert result.exit_code == 1
+    assert "caf\\udce9.jpg': its name is no UTF-8" in result.stderr
+    assert not (tmp_path / "codes.parquet").exists()
+    result = invoke("embed", image, "-o", tmp_path / "codes.npz")
+    assert result.exit_code == 0
+
+
+def test_output_that_is_an_image(photos: Path, tmp_path: Path) -> None:
+    image = tmp_path / "photo.npz"
+    shutil.copy(photos / "china" / "0000.jpg", image)
+    result = invoke("embed", image, "-o", image)
+    assert result.exit_code == 1
+    assert "it is one of the inputs" in result.stderr
+    assert image.read_bytes() == (photos / "china" / "0000.jpg").read_bytes()
