@@ -96,10 +96,12 @@ def decode_content(
     name = describe_image(image, index)
     try:
         opened = open_image(content, max_pixels)
-        if least_size is not None:
+        if least_size is not None and opened.format in ("JPEG", "MPO"):
             _shrink(opened, _orientation(opened), least_size)
         opened.load()
-        orientation = _orientation(opened)  # Pillow turns TIFF while it loads
+        # Not before: Pillow turns TIFF while it loads, and loads PNG to find EXIF data,
+        # whose faults would be forgotten.
+        orientation = _orientation(opened)
         rgb = _as_rgb(opened, name, index)
         del opened  # its pixels make room for those of the turned image
         return _upright(rgb, orientation)

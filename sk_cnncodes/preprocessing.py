@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
@@ -20,6 +21,10 @@ METADATA_KEY = "sk_cnncodes.preprocessing"
 RESIZES = ("shorter", "squash", "exact", "none")
 # Pixels of an image as a whole, of which several crops are taken.
 _MOST_RESIZED = 2**24
+# Filters that go beyond the values of an image, where they are cut off after each pass,
+# and how many pixels they reach. The order of the passes then matters: first along the
+# rows, as in all versions of Pillow before 13, which takes the quicker order.
+_OVERSHOOTING = {"bicubic": 2, "lanczos": 3}
 # Numbers of PIL.Image.Resampling, which Hugging Face writes to its files.
 INTERPOLATIONS = {
     "nearest": 0,
@@ -180,7 +185,8 @@ class Preprocessing:
         Along the longer side the crop is taken inside of the resize, so that pixels
         outside of it are never computed. Pillow keeps such a box in single precision:
         the result is that of resizing first, within one level. A box along both
-        sides would add up to two.
+        sides would add up to two. With "nearest" and "box", which jump, the image is
+        resized first.
 
         Parameters
         ----------
@@ -203,6 +209,12 @@ class Preprocessing:
             cropped = image.crop((left, top, left + width, top + height))
         elif full_height <= height and full_width <= width:
             # Smaller than the crop: surrounded by black, as torchvision does.
+            resized = image.resize((full_width, full_height), method)
+            cropped = resized.crop((left, top, left + width, top + height))
+        elif (
+            self.interpolation in ("nearest", "box")
+            and full_height * full_width <= _MOST_RESIZED
+        ):
             resized = image.resize((full_width, full_height), method)
             cropped = resized.crop((left, top, left + width, top + height))
         else:
@@ -274,11 +286,23 @@ class Preprocessing:
             factor = image.width / full_width
             right = min((left + width) * factor, image.width)
             box = (left * factor, 0.0, right, float(image.height))
+            if self.interpolation in _OVERSHOOTING:
+                image = image.resize((width, image.height), method, box=box)
+                box = (0.0, 0.0, float(width), float(image.height))
             wide = image.resize((width, full_height), method, box=box)
             return wide.crop((0, top, width, top + height))
         factor = image.height / full_height
         bottom = min((top + height) * factor, image.height)
-        box = (0.0, top * factor, float(image.width), bottom)
+        if self.interpolation in _OVERSHOOTING:
+            # Only the rows that the crop needs, with those that the filter reaches.
+            reach = math.ceil(_OVERSHOOTING[self.interpolation] * max(factor, 1)) + 1
+            first = max(math.floor(top * factor) - reach, 0)
+            last = min(math.ceil(bottom) + reach, image.height)
+            rows = (0.0, float(first), float(image.width), float(last))
+            image = image.resize((full_width, last - first), method, box=rows)
+            box = (0.0, top * factor - first, float(full_width), bottom - first)
+        else:
+            box = (0.0, top * factor, float(image.width), bottom)
         high = image.resize((full_width, height), method, box=box)
         return high.crop((left, 0, left + width, height))
 

@@ -223,6 +223,18 @@ def test_truncated_jpeg(photograph: np.ndarray, tmp_path: Path) -> None:
         read_rgb(path, 0)
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"])
+def test_half_a_file_is_no_image_however_it_is_decoded(
+    format: str, photograph: np.ndarray
+) -> None:
+    content = encoded(Image.fromarray(photograph), format=format)
+    half = content[: len(content) // 2]
+    for least_size in (None, lambda height, width: (8, 8)):
+        for _ in range(2):
+            with pytest.raises(ImageError, match="image 3"):
+                read_rgb(half, 3, least_size=least_size)
+
+
 def test_a_pipe_is_refused() -> None:
     reading, writing = os.pipe()
     os.close(writing)

@@ -56,6 +56,32 @@ def test_photographs_within_one_level(photographs: list[np.ndarray]) -> None:
         assert np.abs(ours.astype(int) - reference).max() <= 1
 
 
+@given(
+    width=st.integers(40, 300),
+    height=st.integers(40, 300),
+    interpolation=st.sampled_from(sorted(INTERPOLATIONS)),
+    seed=st.integers(0, 99),
+)
+def test_noise_within_one_level_with_all_filters(
+    width: int, height: int, interpolation: str, seed: int
+) -> None:
+    """Resized first along the rows, then along the columns, then cropped."""
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+    record = Preprocessing(
+        crop_size=(40, 40), resize_size=48, interpolation=interpolation
+    )
+    ours = record.apply(image).astype(int)
+    full_height, full_width = record.resized_size(height, width)
+    method = Image.Resampling(INTERPOLATIONS[interpolation])
+    if interpolation != "nearest":  # it has no passes
+        image = image.resize((full_width, height), method)
+    whole = np.asarray(image.resize((full_width, full_height), method))
+    top, left = round((full_height - 40) / 2), round((full_width - 40) / 2)
+    reference = whole[top : top + 40, left : left + 40]
+    assert np.abs(ours - reference).max() <= 1
+
+
 def keras(image: Image.Image, side: int) -> np.ndarray:
     """`load_img(target_size=(side, side), interpolation="bilinear")` of Keras: the
     whole image becomes the input, whatever its aspect ratio."""
