@@ -392,9 +392,10 @@ class CNNCodeTransformer(
         Raises
         ------
         ValueError
-            As `transform`.
+            As `transform`, or if the file is the backbone or one of the images.
         OSError
-            If the file cannot be written.
+            If the file cannot be written; a disk that is too full is found before the
+            first code is computed.
 
         Examples
         --------
@@ -411,7 +412,9 @@ class CNNCodeTransformer(
         images = as_image_sequence(X)
         whole = Path(path)
         if whole.exists():
-            named = (image for image in images if isinstance(image, (str, Path)))
+            # Other sequences may decode an image when they are asked for it.
+            held = images if isinstance(images, (list, tuple, np.ndarray)) else ()
+            named = (image for image in held if isinstance(image, (str, Path)))
             check_no_input(whole, chain([self.backbone], named))
         with replacing(whole) as part:
             out = np.lib.format.open_memmap(
