@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from sk_cnncodes.codegraph import CodeGraph
 from sk_cnncodes.exceptions import BackboneError, ImageError, first_line
 from sk_cnncodes.image_files import MAX_PIXELS
 from sk_cnncodes.images import read_rgb
+from sk_cnncodes.preprocessing import Preprocessing
 from sk_cnncodes.quantisation import Calibration, measure_ranges
 from sk_cnncodes.threads import Threads
 
@@ -103,11 +105,18 @@ def calibrate(
         found = _remembered.get(key.hexdigest())
         if found is None:
             ranges = _ranges(backbone, specs, good, n_threads)
-            found = Calibration(specs[0].backbone_sha256, len(good), ranges)
+            found = Calibration(
+                specs[0].backbone_sha256, len(good), ranges, written(preprocessing)
+            )
             _remembered[key.hexdigest()] = found
         while len(_remembered) > _REMEMBERED:
             _remembered.popitem(last=False)
     return found
+
+
+def written(preprocessing: Preprocessing) -> str:
+    """A preprocessing as a calibration remembers it."""
+    return json.dumps(preprocessing.to_dict(), sort_keys=True)
 
 
 def _ranges(

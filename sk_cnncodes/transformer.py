@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_cnncodes.backbone import Backbone, CodeSpec
 from sk_cnncodes.cache import CodeCache, advise_worker, resolve_cache
-from sk_cnncodes.calibration import calibrate
+from sk_cnncodes.calibration import calibrate, written
 from sk_cnncodes.catalogue import load_backbone
 from sk_cnncodes.codegraph import CodeGraph
 from sk_cnncodes.containers import as_image_sequence
@@ -522,12 +522,18 @@ class CNNCodeTransformer(
             "%(name)s transforms.",
         )
         calibration: Calibration = self.calibration_
-        sha256 = self._specs(backbone)[0][0].backbone_sha256
+        spec = self._specs(backbone)[0][0]
+        sha256 = spec.backbone_sha256
         if calibration.backbone_sha256 != sha256:
             raise BackboneError(
                 f"backbone={os.fspath(self.backbone)!r}: precision='int8' was "
                 f"calibrated for another one. Expected sha256 "
                 f"{calibration.backbone_sha256}, got {sha256}. Fit again."
+            )
+        if calibration.preprocessing not in ("", written(spec.preprocessing)):
+            raise BackboneError(
+                f"preprocessing={self.preprocessing!r}: precision='int8' was "
+                "calibrated with another one. Fit again."
             )
         return calibration
 

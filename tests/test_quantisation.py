@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,20 @@ def test_another_backbone_needs_another_calibration(
     transformer = int8().fit(photographs)
     transformer.set_params(backbone=shared / "backbones" / "squeezenet1.1.onnx")
     with pytest.raises(BackboneError, match="calibrated for another one.*Fit again"):
+        transformer.transform(photographs)
+
+
+@needs_int8
+def test_another_preprocessing_needs_another_calibration(
+    photographs: list[np.ndarray],
+) -> None:
+    transformer = int8().fit(photographs)
+    codes = transformer.transform(photographs)
+    own = load_backbone("cnncodes-mini").preprocessing
+    transformer.set_params(preprocessing=own)
+    np.testing.assert_array_equal(transformer.transform(photographs), codes)
+    transformer.set_params(preprocessing=replace(own, scale=20 * own.scale))
+    with pytest.raises(BackboneError, match="calibrated with another one. Fit again"):
         transformer.transform(photographs)
 
 
