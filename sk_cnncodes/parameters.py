@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+
 from sk_cnncodes.cache import resolve_cache
 from sk_cnncodes.devices import check_n_jobs
 from sk_cnncodes.execution import check_execution
@@ -50,3 +52,8 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
             f"batch_size: expected 'auto' or an int of at least 1, got {batch_size!r}."
         )
     check_n_jobs(parameters["n_jobs"])
+    store_backbone = parameters["store_backbone"]
+    if not isinstance(store_backbone, (bool, np.bool_)):
+        raise TypeError(
+            f"store_backbone: expected True or False, got {store_backbone!r}."
+        )

@@ -264,6 +264,7 @@ def test_a_grid_scores_every_backbone_and_layer_for_itself(
         ({"batch_size": "big"}, ValueError, "batch_size: expected"),
         ({"n_jobs": 0}, ValueError, "n_jobs: expected.*got 0"),
         ({"n_jobs": 1.0}, ValueError, "n_jobs: expected"),
+        ({"store_backbone": "no"}, TypeError, "store_backbone: expected.*'no'"),
         ({"device": "gpu"}, ValueError, "device: expected 'auto', 'cpu'.*'gpu'"),
         ({"cache": ""}, ValueError, "cache: expected 'memory', a path or None, got ''"),
         ({"device": 0}, TypeError, "device: expected .auto., .cpu."),
