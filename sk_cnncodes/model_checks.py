@@ -30,6 +30,7 @@ _BYTES = {
 }
 # Inputs of convolutions.
 _WEIGHT_AND_BIAS = {"Conv": (1, 2), "QLinearConv": (3, 8)}
+_SAME_SHAPE = ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity")
 # Operators on blocks of channels, as many as fit into a register.
 _ONE_PROCESSOR = "com.microsoft.nchwc"
 # Elements of a weight or an activation of one image: 2 GB in single precision.
@@ -155,17 +156,24 @@ def _check_content(tensor: onnx.TensorProto) -> None:
 
 
 def _check_biases(graph: onnx.GraphProto) -> None:
-    """Refuse a convolution with too short a bias, which ONNX Runtime 1.23 overreads."""
+    """Refuse a convolution with too short a bias: ONNX Runtime 1.26 overreads some."""
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
+        if node.op_type == "Constant":
+            values = [list(a.t.dims) for a in node.attribute if a.HasField("t")]
+            shapes.update(zip(node.output, values, strict=False))
+        elif node.op_type in _SAME_SHAPE and node.input and node.input[0] in shapes:
+            shapes.update(dict.fromkeys(node.output, shapes[node.input[0]]))
         places = _WEIGHT_AND_BIAS.get(node.op_type)
         if places is None or len(node.input) <= places[1]:
             continue
         weight, bias = (shapes.get(node.input[place]) for place in places)
-        if weight and bias is not None and bias != weight[:1]:
+        if bias is None:
+            continue
+        if len(bias) != 1 or (weight and bias != weight[:1]):
             raise BackboneError(
                 f"its {node.op_type} {list(node.output[:1])} has a bias of shape "
-                f"{bias}. Expected {weight[:1]}."
+                f"{bias}. Expected {weight[:1] if weight else 'one dimension'}."
             )
 
 

@@ -6,9 +6,9 @@ numpy, Pillow and ONNX Runtime are all that it imports.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,21 +17,23 @@ import numpy as np
 
 from sk_cnncodes.containers import as_image_sequence
 from sk_cnncodes.devices import check_n_jobs, resolve_devices, usable_threads
-from sk_cnncodes.exceptions import ExportError
+from sk_cnncodes.exceptions import ExportError, first_line
+from sk_cnncodes.exported_model import check_alone, read_exported
 from sk_cnncodes.image_files import MAX_PIXELS, check_max_pixels
 from sk_cnncodes.images import read_rgb
-from sk_cnncodes.onnxruntime_engine import available_providers, load_session
-from sk_cnncodes.preprocessing import Preprocessing
+from sk_cnncodes.onnxruntime_engine import (
+    available_providers,
+    is_out_of_memory,
+    load_session,
+)
 from sk_cnncodes.session_table import SessionTable
 from sk_cnncodes.threads import Threads
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# Entries of the metadata of a file, both JSON.
-CLASSES_KEY = "sk_cnncodes.classes"
-MODEL_KEY = "sk_cnncodes.model"
 _BATCH_SIZE = 16
+_EXPECTED = "Expected a whole file that to_onnx wrote."
 
 
 class _available_with:
@@ -133,21 +135,18 @@ class OnnxClassifier:
         self.device = device
         self.n_jobs = n_jobs
         self.max_pixels = max_pixels
-        self._sha256 = hashlib.sha256(self._content()).hexdigest()
+        content = self._content()
+        self._sha256 = hashlib.sha256(content).hexdigest()
+        with self._naming():
+            check_alone(content)
         session = self._session()
-        metadata = session.get_modelmeta().custom_metadata_map
-        self.outputs: list[str] = [value.name for value in session.get_outputs()]
-        preprocessing = Preprocessing.from_metadata(metadata)
-        if preprocessing is None or MODEL_KEY not in metadata:
-            raise ExportError(
-                f"model {str(path)!r}: an ONNX file without the metadata "
-                f"{MODEL_KEY!r}. Expected a file that to_onnx wrote; a backbone goes "
-                "to CNNCodeTransformer."
-            )
-        self.preprocessing = preprocessing
-        self.metadata: dict[str, Any] = json.loads(metadata[MODEL_KEY])
-        if CLASSES_KEY in metadata:
-            self.classes_ = np.array(json.loads(metadata[CLASSES_KEY]))
+        with self._naming():
+            self._exported = read_exported(session)
+        self.outputs = self._exported.outputs
+        self.preprocessing = self._exported.preprocessing
+        self.metadata = self._exported.metadata
+        if self._exported.classes is not None:
+            self.classes_ = self._exported.classes
 
     # -- predictions ---------------------------------------------------------
 
@@ -219,17 +218,32 @@ class OnnxClassifier:
         """
         images = as_image_sequence(X)
         session = self._session()
-        size = session.get_inputs()[0].shape[0]
-        size = size if isinstance(size, int) else _BATCH_SIZE
+        size = self._exported.batch_size or _BATCH_SIZE
         parts = []
         pixels = partial(self._pixels, images)
         with Threads(usable_threads(self.n_jobs), "sk_cnncodes-classifier") as threads:
             for start in range(0, len(images), size):
                 indices = range(start, min(start + size, len(images)))
                 batch = np.stack(list(threads.in_order(pixels, indices, size)))
-                parts.append(run_images(session, batch))
+                parts.append(self._run(session, batch))
         joined = [np.concatenate(output) for output in zip(*parts, strict=True)]
         return dict(zip(self.outputs, joined, strict=True))
+
+    def _run(
+        self, session: ort.InferenceSession, batch: np.ndarray
+    ) -> list[np.ndarray]:
+        with self._naming():
+            try:
+                arrays = run_images(session, batch)
+            except ExportError:
+                raise
+            except Exception as error:
+                if isinstance(error, MemoryError) or is_out_of_memory(error):
+                    raise
+                reason = first_line(error).rstrip(".")
+                raise ExportError(f"ONNX Runtime cannot run it ({reason})") from error
+            self._exported.check(arrays)
+        return arrays
 
     def _pixels(self, images: Sequence[Any], index: int) -> np.ndarray:
         least_size = self.preprocessing.least_size
@@ -255,29 +269,47 @@ class OnnxClassifier:
         try:
             return load_session(content, device, n_threads)
         except Exception as error:
-            if device.required and device.gpu is not None:
+            on_gpu = device.required and device.gpu is not None
+            if on_gpu or isinstance(error, MemoryError):
                 raise
-            reason = str(error).strip().splitlines()[0][:300]
             raise ExportError(
-                f"model {str(self.path)!r}: ONNX Runtime cannot load it ({reason}). "
-                "Expected a whole file that to_onnx wrote."
+                f"model {str(self.path)!r}: ONNX Runtime cannot load it "
+                f"({first_line(error).rstrip('.')}). {_EXPECTED}"
             ) from error
 
     def _content(self) -> bytes:
+        # A pipe or a device might never end.
+        if self.path.exists() and not self.path.is_file():
+            raise ExportError(f"model {str(self.path)!r}: no file. {_EXPECTED}")
         try:
             return self.path.read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
             raise ExportError(
-                f"model {str(self.path)!r}: cannot be read ({error.strerror}). "
-                "Expected a file that to_onnx wrote."
+                f"model {str(self.path)!r}: cannot be read ({reason}). {_EXPECTED}"
             ) from error
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Say which file it is that breaks the contract."""
+        try:
+            yield
+        except ExportError as error:
+            message = f"model {str(self.path)!r}: {error}. {_EXPECTED}"
+            raise ExportError(message) from error.__cause__
 
     def __repr__(self) -> str:
         return f"OnnxClassifier({str(self.path)!r})"
 
 
 def run_images(session: ort.InferenceSession, images: np.ndarray) -> list[np.ndarray]:
-    """Outputs of a session for prepared images, also where its batch size is fixed."""
+    """Outputs of a session for prepared images, also where its batch size is fixed.
+
+    Raises
+    ------
+    ExportError
+        If they are not one row for each image.
+    """
     value = session.get_inputs()[0]
     size = value.shape[0] if isinstance(value.shape[0], int) else len(images)
     parts = []
@@ -285,6 +317,11 @@ def run_images(session: ort.InferenceSession, images: np.ndarray) -> list[np.nda
         part = images[start : start + size]
         missing = np.repeat(part[-1:], size - len(part), axis=0)
         outputs = session.run(None, {value.name: np.concatenate([part, missing])})
+        for output in outputs:
+            if output.shape[:1] != (size,):
+                raise ExportError(
+                    f"an output has the shape {output.shape} for {size} images"
+                )
         parts.append([output[: len(part)] for output in outputs])
     return [np.concatenate(output) for output in zip(*parts, strict=True)]
 

@@ -10,10 +10,12 @@ import pickle
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import joblib
 import numpy as np
+import onnx
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -190,8 +192,94 @@ def test_files_that_are_none(exported: Path, tmp_path: Path) -> None:
         OnnxClassifier(backbone)
     text = tmp_path / "text.onnx"
     text.write_text("hello")
-    with pytest.raises(ExportError, match=r"text\.onnx.*cannot load"):
+    with pytest.raises(ExportError, match=r"text\.onnx.*it is damaged"):
         OnnxClassifier(text)
+    with pytest.raises(ExportError, match="no file"):
+        OnnxClassifier(tmp_path)
+
+
+def _set(key: str, value: str) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        (entry,) = [e for e in model.metadata_props if e.key == f"sk_cnncodes.{key}"]
+        entry.value = value
+
+    return change
+
+
+def _large_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 100_000
+
+
+def _first_weight_outside(model: onnx.ModelProto) -> None:
+    """Its content is as it was, in a file in the working folder."""
+    tensor = model.graph.initializer[0]
+    Path("weights.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+
+
+def _floats(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+
+def _without_labels(model: onnx.ModelProto) -> None:
+    del model.graph.output[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (_first_weight_outside, "asks for weights in another file"),
+        (_set("classes", "{"), "sk_cnncodes.classes: not JSON"),
+        (_set("classes", '{"china": 1}'), "classes: expected a list of names"),
+        (_set("classes", '["china", 1]'), "classes: expected a list of names"),
+        (
+            _set("classes", '["china", "flower", "g"]'),
+            "'probabilities' has the shape .*, 2",
+        ),
+        (_set("classes", '["chin", "flow"]'), "label '.*' is none of the classes"),
+        (_set("model", "[]"), "sk_cnncodes.model: expected a JSON object"),
+        (_set("preprocessing", "[]"), "preprocessing: expected a JSON object"),
+        (_set("preprocessing", '{"crop_size": [9, 9]}'), r"shape \[N, 9, 9, 3\]"),
+        (_large_batch, "at most 4096"),
+        (_floats, "its inputs are .*'tensor\\(float"),
+        (_without_labels, r"its outputs are \['probabilities'\]"),
+    ],
+)
+def test_files_that_break_the_contract(
+    change: Callable[[onnx.ModelProto], None],
+    fault: str,
+    exported: Path,
+    photographs: list[np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load(exported)
+    change(model)
+    path = tmp_path / "models" / "changed.onnx"
+    path.parent.mkdir()
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match=rf"changed\.onnx': .*{fault}"):
+        OnnxClassifier(path).predict(photographs)
+
+
+def test_a_network_that_cannot_run(
+    exported: Path, photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    """A shape that only shows while it runs."""
+    model = onnx.load(exported)
+    (last,) = [n for n in model.graph.node if n.output[0] == "label"]
+    shape = onnx.numpy_helper.from_array(np.array([7, -1]), "seven")
+    model.graph.initializer.append(shape)
+    shaped = onnx.helper.make_node("Reshape", [last.input[0], "seven"], ["shaped"])
+    model.graph.node.insert(len(model.graph.node) - 2, shaped)
+    last.input[0] = "shaped"
+    path = tmp_path / "changed.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match=r"changed\.onnx': ONNX Runtime cannot"):
+        OnnxClassifier(path).predict(photographs)
 
 
 PROGRAM = """

@@ -21,9 +21,10 @@ from sk_cnncodes.exceptions import ExportError
 from sk_cnncodes.export.graph import at_opset
 from sk_cnncodes.export.heads import build_head, check_predictions, naming
 from sk_cnncodes.export.steps import flat_steps, transformed
+from sk_cnncodes.exported_model import CLASSES_KEY, MODEL_KEY
 from sk_cnncodes.files import check_no_input, replacing
 from sk_cnncodes.graph import default_opset
-from sk_cnncodes.onnx_classifier import CLASSES_KEY, MODEL_KEY, run_images
+from sk_cnncodes.onnx_classifier import run_images
 from sk_cnncodes.onnxruntime_engine import load_session
 from sk_cnncodes.transformer import CNNCodeTransformer
 

@@ -290,4 +290,4 @@ def test_backbone_is_no_model() -> None:
 
     result = invoke("predict", load_backbone("cnncodes-mini").path, "photo.jpg")
     assert result.exit_code == 1
-    assert "Expected a file that to_onnx wrote" in result.stderr
+    assert "a backbone goes to CNNCodeTransformer" in result.stderr

@@ -269,6 +269,16 @@ def shorten_bias(model: onnx.ModelProto) -> None:
     bias.raw_data = bias.raw_data[:-4]
 
 
+def scalar_bias(model: onnx.ModelProto) -> None:
+    """The same with ONNX Runtime 1.26, where the weight is computed."""
+    (node,) = [node for node in model.graph.node if node.op_type == "Conv"][:1]
+    same = helper.make_node("Identity", [node.input[1]], ["same_weight"])
+    model.graph.node.insert(0, same)
+    node.input[1] = "same_weight"
+    (bias,) = [t for t in model.graph.initializer if t.name == node.input[2]]
+    bias.CopyFrom(numpy_helper.from_array(np.float32(1), bias.name))
+
+
 def self_feeding(model: onnx.ModelProto) -> None:
     model.graph.node[1].input[0] = model.graph.node[3].output[0]
 
@@ -334,6 +344,7 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
     "cycle": (lambda: changed(self_feeding), "errors"),
     "short_weight": (lambda: changed(shorten_weight), "errors"),
     "short_bias": (lambda: changed(shorten_bias), "errors"),
+    "scalar_bias": (lambda: changed(scalar_bias), "errors"),
     "zero_strides": (lambda: zero("strides"), "errors"),
     "zero_dilations": (lambda: zero("dilations"), "errors"),
     "zero_window": (lambda: zero("kernel_shape"), "errors"),

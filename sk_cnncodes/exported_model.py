@@ -1,0 +1,157 @@
+"""The contract between `to_onnx` and its readers, and whether a file keeps it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sk_cnncodes.exceptions import ExportError, PreprocessingError
+from sk_cnncodes.onnx_bytes import asks_for_files
+from sk_cnncodes.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+# Entries of the metadata of a file, both JSON.
+CLASSES_KEY = "sk_cnncodes.classes"
+MODEL_KEY = "sk_cnncodes.model"
+# Of a classifier with probabilities, of one without, and of a regressor.
+_OUTPUTS = (["label", "probabilities"], ["label", "decision"], ["values"])
+_LARGEST_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """What a file says of itself.
+
+    Attributes
+    ----------
+    outputs : list of str
+    preprocessing : Preprocessing
+    metadata : dict
+    classes : ndarray of shape (n_classes,), or None
+        None of a regressor.
+    batch_size : int or None
+        Number of images that each run takes; None for any.
+    """
+
+    outputs: list[str]
+    preprocessing: Preprocessing
+    metadata: dict[str, Any]
+    classes: np.ndarray | None
+    batch_size: int | None
+
+    def check(self, arrays: Sequence[np.ndarray]) -> None:
+        """Refuse outputs of another shape than promised, or that know other classes.
+
+        Raises
+        ------
+        ExportError
+            Naming the output.
+        """
+        classes = [] if self.classes is None else self.classes.tolist()
+        for name, array in zip(self.outputs, arrays, strict=True):
+            as_promised = len(array.shape) == (1 if name == "label" else 2)
+            if name == "probabilities" and as_promised:
+                as_promised = array.shape[1] == len(classes)
+            if not as_promised:
+                raise ExportError(
+                    f"its output {name!r} has the shape {array.shape}, its classes are "
+                    f"{classes[:10]}"
+                )
+            unknown = set(array.tolist()) - set(classes) if name == "label" else set()
+            if unknown:
+                raise ExportError(
+                    f"label {unknown.pop()!r} is none of the classes {classes[:10]}"
+                )
+
+
+def check_alone(content: bytes) -> None:
+    """Refuse a file that has weights in other files: `to_onnx` writes all into one.
+
+    Raises
+    ------
+    ExportError
+    """
+    try:
+        elsewhere = asks_for_files(content)
+    except ValueError as error:
+        raise ExportError(f"it is damaged ({error})") from error
+    if elsewhere:
+        raise ExportError("it asks for weights in another file")
+
+
+def read_exported(session: ort.InferenceSession) -> ExportedModel:
+    """What a loaded file says of itself.
+
+    Raises
+    ------
+    ExportError
+        Saying where it differs from what `to_onnx` writes.
+    """
+    try:
+        metadata = session.get_modelmeta().custom_metadata_map
+        values = session.get_outputs()
+        outputs, types = [v.name for v in values], [v.type for v in values]
+        preprocessing = Preprocessing.from_metadata(metadata)
+    except (PreprocessingError, UnicodeDecodeError) as error:
+        raise ExportError(str(error).rstrip(".")) from error
+    if preprocessing is None or MODEL_KEY not in metadata:
+        raise ExportError(
+            f"an ONNX file without the metadata {MODEL_KEY!r}; a backbone goes to "
+            "CNNCodeTransformer"
+        )
+    facts = _json(metadata, MODEL_KEY)
+    if not isinstance(facts, dict):
+        raise ExportError(f"{MODEL_KEY}: expected a JSON object, got {facts!r:.200}")
+    if outputs not in _OUTPUTS or not all(t.startswith("tensor(") for t in types):
+        raise ExportError(f"its outputs are {outputs}, expected one of {_OUTPUTS}")
+    classes = None
+    if "label" in outputs:
+        classes = _classes(metadata)
+    elif not isinstance(facts.get("many_targets"), bool):
+        raise ExportError(f"{MODEL_KEY}: 'many_targets' is neither true nor false")
+    return ExportedModel(
+        outputs, preprocessing, facts, classes, _batch_size(session, preprocessing)
+    )
+
+
+def _batch_size(
+    session: ort.InferenceSession, preprocessing: Preprocessing
+) -> int | None:
+    inputs = [(value.type, value.shape) for value in session.get_inputs()]
+    type_, shape = inputs[0] if len(inputs) == 1 else ("", [])
+    batch_size = shape[0] if shape and isinstance(shape[0], int) else None
+    height, width = preprocessing.crop_size
+    if (
+        type_ != "tensor(uint8)"
+        or shape[1:] != [height, width, 3]
+        or (batch_size is not None and not 1 <= batch_size <= _LARGEST_BATCH)
+    ):
+        raise ExportError(
+            f"its inputs are {inputs}, expected one of type 'tensor(uint8)' and shape "
+            f"[N, {height}, {width}, 3], N being free or at most {_LARGEST_BATCH}"
+        )
+    return batch_size
+
+
+def _classes(metadata: dict[str, str]) -> np.ndarray:
+    classes = _json(metadata, CLASSES_KEY)
+    kinds = {type(name) for name in classes} if isinstance(classes, list) else set()
+    if len(kinds) != 1 or not kinds <= {str, int, float, bool}:
+        raise ExportError(
+            f"{CLASSES_KEY}: expected a list of names or of numbers, got "
+            f"{classes!r:.200}"
+        )
+    return np.array(classes)
+
+
+def _json(metadata: dict[str, str], key: str) -> Any:
+    try:
+        return json.loads(metadata.get(key, "null"))
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{key}: not JSON ({error})") from error
