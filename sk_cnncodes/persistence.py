@@ -25,6 +25,7 @@ from sk_cnncodes.devices import Device, usable_threads
 from sk_cnncodes.download import home_folder
 from sk_cnncodes.exceptions import BackboneError, DownloadError, SavedModelError
 from sk_cnncodes.model_files import file_sha256
+from sk_cnncodes.onnx_bytes import asks_for_files
 from sk_cnncodes.preprocessing import Preprocessing
 from sk_cnncodes.runtime import CodeSession, open_session
 
@@ -280,7 +281,21 @@ def restored_state(state: Mapping[str, Any], kind: type) -> dict[str, Any]:
                 f"its backbone ({key}) was changed after it was saved. Expected it as "
                 "it was saved; save the pipeline again."
             )
+    stored = restored.get(STORED_KEY)
+    if stored is not None and _is_elsewhere(stored["model"]):
+        raise SavedModelError(
+            f"a {kind.__name__} saved by sk_cnncodes {version}: its stored network "
+            f"({STORED_KEY}) is damaged, or asks for weights in another file. Expected "
+            "all of them in the saved file."
+        )
     return restored
+
+
+def _is_elsewhere(model: bytes) -> bool:
+    try:
+        return asks_for_files(model)
+    except ValueError:
+        return True
 
 
 def _reference_of_tuple(parameter: str, sha256: str) -> Reference:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import pickle
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import cloudpickle
 import joblib
 import numpy as np
+import onnx
 import pytest
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
@@ -319,6 +321,27 @@ def test_cached_codes_stay_valid_with_a_stored_graph(
     after = sk_cnncodes.cache.resolve_cache(loaded.cache).info()
     assert after.misses == before.misses
     assert after.hits == before.hits + len(photographs)
+
+
+def test_a_stored_graph_asks_for_no_file(
+    fitted: CNNCodeTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where someone made the digests anew."""
+    monkeypatch.chdir(tmp_path)
+    state = fitted.set_params(store_backbone=True).__getstate__()
+    model = onnx.load_from_string(state["_stored_graph"]["model"])
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    Path("weights.bin").write_bytes(weight.raw_data)
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="weights.bin")
+    content = model.SerializeToString()
+    stored = {k: v for k, v in state["_stored_graph"].items() if k != "model"}
+    stored["sha256"] = hashlib.sha256(content).hexdigest()
+    stored["check"] = persistence._digest(stored)
+    state["_stored_graph"] = stored | {"model": content}
+    with pytest.raises(SavedModelError, match="_stored_graph.*another file"):
+        CNNCodeTransformer().__setstate__(state)
 
 
 @pytest.mark.parametrize("precision", ["int8", "float16"])
