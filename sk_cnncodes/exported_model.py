@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sk_cnncodes.exceptions import ExportError, PreprocessingError
-from sk_cnncodes.onnx_bytes import asks_for_files
+from sk_cnncodes.onnx_bytes import asks_for_files, metadata_entry, metadata_of
 from sk_cnncodes.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# Entries of the metadata of a file, both JSON.
+# Entries of the metadata of a file, as JSON.
 CLASSES_KEY = "sk_cnncodes.classes"
 MODEL_KEY = "sk_cnncodes.model"
+# An entry with the SHA-256 of the file without this entry.
+DIGEST_KEY = "sk_cnncodes.sha256"
 # Of a classifier with probabilities, of one without, and of a regressor.
 _OUTPUTS = (["label", "probabilities"], ["label", "decision"], ["values"])
 _LARGEST_BATCH = 4096
@@ -70,8 +74,8 @@ class ExportedModel:
                 )
 
 
-def check_alone(content: bytes) -> None:
-    """Refuse a file that has weights in other files: `to_onnx` writes all into one.
+def check_content(content: bytes) -> None:
+    """Refuse a file that was changed, or has weights in other files.
 
     Raises
     ------
@@ -79,10 +83,29 @@ def check_alone(content: bytes) -> None:
     """
     try:
         elsewhere = asks_for_files(content)
+        digest = metadata_of(content).get(DIGEST_KEY)
     except ValueError as error:
         raise ExportError(f"it is damaged ({error})") from error
     if elsewhere:
         raise ExportError("it asks for weights in another file")
+    if digest is not None and not _is_whole(content, digest):
+        raise ExportError(
+            "it was damaged or changed after to_onnx wrote it; remove the metadata "
+            f"{DIGEST_KEY!r} from a file that was changed on purpose"
+        )
+
+
+def digest_of(content: bytes) -> str:
+    """What the entry `DIGEST_KEY` of a file says that has no such entry yet."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _is_whole(content: bytes, digest: str) -> bool:
+    """Whether a digest is that of all but the entry that states it."""
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        return False
+    before, _, after = content.rpartition(metadata_entry(DIGEST_KEY, digest))
+    return digest_of(before + after) == digest
 
 
 def read_exported(session: ort.InferenceSession) -> ExportedModel:

@@ -1,7 +1,7 @@
-"""Whether an ONNX file asks for other files, found without the package onnx.
+"""What must be known of an ONNX file before it is loaded, without the package onnx.
 
-`OnnxClassifier` runs where onnx is not installed, and ONNX Runtime would read the other
-files: relative to the working folder, and before its version 1.24 from anywhere.
+`OnnxClassifier` runs where onnx is not installed. ONNX Runtime would read other files
+that a file asks for: in the working folder, and before its version 1.24 anywhere.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _LEADING: dict[str, dict[int, str]] = {
     "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
     "TensorProto": {},
 }
+_METADATA = 14  # of a ModelProto
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a TensorProto
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 
@@ -58,6 +59,32 @@ def asks_for_files(model: bytes) -> bool:
             if number in leading and isinstance(value, memoryview):
                 waiting.append((leading[number], value))
     return False
+
+
+def metadata_of(model: bytes) -> dict[str, str]:
+    """The metadata of a serialised ModelProto.
+
+    Raises
+    ------
+    ValueError
+        If the bytes are none, or the metadata no UTF-8.
+    """
+    found = {}
+    for number, value in _fields(memoryview(model)):
+        if number == _METADATA and isinstance(value, memoryview):
+            texts = {1: "", 2: ""}
+            for field, text in _fields(value):
+                if field in texts and isinstance(text, memoryview):
+                    texts[field] = str(text, "utf-8")
+            found[texts[1]] = texts[2]
+    return found
+
+
+def metadata_entry(key: str, value: str) -> bytes:
+    """An entry of the metadata as it is serialised; for fewer than 124 bytes."""
+    texts = [(b"\n", key.encode()), (b"\x12", value.encode())]
+    entry = b"".join(tag + bytes([len(text)]) + text for tag, text in texts)
+    return bytes([_METADATA << 3 | _LENGTH, len(entry)]) + entry
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, int | memoryview | None]]:

@@ -18,7 +18,7 @@ import numpy as np
 from sk_cnncodes.containers import as_image_sequence
 from sk_cnncodes.devices import check_n_jobs, resolve_devices, usable_threads
 from sk_cnncodes.exceptions import ExportError, first_line
-from sk_cnncodes.exported_model import check_alone, read_exported
+from sk_cnncodes.exported_model import check_content, read_exported
 from sk_cnncodes.image_files import MAX_PIXELS, check_max_pixels
 from sk_cnncodes.images import read_rgb
 from sk_cnncodes.onnxruntime_engine import (
@@ -138,7 +138,7 @@ class OnnxClassifier:
         content = self._content()
         self._sha256 = hashlib.sha256(content).hexdigest()
         with self._naming():
-            check_alone(content)
+            check_content(content)
         session = self._session()
         with self._naming():
             self._exported = read_exported(session)

@@ -198,6 +198,47 @@ def test_files_that_are_none(exported: Path, tmp_path: Path) -> None:
         OnnxClassifier(tmp_path)
 
 
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9, -100, -10])
+def test_a_changed_byte_is_noticed(
+    place: float, exported: Path, tmp_path: Path
+) -> None:
+    content = bytearray(exported.read_bytes())
+    content[int(place * len(content)) if place > 0 else int(place)] ^= 1
+    path = tmp_path / "changed.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ExportError, match=r"changed\.onnx': it was damaged or changed"):
+        OnnxClassifier(path)
+
+
+def test_saved_by_onnx_or_changed_on_purpose(
+    exported: Path, photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    expected = list(OnnxClassifier(exported).predict(photographs))
+    path = tmp_path / "saved.onnx"
+    model = onnx.load(exported)
+    onnx.save(model, path)
+    assert list(OnnxClassifier(path).predict(photographs)) == expected
+    model.doc_string = "For the museum."
+    onnx.save(model, path)
+    with pytest.raises(ExportError, match=r"remove the metadata 'sk_cnncodes\.sha256'"):
+        OnnxClassifier(path)
+    model = _without_digest(path)
+    onnx.save(model, path)
+    assert list(OnnxClassifier(path).predict(photographs)) == expected
+    model.metadata_props.add(key="sk_cnncodes.sha256", value="é" * 64)
+    onnx.save(model, path)
+    with pytest.raises(ExportError, match="it was damaged or changed"):
+        OnnxClassifier(path)
+
+
+def _without_digest(path: Path) -> onnx.ModelProto:
+    """As someone who changes a file on purpose has it."""
+    model = onnx.load(path)
+    (entry,) = [e for e in model.metadata_props if e.key == "sk_cnncodes.sha256"]
+    model.metadata_props.remove(entry)
+    return model
+
+
 def _set(key: str, value: str) -> Callable[[onnx.ModelProto], None]:
     def change(model: onnx.ModelProto) -> None:
         (entry,) = [e for e in model.metadata_props if e.key == f"sk_cnncodes.{key}"]
@@ -256,7 +297,7 @@ def test_files_that_break_the_contract(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = onnx.load(exported)
+    model = _without_digest(exported)
     change(model)
     path = tmp_path / "models" / "changed.onnx"
     path.parent.mkdir()
@@ -269,7 +310,7 @@ def test_a_network_that_cannot_run(
     exported: Path, photographs: list[np.ndarray], tmp_path: Path
 ) -> None:
     """A shape that only shows while it runs."""
-    model = onnx.load(exported)
+    model = _without_digest(exported)
     (last,) = [n for n in model.graph.node if n.output[0] == "label"]
     shape = onnx.numpy_helper.from_array(np.array([7, -1]), "seven")
     model.graph.initializer.append(shape)

@@ -21,7 +21,12 @@ from sk_cnncodes.exceptions import ExportError
 from sk_cnncodes.export.graph import at_opset
 from sk_cnncodes.export.heads import build_head, check_predictions, naming
 from sk_cnncodes.export.steps import flat_steps, transformed
-from sk_cnncodes.exported_model import CLASSES_KEY, MODEL_KEY
+from sk_cnncodes.exported_model import (
+    CLASSES_KEY,
+    DIGEST_KEY,
+    MODEL_KEY,
+    digest_of,
+)
 from sk_cnncodes.files import check_no_input, replacing
 from sk_cnncodes.graph import default_opset
 from sk_cnncodes.onnx_classifier import run_images
@@ -70,7 +75,8 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
 
         Its metadata hold, as JSON, the classes (``sk_cnncodes.classes``), resize and
         crop (``sk_cnncodes.preprocessing``), and versions, backbone, layer and steps
-        (``sk_cnncodes.model``).
+        (``sk_cnncodes.model``); and the SHA-256 of all the rest
+        (``sk_cnncodes.sha256``), by which `OnnxClassifier` notices damage.
 
     Raises
     ------
@@ -124,6 +130,8 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     del merged.metadata_props[:]
     for key, value in metadata.items():
         merged.metadata_props.add(key=key, value=value)
+    digest = digest_of(merged.SerializeToString())
+    merged.metadata_props.add(key=DIGEST_KEY, value=digest)
     if path is not None:
         with replacing(Path(path)) as part:
             part.write_bytes(merged.SerializeToString())
