@@ -270,7 +270,7 @@ def shorten_bias(model: onnx.ModelProto) -> None:
 
 
 def scalar_bias(model: onnx.ModelProto) -> None:
-    """The same with ONNX Runtime 1.26, where the weight is computed."""
+    """The same with ONNX Runtime before 1.30, where the weight is computed."""
     (node,) = [node for node in model.graph.node if node.op_type == "Conv"][:1]
     same = helper.make_node("Identity", [node.input[1]], ["same_weight"])
     model.graph.node.insert(0, same)
