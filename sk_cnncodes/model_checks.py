@@ -156,7 +156,7 @@ def _check_content(tensor: onnx.TensorProto) -> None:
 
 
 def _check_biases(graph: onnx.GraphProto) -> None:
-    """Refuse a convolution with too short a bias: ONNX Runtime before 1.30 overreads some."""
+    """Refuse too short a bias of a convolution: ONNX Runtime before 1.30 reads on."""
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
