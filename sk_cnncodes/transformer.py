@@ -448,12 +448,16 @@ class CNNCodeTransformer(
         backbone = self._load_backbone(check_digest=True)
         calibration = self._calibration(backbone)
         specs, wanted = self._specs(backbone)
-        digest = None if calibration is None else calibration.digest
+        execution = self._execution()
         specs = [
-            replace(spec, precision=self.precision, calibration=digest)
+            replace(
+                spec,
+                precision=self.precision,
+                calibration=None if calibration is None else calibration.digest,
+                engine=execution.engine,
+            )
             for spec in specs
         ]
-        execution = self._execution()
         n_threads = usable_threads(self.n_jobs)
         options = ExtractionOptions(
             batch_size=None if self.batch_size == "auto" else int(self.batch_size),
