@@ -242,7 +242,8 @@ class Preprocessing:
         height, width = self.crop_size
         full_height, full_width = self.resized_size(image.height, image.width)
         method = Image.Resampling(INTERPOLATIONS[self.interpolation])
-        if full_height * full_width > _MOST_RESIZED:
+        padded = full_height <= height and full_width <= width
+        if full_height * full_width > _MOST_RESIZED and not padded:
             return self._five_of_long(image, full_height, full_width, method)
         resized = image.resize((full_width, full_height), method)
         # Smaller than the crop: surrounded by black, as in `apply`.
