@@ -126,7 +126,8 @@ class CNNCodeTransformer(
         - ``"float16"``: on NVIDIA GPUs;
         - ``"bfloat16"``: on CPUs that have AMX or AVX512-BF16, through OpenVINO;
         - ``"int8"``: on CPUs that have VNNI or AMX. `fit` measures the scales on up to
-          256 images of X; codes of different calibrations are different codes.
+          256 images of X; codes of different calibrations or engines are different
+          codes.
     engine : {"auto", "onnxruntime", "openvino"}, default="auto"
         What runs the network. ``"auto"`` takes OpenVINO for bfloat16, and for int8
         where it is installed, else ONNX Runtime.
