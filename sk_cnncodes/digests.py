@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from sk_cnncodes.cache import CodeCache
 from sk_cnncodes.cache_file import FileState
@@ -54,7 +54,12 @@ def pixel_digest(image: Any, rgb: Image.Image | None = None) -> Digest:
 
 def content_digest(content: bytes) -> Digest:
     """Digest of the content of an image file."""
-    return _sha256("file", content)
+    return _sha256(f"{_leniency()}file", content)
+
+
+def _leniency() -> str:
+    """Whether Pillow is told to fill up truncated files: to others, they are bad."""
+    return "truncated " if ImageFile.LOAD_TRUNCATED_IMAGES else ""
 
 
 def _sha256(head: str, content: Any) -> Digest:
@@ -154,7 +159,8 @@ class ImageDigests:
         except (OSError, ValueError):
             return None
         # A folder of that name may be another one by now.
-        file = f"{status.st_dev}:{status.st_ino}:".encode() + os.fsencode(path)
+        place = f"{_leniency()}{status.st_dev}:{status.st_ino}:"
+        file = place.encode() + os.fsencode(path)
         return FileState(file, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def _real_path(self, path: str) -> str:
