@@ -35,12 +35,14 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
 
 
 def _as_sequence(X: Any) -> Any:
-    if isinstance(X, (str, bytes, bytearray, PurePath, Image.Image)) or is_file(X):
+    single = (str, bytes, bytearray, memoryview, PurePath, Image.Image)
+    if isinstance(X, single) or is_file(X):
         raise ValueError(
             f"X: got a single image ({written(X)}). Expected {_CONTAINERS}; for one "
             "image: [image]."
         )
-    if hasattr(X, "columns") and hasattr(X, "shape"):  # a pandas or polars frame
+    is_frame = hasattr(X, "iloc") or hasattr(X, "get_column")  # pandas or polars
+    if is_frame and hasattr(X, "columns") and len(getattr(X, "shape", ())) == 2:
         if X.shape[1] != 1:
             raise ValueError(
                 f"X: got a frame with {X.shape[1]} columns {list(X.columns)[:10]}. "

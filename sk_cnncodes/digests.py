@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from sk_cnncodes.cache import CodeCache
 from sk_cnncodes.cache_file import FileState
@@ -54,7 +54,12 @@ def pixel_digest(image: Any, rgb: Image.Image | None = None) -> Digest:
 
 def content_digest(content: bytes) -> Digest:
     """Digest of the content of an image file."""
-    return _sha256("file", content)
+    return _sha256(f"{_leniency()}file", content)
+
+
+def _leniency() -> str:
+    """Whether Pillow is told to fill up truncated files: to others, they are bad."""
+    return "truncated " if ImageFile.LOAD_TRUNCATED_IMAGES else ""
 
 
 def _sha256(head: str, content: Any) -> Digest:
@@ -93,7 +98,12 @@ class ImageDigests:
 
     def many(self, indices: Sequence[int]) -> list[Digest | ImageError]:
         """Digests of some images, or why they cannot be read."""
-        states = {i: state for i in indices if (state := self._file_state(i))}
+        paths = {i: path for i in indices if (path := self._path(i)) is not None}
+        states = {
+            index: state
+            for index, path in paths.items()
+            if (state := self._file_state(path)) is not None
+        }
         remembered = self._cache.file_digests(list(states.values()))
         found: dict[int, Digest | ImageError] = {
             index: digest
@@ -101,7 +111,13 @@ class ImageDigests:
             if digest is not None
         }
         unknown = [index for index in indices if index not in found]
-        found |= dict(zip(unknown, self._run(self._attempt, unknown), strict=True))
+
+        def attempt(index: int) -> Digest | ImageError:
+            # A sequence may give another path the next time.
+            image = paths[index] if index in states else self._images[index]
+            return self._attempt(image, index)
+
+        found |= dict(zip(unknown, self._run(attempt, unknown), strict=True))
         now = time.time_ns()
         self._cache.remember_files(
             [
@@ -109,26 +125,32 @@ class ImageDigests:
                 for index in unknown
                 if isinstance(digest := found[index], bytes)
                 and index in states
-                and self._file_state(index) == states[index]
+                and self._file_state(paths[index]) == states[index]
                 and now - max(states[index].mtime_ns, states[index].ctime_ns)
                 > SETTLED_NS
             ]
         )
         return [found[index] for index in indices]
 
-    def _attempt(self, index: int) -> Digest | ImageError:
+    def _attempt(self, image: Any, index: int) -> Digest | ImageError:
         try:
-            return image_digest(self._images[index], index, self._max_pixels)
+            return image_digest(image, index, self._max_pixels)
         except ImageError as error:
             return error
 
-    def _file_state(self, index: int) -> FileState | None:
-        """What a path's digest is remembered by; None of what is no readable path."""
+    def _path(self, index: int) -> str | None:
+        """The path that an image is; None of what is none."""
         image = self._images[index]
         if not isinstance(image, (str, os.PathLike)):
             return None
         try:
-            path = path_of(image, index)
+            return path_of(image, index)
+        except ImageError:
+            return None
+
+    def _file_state(self, path: str) -> FileState | None:
+        """What a path's digest is remembered by; None of what is no readable path."""
+        try:
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
                 path, status = os.path.realpath(path), os.stat(path)  # noqa: PTH116
@@ -137,7 +159,8 @@ class ImageDigests:
         except (OSError, ValueError):
             return None
         # A folder of that name may be another one by now.
-        file = f"{status.st_dev}:{status.st_ino}:".encode() + os.fsencode(path)
+        place = f"{_leniency()}{status.st_dev}:{status.st_ino}:"
+        file = place.encode() + os.fsencode(path)
         return FileState(file, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def _real_path(self, path: str) -> str:

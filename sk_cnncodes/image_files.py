@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from numbers import Integral
@@ -34,6 +35,11 @@ _MOST_EXIF_SEGMENTS = 64
 # Scans of a progressive JPEG: encoders write about ten; more, of small images only.
 _USUAL_SCANS = 16
 _MOST_SCANNED_PIXELS = 2**30
+# Tags of TIFF: bits of each sample, and whether channels lie in planes of their own.
+_BITS, _PLANAR = 258, 284
+# Pillow's names of big-endian values, other than unsigned ones of 16 bits.
+_BIG_ENDIAN = ("I;16BS", "I;32BS", "F;32BF")
+_LITTLE_ENDIAN = sys.byteorder == "little"
 # Decoders that Pillow has in Python only, and their pixels: a microsecond for each.
 _SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")
 _MOST_SLOW_PIXELS = 2**21
@@ -90,6 +96,8 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     image: ImageFile.ImageFile = factory(io.BytesIO(content), "")
     check_size(*image.size, max_pixels)
     _check_work(image, scans)
+    if name == "TIFF":
+        _check_tiff(image)
     return image
 
 
@@ -143,6 +151,22 @@ def _check_work(image: ImageFile.ImageFile, scans: int) -> None:
         )
 
 
+def _check_tiff(image: Any) -> None:
+    """Refuse what Pillow opens, but decodes to other pixels than the file holds."""
+    decoder, _, _, (values, *_) = image.tile[0]
+    deep = max(image.tag_v2.get(_BITS, (1,))) > 8
+    planes = image.tag_v2.get(_PLANAR) == 2
+    mixed = planes and (image.mode == "LA" or (deep and decoder == "raw"))
+    # libtiff has put them into the order of bytes of this machine.
+    swapped = decoder == "libtiff" and values in _BIG_ENDIAN and _LITTLE_ENDIAN
+    if mixed or swapped:
+        what = "planes" if mixed else "compressed big-endian values"
+        raise RefusedError(
+            f"a rare variety of TIFF, {image.mode} in {what}. Expected another, or "
+            "another format, such as PNG."
+        )
+
+
 def _check_count(count: int, what: str) -> None:
     if count > _MOST_PARTS:
         raise RefusedError(f"damaged: expected at most {_MOST_PARTS} {what}.")
@@ -155,6 +179,7 @@ _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 # Tags that hold where the strips or the tiles of a TIFF file are.
 _TIFF_OFFSETS = (273, 324)
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+_LOSSLESS_FRAMES = (0xC3, 0xC7, 0xCB, 0xCF)
 
 
 def _check_jpeg(content: bytes) -> int:
@@ -170,6 +195,16 @@ def _check_jpeg(content: bytes) -> int:
                 "data."
             )
     return scans
+
+
+def is_lossless_jpeg(content: bytes) -> bool:
+    """Whether a JPEG file is one of those that cannot be decoded smaller."""
+    for marker, _ in _jpeg_segments(content):
+        if marker == _START_OF_SCAN:
+            break
+        if marker in _LOSSLESS_FRAMES:
+            return True
+    return False
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:

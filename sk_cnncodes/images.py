@@ -19,7 +19,13 @@ from sk_cnncodes.contents import (
     read_content,
 )
 from sk_cnncodes.exceptions import ImageError
-from sk_cnncodes.image_files import MAX_PIXELS, RefusedError, check_size, open_image
+from sk_cnncodes.image_files import (
+    MAX_PIXELS,
+    RefusedError,
+    check_size,
+    is_lossless_jpeg,
+    open_image,
+)
 
 _EXIF_ORIENTATION = 0x0112
 # What turns an image of an orientation upright.
@@ -34,6 +40,9 @@ _TURNS = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _PIXELS_AT_ONCE = 2**20
+# Levels from one gray value to the next, of Pillow's names for 2 and 4 bits.
+_GRAY_STEPS = {"L;2": 85, "L;4": 17}
+_TIFF_BITS = 258
 
 # Height and width that an image must keep, from those that it has.
 LeastSize = Callable[[int, int], tuple[int, int]]
@@ -96,8 +105,11 @@ def decode_content(
     name = describe_image(image, index)
     try:
         opened = open_image(content, max_pixels)
-        if least_size is not None and opened.format in ("JPEG", "MPO"):
+        is_jpeg = opened.format in ("JPEG", "MPO")
+        if least_size is not None and is_jpeg and not is_lossless_jpeg(content):
             _shrink(opened, _orientation(opened), least_size)
+        if opened.format == "PNG":
+            _scale_transparent_color(opened)
         opened.load()
         # Not before: Pillow turns TIFF while it loads, and loads PNG to find EXIF data,
         # whose faults would be forgotten.
@@ -168,6 +180,19 @@ def _as_rgb(image: Image.Image, name: str, index: int) -> Image.Image:
     return image.convert("RGB")
 
 
+def _scale_transparent_color(image: ImageFile.ImageFile) -> None:
+    """Give the colour that a PNG calls transparent in the units of its pixels.
+
+    Pillow scales pixels of 2, 4 and 16 bits to 8, but not that colour. Of a PIL image
+    that was loaded before, its bits are not known any more.
+    """
+    color, values = image.info.get("transparency"), image.tile[0][3]
+    if isinstance(color, int) and values in _GRAY_STEPS:
+        image.info["transparency"] = color * _GRAY_STEPS[values]
+    elif isinstance(color, tuple) and values == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in color)
+
+
 def _over_white(image: Image.Image) -> Image.Image:
     """Laid over white, some rows at a time: copies of the whole take gigabytes."""
     image.load()  # before there are pixels of the result beside its buffers
@@ -228,7 +253,19 @@ def _from_deep_gray(image: Image.Image, name: str, index: int) -> Image.Image:
             "65535.",
             index,
         )
-    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if 0 < high <= 255 and not isinstance(image, ImageFile.ImageFile):
+        # What `convert("I")` makes of 8 bits, and would be black.
+        raise ImageError(
+            f"{name}: gray values from {low} to {high} in mode {image.mode!r}. "
+            "Expected 16-bit values, 0 to 65535; those of 8 bits: image.convert('L').",
+            index,
+        )
+    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS)
+    gray = (values >> (4 if bits == (12,) else 8)).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        gray[values == transparent] = 255
+    return Image.fromarray(gray).convert("RGB")
 
 
 def _from_pixels(

@@ -9,6 +9,13 @@ from typing import Any
 from sk_cnncodes.exceptions import PreprocessingError
 from sk_cnncodes.preprocessing import INTERPOLATIONS, Preprocessing
 
+# What processors may do beside resizing, cropping and normalising.
+_UNKNOWN_STEPS = (
+    *("do_pad", "do_thumbnail", "do_align_long_axis", "do_crop_margin"),
+    *("do_image_splitting", "do_color_quantize", "do_grayscale", "crop_to_patches"),
+    *("keep_aspect_ratio", "offset", "rescale_offset"),
+)
+
 
 def read_huggingface(config: Mapping[str, Any]) -> Preprocessing:
     """Read the content of a Hugging Face `preprocessor_config.json`.
@@ -18,15 +25,23 @@ def read_huggingface(config: Mapping[str, Any]) -> Preprocessing:
     PreprocessingError
         If it asks for a step that is not known here, or lacks a size.
     """
-    for step in ("do_pad", "rescale_offset", "do_thumbnail", "do_align_long_axis"):
+    processor = _processor(config)
+    for step in _UNKNOWN_STEPS:
         if config.get(step):
             raise PreprocessingError(
                 f"preprocessor_config.json asks for {step}, which has no "
                 "counterpart here. Write the preprocessing out as "
                 "Preprocessing(...)."
             )
+    if processor.startswith("Perceiver"):
+        raise PreprocessingError(
+            f"preprocessor_config.json: the processor {processor!r} crops before it "
+            "resizes. Write the preprocessing out as Preprocessing(...)."
+        )
     values: dict[str, Any] = {}
     size = _huggingface_size(config.get("size"))
+    if processor.startswith("Levit") and isinstance(size, int):
+        size = int(256 / 224 * size)
     crop = _huggingface_size(config.get("crop_size"))
     values["rounding"] = "huggingface"
     crops = config.get("do_center_crop", "crop_size" in config) and crop is not None
@@ -69,7 +84,8 @@ def read_huggingface(config: Mapping[str, Any]) -> Preprocessing:
         values["interpolation"] = names.get(config["resample"], config["resample"])
     if config.get("do_rescale", True):
         values["scale"] = config.get("rescale_factor", 1 / 255)
-    if config.get("do_normalize", "image_mean" in config):
+    normalises = "image_mean" in config and not processor.startswith("MobileViT")
+    if config.get("do_normalize", normalises):
         missing = [k for k in ("image_mean", "image_std") if k not in config]
         if missing:
             raise PreprocessingError(
@@ -192,11 +208,16 @@ def _huggingface_size(size: Any) -> int | tuple[int, int] | None:
     return size if isinstance(size, int) else None
 
 
-def _squares(config: Mapping[str, Any]) -> bool:
-    """Whether a processor reads a bare number as both sides, or as the shorter one."""
-    processor = str(
+def _processor(config: Mapping[str, Any]) -> str:
+    """Name of the processor's class."""
+    return str(
         config.get("image_processor_type") or config.get("feature_extractor_type")
     )
+
+
+def _squares(config: Mapping[str, Any]) -> bool:
+    """Whether a processor reads a bare number as both sides, or as the shorter one."""
+    processor = _processor(config)
     if processor.startswith(("ViT", "DeiT", "Beit", "BeiT", "Siglip", "Segformer")):
         return True
     if processor.startswith(

@@ -126,7 +126,8 @@ class CNNCodeTransformer(
         - ``"float16"``: on NVIDIA GPUs;
         - ``"bfloat16"``: on CPUs that have AMX or AVX512-BF16, through OpenVINO;
         - ``"int8"``: on CPUs that have VNNI or AMX. `fit` measures the scales on up to
-          256 images of X; codes of different calibrations are different codes.
+          256 images of X; codes of different calibrations or engines are different
+          codes.
     engine : {"auto", "onnxruntime", "openvino"}, default="auto"
         What runs the network. ``"auto"`` takes OpenVINO for bfloat16, and for int8
         where it is installed, else ONNX Runtime.
@@ -448,12 +449,16 @@ class CNNCodeTransformer(
         backbone = self._load_backbone(check_digest=True)
         calibration = self._calibration(backbone)
         specs, wanted = self._specs(backbone)
-        digest = None if calibration is None else calibration.digest
+        execution = self._execution()
         specs = [
-            replace(spec, precision=self.precision, calibration=digest)
+            replace(
+                spec,
+                precision=self.precision,
+                calibration=None if calibration is None else calibration.digest,
+                engine=execution.engine,
+            )
             for spec in specs
         ]
-        execution = self._execution()
         n_threads = usable_threads(self.n_jobs)
         options = ExtractionOptions(
             batch_size=None if self.batch_size == "auto" else int(self.batch_size),

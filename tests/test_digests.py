@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from PIL import Image, ImageFile
 
-from sk_cnncodes import CodeCache, ImageError
+from sk_cnncodes import CNNCodeTransformer, CodeCache, ImageError
 from sk_cnncodes.digests import ImageDigests, image_digest
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
@@ -105,3 +106,45 @@ def test_another_folder_of_the_same_name_holds_other_files(
     (tmp_path / "b").rename(tmp_path / "a")
     assert image_digest(path, 0) != own
     assert digests.many([0]) == [image_digest(path, 0)]
+
+
+def test_a_sequence_that_gives_another_path_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file is remembered by the digest of another one."""
+    monkeypatch.setattr("sk_cnncodes.digests.SETTLED_NS", -(10**18))
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, pixels in zip(paths, (PIXELS, PIXELS[::-1]), strict=True):
+        path.write_bytes(png(pixels))
+
+    class Alternating(Sequence[Path]):
+        asked = 0
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: Any) -> Path:
+            self.asked += 1
+            return paths[1 - self.asked % 2]
+
+    cache = CodeCache()
+    for _ in range(4):
+        ImageDigests(Alternating(), cache, map).many([0])
+    found = ImageDigests(paths, cache, map).many([0, 1])
+    assert found == [image_digest(path, 0) for path in paths]
+
+
+def test_truncated_files_that_pillow_filled_up_stay_bad_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sk_cnncodes.digests.SETTLED_NS", -(10**18))
+    path = tmp_path / "cut.bmp"
+    Image.fromarray(PIXELS).save(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    transformer = CNNCodeTransformer(cache=CodeCache())
+    with monkeypatch.context() as lenient:
+        lenient.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+        transformer.transform([path, path.read_bytes()])
+    for image in (path, path.read_bytes()):
+        with pytest.raises(ImageError, match="damaged or truncated"):
+            transformer.transform([image])

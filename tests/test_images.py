@@ -356,6 +356,9 @@ def test_too_many_pixels() -> None:
         (np.full((4, 4), 200.0), r"float values from 200 to 200.*\[0, 1\]"),
         (np.full((4, 4), -0.1), "float values from -0.1"),
         (io.StringIO("text"), "opened as text"),
+        # Of 8 bits, in modes of 16: they would be black.
+        (Image.new("L", (4, 4), 200).convert("I"), r"200 in mode 'I'.*convert\('L'\)"),
+        (Image.new("I;16", (4, 4), 255), "255 in mode 'I;16'"),
     ],
 )
 def test_elements_that_are_no_images(image: Any, message: str) -> None:
@@ -405,6 +408,7 @@ def test_arrays_are_not_copied(photographs: list[np.ndarray]) -> None:
         ("photo.jpg", "single image"),
         (Path("photo.jpg"), "single image"),
         (b"abc", "single image"),
+        (memoryview(b"abc"), "single image"),
         (Image.new("RGB", (2, 2)), "single image"),
         (np.zeros((8, 8, 3), np.uint8), r"single image.*X\[None\]"),
         (np.zeros((10, 64)), r"\(10, 64\).*a matrix of features.*reshape"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -62,6 +62,7 @@ def test_photographs_within_one_level(photographs: list[np.ndarray]) -> None:
     interpolation=st.sampled_from(sorted(INTERPOLATIONS)),
     seed=st.integers(0, 99),
 )
+@example(width=206, height=40, interpolation="bicubic", seed=0)  # two levels
 def test_noise_within_one_level_with_all_filters(
     width: int, height: int, interpolation: str, seed: int
 ) -> None:
@@ -79,7 +80,10 @@ def test_noise_within_one_level_with_all_filters(
     whole = np.asarray(image.resize((full_width, full_height), method))
     top, left = round((full_height - 40) / 2), round((full_width - 40) / 2)
     reference = whole[top : top + 40, left : left + 40]
-    assert np.abs(ours - reference).max() <= 1
+    difference = np.abs(ours - reference)
+    seldom = interpolation in ("bicubic", "lanczos")
+    assert difference.max() <= (2 if seldom else 1)
+    assert (difference > 1).mean() < 0.001
 
 
 def keras(image: Image.Image, side: int) -> np.ndarray:
@@ -166,6 +170,33 @@ def test_none_crops_and_pads(photographs: list[np.ndarray]) -> None:
     np.testing.assert_array_equal(out[5:55], pixels[:, 5:65])
     assert not out[:5].any()
     assert not out[55:].any()
+
+
+@pytest.mark.parametrize(
+    ("rounding", "above"), [("torchvision", 1), ("huggingface", 2)]
+)
+def test_padding_is_rounded_as_the_corner(rounding: str, above: int) -> None:
+    """Of three rows that are missing, torchvision adds one above, transformers two."""
+    record = Preprocessing(crop_size=(10, 10), resize="none", rounding=rounding)
+    image = Image.new("RGB", (7, 7), "white")
+    inside = record.apply(image).any(axis=2)
+    assert inside[above : above + 7, above : above + 7].all()
+    assert inside.sum() == 49
+    np.testing.assert_array_equal(record.apply_five(image)[4].any(axis=2), inside)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "box"])
+def test_filters_that_jump_see_the_whole_jpeg(
+    interpolation: str, photographs: list[np.ndarray]
+) -> None:
+    record = Preprocessing(
+        crop_size=(20, 20), resize="exact", interpolation=interpolation
+    )
+    file = io.BytesIO()
+    Image.fromarray(photographs[0][:160, :160]).save(file, "JPEG")
+    found = record.apply(read_rgb(file.getvalue(), 0, least_size=record.least_size))
+    whole = record.apply(Image.open(file).convert("RGB"))
+    np.testing.assert_array_equal(found, whole)
 
 
 def test_conventions_of_rounding() -> None:

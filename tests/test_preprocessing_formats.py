@@ -65,6 +65,17 @@ DEIT = {
     "resample": 3,
     "size": 256,
 }
+LEVIT = {
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "LevitFeatureExtractor",
+    "image_mean": MEAN,
+    "image_std": STD,
+    "resample": 3,
+    "size": {"shortest_edge": 224},
+}
 
 
 def hf(**values) -> Preprocessing:
@@ -96,6 +107,22 @@ def hf(**values) -> Preprocessing:
         ),
         (MOBILEVIT, hf(crop_size=(256, 256), resize_size=288, channels="BGR")),
         (
+            # As transformers 5 writes it: with a mean that it does not use.
+            MOBILEVIT
+            | {"image_mean": MEAN, "image_std": STD}
+            | {"image_processor_type": "MobileViTImageProcessor"},
+            hf(crop_size=(256, 256), resize_size=288, channels="BGR"),
+        ),
+        (
+            LEVIT,
+            hf(
+                resize_size=256,  # 224 * 256 / 224
+                interpolation="bicubic",
+                mean=tuple(MEAN),
+                std=tuple(STD),
+            ),
+        ),
+        (
             DEIT,
             hf(
                 resize="squash",
@@ -106,7 +133,7 @@ def hf(**values) -> Preprocessing:
             ),
         ),
     ],
-    ids=["vit", "dinov2", "convnext", "mobilevit", "deit"],
+    ids=["vit", "dinov2", "convnext", "mobilevit", "mobilevit 5", "levit", "deit"],
 )
 def test_huggingface(config: dict, expected: Preprocessing) -> None:
     assert read_huggingface(config) == expected
@@ -122,6 +149,10 @@ def test_huggingface_round_trip(config: dict) -> None:
     ("change", "message"),
     [
         ({"do_pad": True}, "do_pad"),
+        ({"do_grayscale": True}, "do_grayscale"),
+        ({"keep_aspect_ratio": True}, "keep_aspect_ratio"),
+        ({"offset": True}, "offset"),  # of ViViT: to [-1, 1]
+        ({"image_processor_type": "PerceiverImageProcessor"}, "crops before"),
         ({"size": {"longest_edge": 4}}, "expected a size"),
         ({"image_processor_type": "Other", "size": 256}, "'Other' is not known"),
         ({"do_center_crop": False}, "does not crop"),

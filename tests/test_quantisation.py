@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sk_cnncodes import (
     BackboneError,
     CNNCodeTransformer,
+    CodeCache,
     ImageError,
     Preprocessing,
     calibration,
@@ -145,6 +146,24 @@ def test_fit_calibrates_and_transform_needs_it(photographs: list[np.ndarray]) ->
     transformer.set_params(precision="float32").fit(photographs)
     assert not hasattr(transformer, "calibration_")
     assert not transformer.__sklearn_tags__().requires_fit
+
+
+@needs_int8
+def test_codes_of_two_engines_are_kept_apart(photographs: list[np.ndarray]) -> None:
+    """They differ by 1%, and one of them would be given for the other."""
+    pytest.importorskip("openvino")
+    cache = CodeCache()
+    for engine in ("openvino", "onnxruntime"):
+        fitted = int8(engine=engine, cache=cache).fit(photographs)
+        alone = clone(fitted).set_params(cache=None).fit(photographs)
+        np.testing.assert_array_equal(
+            fitted.transform(photographs), alone.transform(photographs)
+        )
+    exact = CNNCodeTransformer(engine="onnxruntime", cache=cache)
+    exact.transform(photographs)
+    before = cache.info().rows
+    exact.set_params(engine="openvino").transform(photographs)
+    assert cache.info().rows == before  # in float32 they agree
 
 
 @needs_int8

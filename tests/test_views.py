@@ -150,7 +150,9 @@ def test_views_cannot_be_exported(net: str, photographs: list[np.ndarray]) -> No
         to_onnx(model)
 
 
-@pytest.mark.parametrize("size", [(220, 330), (40, 900), (900, 40), (20, 60), (60, 20)])
+@pytest.mark.parametrize(
+    "size", [(220, 330), (40, 900), (900, 40), (20, 60), (60, 20), (20, 30)]
+)
 @pytest.mark.parametrize("resize", ["shorter", "none"])
 def test_crops_of_long_images_take_no_whole(
     size: tuple[int, int],
