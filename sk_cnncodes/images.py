@@ -253,7 +253,11 @@ def _from_deep_gray(image: Image.Image, name: str, index: int) -> Image.Image:
             "65535.",
             index,
         )
-    if 0 < high <= 255 and not isinstance(image, ImageFile.ImageFile):
+    if (
+        image.mode == "I"
+        and 0 < high <= 255
+        and not isinstance(image, ImageFile.ImageFile)
+    ):
         # What `convert("I")` makes of 8 bits, and would be black.
         raise ImageError(
             f"{name}: gray values from {low} to {high} in mode {image.mode!r}. "
