@@ -356,7 +356,7 @@ def test_too_many_pixels() -> None:
         (np.full((4, 4), 200.0), r"float values from 200 to 200.*\[0, 1\]"),
         (np.full((4, 4), -0.1), "float values from -0.1"),
         (io.StringIO("text"), "opened as text"),
-        # Of 8 bits, in modes of 16: they would be black.
+        # Of 8 bits, in a mode of more: it would be black.
         (Image.new("L", (4, 4), 200).convert("I"), r"200 in mode 'I'.*convert\('L'\)"),
     ],
 )
