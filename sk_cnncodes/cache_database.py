@@ -83,8 +83,8 @@ class CacheDatabase:
             if self._fault is not None:
                 raise CacheError(self._fault)
             try:
+                self._end_hurry()
                 db = self._connected()
-                self._end_hurry(db)
                 try:
                     return action(db)
                 finally:
@@ -101,10 +101,16 @@ class CacheDatabase:
             self._close()
             self._fault, self.read_only = None, ""
 
-    def _end_hurry(self, db: sqlite3.Connection) -> None:
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for others who hold the file."""
+        return BUSY_SECONDS if self._hurried_until is None else _HURRIED_BUSY_SECONDS
+
+    def _end_hurry(self) -> None:
         if self._hurried_until is not None and time.monotonic() > self._hurried_until:
-            _wait_for_others(db, BUSY_SECONDS)
             self._hurried_until = None
+            if self._connection is not None:
+                wait_for_others(self._connection, BUSY_SECONDS)
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -134,14 +140,12 @@ class CacheDatabase:
                     raise
                 self._connection = self._opened_read_only()
             self._file = _identity(self._path)
-            if self._hurried_until is not None:
-                _wait_for_others(self._connection, _HURRIED_BUSY_SECONDS)
         return self._connection
 
     def _opened(self) -> sqlite3.Connection:
         db = sqlite3.connect(
             self._path,
-            timeout=BUSY_SECONDS,
+            timeout=self.patience,
             isolation_level=None,
             check_same_thread=False,
         )
@@ -157,7 +161,7 @@ class CacheDatabase:
     def _check(self, db: sqlite3.Connection, *, make: bool) -> None:
         """Make the tables of an empty file; refuse a file that is something else."""
         if not self._is_ours(db) and make:
-            _use_write_ahead_log(db)
+            _use_write_ahead_log(db, self.patience)
             with transaction(db):
                 if not self._is_ours(db):  # no other process was faster
                     for statement in filter(str.strip, _SCHEMA.split(";")):
@@ -193,13 +197,20 @@ class CacheDatabase:
         try:
             try:
                 self._check(db, make=False)
-            except sqlite3.OperationalError:
-                if self._is_writable():
+            except sqlite3.OperationalError as error:
+                full = _name(error).startswith("SQLITE_IOERR_SHM")
+                if self._is_writable() and not full:
                     raise
                 # Without its log's index, a file in WAL mode can only be read as one
                 # that nobody changes. Should somebody do so all the same, checksums
                 # keep wrong rows away.
                 db.close()
+                log = Path(f"{self._path}-wal")
+                if log.exists() and log.stat().st_size > 0:
+                    raise self._unusable(
+                        "a process was killed that used it, and what it stored last "
+                        "can only be read where there is room and the right to write"
+                    ) from error
                 db = sqlite3.connect(
                     f"{uri}&immutable=1",
                     uri=True,
@@ -247,7 +258,7 @@ class CacheDatabase:
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             self._hurried_until = time.monotonic() + _HURRIED_SECONDS
             if self._connection is not None:
-                _wait_for_others(self._connection, _HURRIED_BUSY_SECONDS)
+                wait_for_others(self._connection, _HURRIED_BUSY_SECONDS)
             return (
                 f"code cache {self._path!r}: other processes kept it locked for "
                 f"{BUSY_SECONDS:.0f} s. Some codes were not stored."
@@ -275,7 +286,7 @@ def _identity(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _wait_for_others(db: sqlite3.Connection, seconds: float) -> None:
+def wait_for_others(db: sqlite3.Connection, seconds: float) -> None:
     db.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
 
 
@@ -284,9 +295,9 @@ def _name(error: sqlite3.Error) -> str:
     return str(getattr(error, "sqlite_errorname", ""))
 
 
-def _use_write_ahead_log(db: sqlite3.Connection) -> None:
+def _use_write_ahead_log(db: sqlite3.Connection, patience: float) -> None:
     """Switch to WAL, for which SQLite does not wait where others do so too."""
-    deadline = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + patience
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sk_cnncodes.cache_database import BUSY_SECONDS, CacheDatabase, transaction
+from sk_cnncodes.cache_database import CacheDatabase, transaction, wait_for_others
 from sk_cnncodes.exceptions import CacheError
 
 # Numbers of images or paths in one statement.
@@ -195,7 +195,7 @@ class FileStore:
             query = "SELECT id FROM specs WHERE digest = ?"
             return int(db.execute(query, (digest,)).fetchone()[0])
         if now - row[1] > _USE_SECONDS and not self._database.read_only:
-            _note_use(db, row[0], now)
+            _note_use(db, row[0], now, self._database.patience)
         if not db.in_transaction:
             self._database.spec_numbers[digest] = row[0]
         return int(row[0])
@@ -206,12 +206,12 @@ def _checksum(spec: str, image: bytes, code: bytes) -> int:
     return zlib.crc32(code, zlib.crc32(image, zlib.crc32(spec.encode())))
 
 
-def _note_use(db: sqlite3.Connection, spec: int, now: int) -> None:
+def _note_use(db: sqlite3.Connection, spec: int, now: int, patience: float) -> None:
     """Note when a spec was used, unless a writer is at work: readers do not wait."""
-    db.execute("PRAGMA busy_timeout = 0")
+    wait_for_others(db, 0)
     try:
         db.execute("UPDATE specs SET used = ? WHERE id = ?", (now, spec))
     except sqlite3.OperationalError:
         pass  # the next process will note it
     finally:
-        db.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
+        wait_for_others(db, patience)

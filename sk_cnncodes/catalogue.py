@@ -15,7 +15,12 @@ from typing import Any, TypeVar
 
 from sk_cnncodes.backbone import Backbone
 from sk_cnncodes.download import home_folder, obtain_file
-from sk_cnncodes.exceptions import BackboneError, PreprocessingError
+from sk_cnncodes.exceptions import (
+    BackboneError,
+    DownloadError,
+    PreprocessingError,
+)
+from sk_cnncodes.files import working_folder
 from sk_cnncodes.forks import import_whole
 from sk_cnncodes.model_files import digest_with_data, file_sha256, read_outline
 from sk_cnncodes.preprocessing import METADATA_KEY, Preprocessing
@@ -140,7 +145,10 @@ def find_row(name: str) -> CatalogueRow | None:
 
 def local_file(row: CatalogueRow) -> Path | None:
     """Where the file of a row lies on this machine, by its name and size; or None."""
-    path = MODELS / row.file if row.bundled else home_folder() / row.file
+    try:
+        path = MODELS / row.file if row.bundled else home_folder() / row.file
+    except DownloadError:
+        return None
     return path if path.is_file() and path.stat().st_size == row.size else None
 
 
@@ -272,7 +280,7 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
         if is_file:
             warnings.warn(
                 f"backbone={name_or_path!r} is taken as the name of a known backbone, "
-                f"not as the file of that name in {str(Path.cwd())!r}. If the file is "
+                f"not as the file of that name in {working_folder()}. If the file is "
                 f"meant, write {f'.{os.sep}{name_or_path}'!r}.",
                 stacklevel=3,
             )
@@ -287,7 +295,7 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
     raise BackboneError(
         f"backbone={str(name_or_path)!r}: {what}. "
         f"Expected {_names_like(str(name_or_path))}, or the path of an ONNX file; "
-        f"relative paths start from {str(Path.cwd())!r}."
+        f"relative paths start from {working_folder()}."
     )
 
 

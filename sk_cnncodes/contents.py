@@ -7,13 +7,14 @@ import io
 import os
 import stat
 import threading
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from sk_cnncodes.exceptions import ImageError, ImageNotFoundError
+from sk_cnncodes.files import working_folder
 from sk_cnncodes.image_files import LARGEST_FILE
 
 ACCEPTED = (
@@ -112,7 +113,7 @@ def _path_content(path: str, index: int) -> bytes:
     except FileNotFoundError as error:
         raise ImageNotFoundError(
             f"{name}: no such file. Expected the path of an image; relative paths "
-            f"start from {str(Path.cwd())!r}.",
+            f"start from {working_folder()}.",
             index,
         ) from error
     except OSError as error:

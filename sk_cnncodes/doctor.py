@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sk_cnncodes.devices import count_gpus
 from sk_cnncodes.download import HOME_VARIABLE, home_folder, is_offline
-from sk_cnncodes.exceptions import first_line
+from sk_cnncodes.exceptions import DownloadError, first_line
 from sk_cnncodes.execution import working_precisions
 from sk_cnncodes.onnxruntime_engine import import_onnxruntime
 
@@ -80,15 +80,19 @@ def diagnose() -> Diagnosis:
         versions["onnxruntime"] = str(getattr(ort, "__version__", ""))
         providers, faults = working_providers(ort, gpus)
         problems += faults
-    home = home_folder()
-    problems += folder_problems(home)
+    try:
+        home = str(home_folder())
+        problems += folder_problems(Path(home))
+    except DownloadError as error:
+        home = ""
+        problems.append(str(error))
     return Diagnosis(
         versions,
         packages,
         gpus,
         providers,
         working_precisions(),
-        str(home),
+        home,
         is_offline(),
         problems,
     )

@@ -26,6 +26,7 @@ from sk_cnncodes.backbone import Backbone
 from sk_cnncodes.exceptions import BackboneError, DownloadError
 from sk_cnncodes.forks import import_whole
 from sk_cnncodes.model_files import file_sha256
+from sk_cnncodes.progress import progress_bar
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -46,12 +47,25 @@ def home_folder() -> Path:
     """Where downloaded backbones lie: `SK_CNNCODES_HOME`, or the user's cache folder.
 
     The folder need not exist.
+
+    Raises
+    ------
+    DownloadError
+        If the user has no home, as in containers whose user has no name.
     """
     chosen = os.environ.get(HOME_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    pooch = import_whole("pooch")
-    return Path(pooch.os_cache("sk_cnncodes"))
+    try:
+        if chosen:
+            return Path(chosen).expanduser().absolute()
+        folder = Path(import_whole("pooch").os_cache("sk_cnncodes"))
+        if not folder.is_absolute():
+            raise RuntimeError(f"{str(folder)!r} is no absolute path")
+    except (OSError, RuntimeError) as error:
+        raise DownloadError(
+            f"there is no folder for downloaded backbones ({error}). Expected "
+            f"{HOME_VARIABLE} to name one."
+        ) from error
+    return folder
 
 
 def is_offline() -> bool:
@@ -196,11 +210,14 @@ def _get(
     """Download to a file and digest it; what is wrong with it, if anything."""
     import pooch  # type: ignore[import-untyped]
     from requests import HTTPError, RequestException
-    from tqdm import tqdm
 
-    bar: Any = False
-    if progress or (progress is None and sys.stderr.isatty()):
-        bar = tqdm(total=row.size, desc=row.name, unit="B", unit_scale=True)
+    bar = progress_bar(
+        disable=None if progress is None else not progress,
+        total=row.size,
+        desc=row.name,
+        unit="B",
+        unit_scale=True,
+    )
     downloader = pooch.HTTPDownloader(
         progressbar=bar, chunk_size=_CHUNK, timeout=_TIMEOUT
     )
@@ -215,8 +232,7 @@ def _get(
         got = part.stat().st_size if part.exists() else 0
         return f"broke off after {got} of {row.size} bytes ({reason})"
     finally:
-        if bar:
-            bar.close()
+        bar.close()
     size = part.stat().st_size
     with open(part, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,6 +20,7 @@ from sk_cnncodes.contents import describe_image
 from sk_cnncodes.digests import Digest, ImageDigests
 from sk_cnncodes.exceptions import BackboneError, ImageError
 from sk_cnncodes.image_files import MAX_PIXELS
+from sk_cnncodes.progress import progress_bar
 from sk_cnncodes.runtime import CodeSession
 from sk_cnncodes.views import VIEWS
 from sk_cnncodes.workers import Batch, Key, Workers
@@ -131,7 +132,7 @@ class Extraction:
         """
         options = self._options
         with (
-            _progress_bar(len(self._images), options.verbose) as self._advance,
+            _advancing(len(self._images), options.verbose) as self._advance,
             Workers(
                 self._images,
                 self._spec,
@@ -301,15 +302,13 @@ def _is_one_of_several_workers() -> bool:
     return in_child or threading.current_thread() is not threading.main_thread()
 
 
-class _progress_bar:
+class _advancing:
     """Context of a function that moves a progress bar, if there is one."""
 
     def __init__(self, count: int, verbose: bool) -> None:
         self._bar = None
         if verbose:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=count, unit="image", desc="CNN codes")
+            self._bar = progress_bar(total=count, unit="image", desc="CNN codes")
 
     def __enter__(self) -> Callable[[int], object]:
         return self._bar.update if self._bar is not None else (lambda count: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 # A file that changed less than this ago may change again without a new time stamp.
 SETTLED_NS = 2_000_000_000
+_TOO_LITTLE_DISK = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.EFBIG))
 
 
 @contextmanager
@@ -52,8 +54,20 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(target)
+    except OSError as error:
+        if error.filename is None and error.errno in _TOO_LITTLE_DISK:
+            error.filename = str(path)  # writing to an open file names none
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def working_folder() -> str:
+    """Where relative paths start from, as messages say it."""
+    try:
+        return repr(os.getcwd())  # noqa: PTH109
+    except OSError:
+        return "a folder that was deleted"
 
 
 def check_no_input(output: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sk_cnncodes.exceptions import BackboneError, first_line
-from sk_cnncodes.onnxruntime_engine import import_onnxruntime
+from sk_cnncodes.onnxruntime_engine import import_onnxruntime, make_session
 
 if TYPE_CHECKING:
     import onnx
@@ -43,10 +43,11 @@ def fused_graph(model: bytes, opset: int = 1) -> onnx.ModelProto:
     options.log_severity_level = 4
     level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.graph_optimization_level = level
+    options.intra_op_num_threads = 1  # nothing is run
     with tempfile.TemporaryDirectory(prefix="sk_cnncodes-") as folder:
         path = Path(folder, "fused.onnx")
         options.optimized_model_filepath = str(path)
-        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        make_session(model, options)
         fused = onnx.load_from_string(path.read_bytes())
     # ONNX Runtime writes down all domains that it knows.
     used = {node.domain for node in fused.graph.node} | {""}

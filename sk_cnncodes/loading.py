@@ -9,6 +9,7 @@ from typing import Any
 import joblib
 
 from sk_cnncodes.exceptions import SavedModelError
+from sk_cnncodes.files import working_folder
 from sk_cnncodes.onnx_classifier import OnnxClassifier
 
 # Types of pipelines of this library that skops.io does not trust by itself: the
@@ -65,7 +66,7 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     if not file.is_file():
         raise SavedModelError(
             f"model {str(path)!r}: no such file; relative paths start from "
-            f"{str(Path.cwd())!r}."
+            f"{working_folder()}."
         )
     if file.suffix == ".onnx":
         return OnnxClassifier(file)

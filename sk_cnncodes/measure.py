@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from sk_cnncodes.devices import usable_threads
 from sk_cnncodes.exceptions import BackboneError, first_line
-from sk_cnncodes.forks import unforked
 from sk_cnncodes.graph import TensorType, cut_model
 from sk_cnncodes.model_checks import check_loops
 from sk_cnncodes.model_files import embed_external_data, read_model
-from sk_cnncodes.onnxruntime_engine import import_onnxruntime
+from sk_cnncodes.onnxruntime_engine import import_onnxruntime, make_session
 
 if TYPE_CHECKING:
     import onnx
@@ -56,10 +55,7 @@ def measured_types(
     options.enable_mem_pattern = options.enable_mem_reuse = False
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        with unforked:
-            session = ort.InferenceSession(
-                cut.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+        session = make_session(cut.SerializeToString(), options)
         arrays = session.run(names, {image.name: np.zeros(shape, dtype)})
     except Exception as error:
         listed = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"

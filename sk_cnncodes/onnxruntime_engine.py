@@ -8,8 +8,9 @@ import importlib
 import io
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,7 @@ import numpy as np
 
 from sk_cnncodes.devices import Device, cuda_driver
 from sk_cnncodes.exceptions import DeviceError
-from sk_cnncodes.forks import import_whole
+from sk_cnncodes.forks import import_whole, unforked
 from sk_cnncodes.threads import Shared
 
 if TYPE_CHECKING:
@@ -345,7 +346,42 @@ def _session(model: bytes, n_threads: int, providers: list[Any]) -> Any:
     options.intra_op_num_threads = n_threads
     # Idle threads that spin starve decoding, and each other where cores are shared.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(model, options, providers=providers)
+    return make_session(model, options, providers)
+
+
+def make_session(
+    model: bytes, options: ort.SessionOptions, providers: Sequence[Any] = _CPU
+) -> ort.InferenceSession:
+    """ONNX Runtime's session, made while no other thread forks.
+
+    Raises
+    ------
+    RuntimeError
+        If there cannot be as many threads as the options name.
+    """
+    _try_threads(options.intra_op_num_threads - 1)
+    with unforked:
+        return import_onnxruntime().InferenceSession(
+            model, options, providers=list(providers)
+        )
+
+
+def _try_threads(count: int) -> None:
+    """Start as many threads at once, and end them.
+
+    Where some of its own can be started, and not all, ONNX Runtime waits for ever.
+    """
+    end = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()
 
 
 @contextmanager

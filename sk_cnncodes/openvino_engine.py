@@ -5,16 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import threading
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from sk_cnncodes.forks import unforked
 from sk_cnncodes.threads import Shared
-
-_import_lock = threading.Lock()
 
 
 def import_openvino() -> ModuleType:
@@ -23,7 +21,7 @@ def import_openvino() -> ModuleType:
     On import it sends an event to Google Analytics, and makes a folder in the user's
     home, unless the package `openvino_telemetry` is missing: it is hidden meanwhile.
     """
-    with _import_lock:
+    with unforked:
         if "openvino" in sys.modules:
             return sys.modules["openvino"]
         name = "openvino_telemetry"

@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -167,8 +168,9 @@ def _places(reference: Reference) -> Iterator[Path]:
     elif row.bundled:
         places.append(MODELS / row.file)
     folders = os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep)
-    places += [Path(folder).expanduser() / file for folder in folders if folder]
-    places.append(home_folder() / file)
+    places += [Path(os.path.expanduser(f), file) for f in folders if f]  # noqa: PTH111
+    with suppress(DownloadError):
+        places.append(home_folder() / file)
     yield from dict.fromkeys(place.absolute() for place in places)
 
 

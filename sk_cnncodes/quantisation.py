@@ -21,7 +21,11 @@ import numpy as np
 
 from sk_cnncodes.exceptions import BackboneError
 from sk_cnncodes.fusion import fused_graph, is_end
-from sk_cnncodes.onnxruntime_engine import import_onnxruntime, import_tool
+from sk_cnncodes.onnxruntime_engine import (
+    import_onnxruntime,
+    import_tool,
+    make_session,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -100,9 +104,7 @@ def measure_ranges(
     options.log_severity_level = 4
     options.intra_op_num_threads = n_threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(
-        fused.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = make_session(fused.SerializeToString(), options)
     (image_input,) = session.get_inputs()
     extremes = [session.run(outputs, {image_input.name: batch}) for batch in batches]
     means = np.array(extremes, np.float64).mean(0).reshape(-1, 2)

@@ -513,7 +513,8 @@ class CNNCodeTransformer(
             raise
 
     def _execution(self) -> Execution:
-        folder = str(home_folder() / "tensorrt")
+        asked = "tensorrt" in str(self.device)
+        folder = str(home_folder() / "tensorrt") if asked else ""
         return resolve_execution(self.device, self.engine, self.precision, folder)
 
     def _calibration(self, backbone: Backbone | StoredBackbone) -> Calibration | None:

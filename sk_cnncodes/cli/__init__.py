@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Annotated
@@ -48,12 +49,25 @@ for name, command in (
 
 def main() -> None:
     """Run the command, as the script `sk-cnncodes` and `python -m sk_cnncodes` do."""
+    _open_closed_streams()
     # File names need not be UTF-8.
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape")
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     app(prog_name="sk-cnncodes")
+
+
+def _open_closed_streams() -> None:
+    """Let those that were closed, as by `2>&-`, read and write nothing.
+
+    They are None else, and a file that is opened next takes the place of one.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)  # workers need them, too
+            setattr(sys, name, stream)
 
 
 def _print_version(wanted: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 
+from sk_cnncodes import progress
 from sk_cnncodes.cli.frame import note
 from sk_cnncodes.contents import describe_image
 from sk_cnncodes.exceptions import ImageError
@@ -145,14 +146,11 @@ def progress_bar(total: int | None, what: str, beside_rows: bool = False) -> Any
     beside_rows : bool, default=False
         Whether rows are printed meanwhile: on one terminal they would mix.
     """
-    from tqdm import tqdm
-
     mixed = beside_rows and sys.stdout.isatty()
-    return tqdm(
+    return progress.progress_bar(
         total=total,
         desc=what,
         unit="image",
-        file=sys.stderr,
         dynamic_ncols=True,
         disable=True if mixed else None,
     )
