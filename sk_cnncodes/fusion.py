@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,11 +45,15 @@ def fused_graph(model: bytes, opset: int = 1) -> onnx.ModelProto:
     level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.graph_optimization_level = level
     options.intra_op_num_threads = 1  # nothing is run
-    with tempfile.TemporaryDirectory(prefix="sk_cnncodes-") as folder:
-        path = Path(folder, "fused.onnx")
-        options.optimized_model_filepath = str(path)
+    # No folder: an interrupt while it is removed would leave it there.
+    number, path = tempfile.mkstemp(prefix="sk_cnncodes-", suffix=".onnx")
+    try:
+        os.close(number)
+        options.optimized_model_filepath = path
         make_session(model, options)
-        fused = onnx.load_from_string(path.read_bytes())
+        fused = onnx.load_from_string(Path(path).read_bytes())
+    finally:
+        os.unlink(path)  # noqa: PTH108 - in one step
     # ONNX Runtime writes down all domains that it knows.
     used = {node.domain for node in fused.graph.node} | {""}
     imports = [entry for entry in fused.opset_import if entry.domain in used]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from typing import Annotated
@@ -31,7 +32,7 @@ app = typer.Typer(
     "backbones and layers.",
     epilog="Exit codes: 0 done; 1 an error, and no file was written, or doctor found "
     "a problem; 2 wrong usage; 3 done, but some images could not be read; 130 "
-    "interrupted. Results go to the standard output, all else to standard error.",
+    "interrupted; 143 terminated. Results go to the standard output, all else to standard error.",
 )
 for name, command in (
     ("train", train.train),
@@ -50,6 +51,7 @@ for name, command in (
 def main() -> None:
     """Run the command, as the script `sk-cnncodes` and `python -m sk_cnncodes` do."""
     _open_closed_streams()
+    _clean_up_when_ended()
     # File names need not be UTF-8.
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -68,6 +70,19 @@ def _open_closed_streams() -> None:
             stream = open(os.devnull, mode)  # noqa: SIM115
             os.set_inheritable(stream.fileno(), True)  # workers need them, too
             setattr(sys, name, stream)
+
+
+def _clean_up_when_ended() -> None:
+    """Have SIGTERM and SIGHUP end as an error does: without files or workers left."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # `nohup` has it ignored.
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _end)
+
+
+def _end(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _print_version(wanted: bool) -> None:
