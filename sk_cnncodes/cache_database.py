@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sk_cnncodes.exceptions import CacheError
+from sk_cnncodes.files import file_identity, open_databases
 from sk_cnncodes.forks import unforked
 
 # "skcc": marks a file as a code cache in SQLite's own header field.
@@ -97,7 +98,7 @@ class CacheDatabase:
     def _forget_another_file(self) -> None:
         """Begin anew where the file was deleted, or another one is there now."""
         known = self._connection is not None or self._fault is not None
-        if known and self._file != _identity(self._path):
+        if known and self._file != file_identity(self._path):
             self._close()
             self._fault, self.read_only = None, ""
 
@@ -115,6 +116,7 @@ class CacheDatabase:
     def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+            open_databases.pop(id(self), None)
         self._connection = None
         self.spec_numbers = {}
 
@@ -139,7 +141,8 @@ class CacheDatabase:
                 if not cannot_write or not os.access(self._path, os.R_OK):
                     raise
                 self._connection = self._opened_read_only()
-            self._file = _identity(self._path)
+            self._file = file_identity(self._path)
+            open_databases[id(self)] = self._file
         return self._connection
 
     def _opened(self) -> sqlite3.Connection:
@@ -231,7 +234,7 @@ class CacheDatabase:
 
     def _unusable(self, reason: str) -> CacheError:
         """An error after which the file is not touched again, while it is there."""
-        self._file = _identity(self._path)
+        self._file = file_identity(self._path)
         self._fault = (
             f"code cache {self._path!r}: {reason}. Codes are computed without it."
         )
@@ -275,15 +278,6 @@ class CacheDatabase:
             reason = f"it is damaged ({text}). Delete it to start anew"
             return str(self._unusable(reason))
         return str(self._unusable(f"it cannot be used ({text})"))
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """Device and inode of a file; None where there is none."""
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def wait_for_others(db: sqlite3.Connection, seconds: float) -> None:

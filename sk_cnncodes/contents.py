@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sk_cnncodes.exceptions import ImageError, ImageNotFoundError
-from sk_cnncodes.files import working_folder
+from sk_cnncodes.files import is_open_database, working_folder
 from sk_cnncodes.image_files import LARGEST_FILE
 
 ACCEPTED = (
@@ -105,6 +105,11 @@ def _path_content(path: str, index: int) -> bytes:
             # Reading a pipe or a device may never end.
             raise ImageError(
                 f"{name}: not a regular file. Expected the path of an image.", index
+            )
+        if is_open_database(path):
+            raise ImageError(
+                f"{name}: a code cache that is in use. Expected the path of an image.",
+                index,
             )
         # A limit given to `read` would be allocated.
         _check_length(status.st_size, name, index)

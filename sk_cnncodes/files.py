@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from pathlib import Path
 # A file that changed less than this ago may change again without a new time stamp.
 SETTLED_NS = 2_000_000_000
 _TOO_LITTLE_DISK = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.EFBIG))
+
+# Device and inode of the databases that are open in this process, by who opened them.
+open_databases: dict[int, tuple[int, int] | None] = {}
 
 
 @contextmanager
@@ -68,6 +72,25 @@ def working_folder() -> str:
         return repr(os.getcwd())  # noqa: PTH109
     except OSError:
         return "a folder that was deleted"
+
+
+def is_open_database(path: str) -> bool:
+    """Whether a file, or what its log belongs to, is a database that is open here.
+
+    To close such a file, after reading it, would end all locks of this process on it.
+    """
+    main = re.sub("-(wal|shm|journal)$", "", path)
+    identity = file_identity(main) if open_databases else None
+    return identity is not None and identity in list(open_databases.values())
+
+
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file; None where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def check_no_input(output: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sk_cnncodes import CacheWarning, CodeCache
+from sk_cnncodes import CacheWarning, CNNCodeTransformer, CodeCache
 from sk_cnncodes import cache_database as module
 from sk_cnncodes.cache_database import CacheDatabase, file_system
 from sk_cnncodes.cache_file import FileStore
+from tests.conftest import run_python
 
 CODES = np.arange(12, dtype=np.float32).reshape(4, 3)
 KEYS = [b"a", b"b", b"c", b"d"]
@@ -275,7 +276,7 @@ def test_a_writer_that_waited_in_vain_does_not_wait_each_time(
         cache.put_many([("other", KEYS, CODES)])
     waits: list[float] = []
     monkeypatch.setattr(
-        module, "_wait_for_others", lambda _db, seconds: waits.append(seconds)
+        module, "wait_for_others", lambda _db, seconds: waits.append(seconds)
     )
     cache.put_many([("other", KEYS, CODES)])
     assert waits == [0.1]  # set by this failure; the former one's wait was not reset
@@ -286,3 +287,60 @@ def test_a_writer_that_waited_in_vain_does_not_wait_each_time(
     cache.put_many([("other", KEYS, CODES)])
     assert waits == [0.1, 0.5]
     np.testing.assert_array_equal(cache.get_many("other", KEYS), CODES)
+
+
+def test_a_file_that_cannot_be_opened_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look-up waited 30 s: the connection was never there to be told not to."""
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.3)
+    path = tmp_path / "codes.sqlite3"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    waited: list[float] = []
+    switch = module._use_write_ahead_log
+
+    def watched(db: sqlite3.Connection, patience: float) -> None:
+        waited.append(patience)
+        switch(db, patience)
+
+    monkeypatch.setattr(module, "_use_write_ahead_log", watched)
+    monkeypatch.setattr(module.CacheDatabase, "_is_ours", lambda *_: False)
+    cache = CodeCache(path)
+    with pytest.warns(CacheWarning, match="kept it locked"):
+        cache.get_many("spec", KEYS)
+    cache.get_many("spec", KEYS)
+    other.close()
+    assert waited == [0.3, 0.1]
+
+
+def test_a_use_that_is_noted_keeps_the_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = filled(tmp_path / "codes.sqlite3")
+    store = cache._open()
+    assert isinstance(store, FileStore)
+    store._database._hurried_until = module.time.monotonic() + 100
+    now = int(module.time.time())
+    monkeypatch.setattr("sk_cnncodes.cache_file.time.time", lambda: now + 9999)
+    store._database.spec_numbers.clear()
+    assert cache.get_many("spec", KEYS)[0] is not None
+    (patience,) = store._database._connected().execute("PRAGMA busy_timeout").fetchone()
+    assert patience == 100
+
+
+def test_a_cache_among_the_images_is_not_read(tmp_path: Path) -> None:
+    """When it was closed again, SQLite's locks ended, and codes were lost."""
+    path = tmp_path / "codes.sqlite3"
+    cache = filled(path)
+    names = [str(path) + end for end in ("", "-wal", "-shm")]
+    transformer = CNNCodeTransformer(on_error="nan", cache=None)
+    image = np.zeros((9, 9, 3), np.uint8)
+    with pytest.warns(UserWarning, match="3 of 4 images.*\n.*cache that is in use"):
+        codes = transformer.transform([*names, image])
+    assert np.isnan(codes).any(axis=1).tolist() == [True] * 3 + [False]
+    # Another process finds no end of this one's locks: it must not delete the log.
+    other = f"from sk_cnncodes import CodeCache; print(CodeCache({str(path)!r}).info())"
+    assert "rows=4" in run_python(other)
+    cache.put_many([("more", KEYS, CODES)])
+    assert "rows=8" in run_python(other)

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -22,7 +23,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sk_cnncodes import catalogue, download, load_backbone
+from sk_cnncodes import (
+    CNNCodeTransformer,
+    catalogue,
+    doctor,
+    download,
+    load_backbone,
+)
 from sk_cnncodes.exceptions import BackboneError, DownloadError
 from tests import graphs
 
@@ -551,3 +558,28 @@ def test_the_default_home_is_the_users_cache(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.delenv("SK_CNNCODES_HOME", raising=False)
     assert download.home_folder() == Path(os.fspath(pooch.os_cache("sk_cnncodes")))
+
+
+def test_without_a_home_all_but_downloads_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In containers whose user has no name, nothing worked."""
+    import pooch
+
+    def no_home(_: str) -> str:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("SK_CNNCODES_HOME", raising=False)
+    monkeypatch.setattr(pooch, "os_cache", no_home)
+    image = np.zeros((1, 9, 9, 3), np.uint8)
+    transformer = CNNCodeTransformer(cache=None).fit(image)
+    assert np.isfinite(pickle.loads(pickle.dumps(transformer)).transform(image)).all()
+    row = catalogue.find_row("resnet50")
+    assert row is not None
+    assert catalogue.local_file(row) is None
+    assert any("SK_CNNCODES_HOME" in p for p in doctor.diagnose().problems)
+    with pytest.raises(DownloadError, match=r"determine the home.*SK_CNNCODES_HOME"):
+        load_backbone("resnet50")
+    monkeypatch.setenv("SK_CNNCODES_HOME", "~nobody-of-this-name/x")
+    with pytest.raises(DownloadError, match="SK_CNNCODES_HOME"):
+        load_backbone("resnet50")

@@ -136,3 +136,28 @@ def test_threads_write_to_one_path(
     for codes in results:
         np.testing.assert_array_equal(codes, expected)
     assert names(tmp_path) == ["codes.npy"]
+
+
+def test_a_full_disk_is_said_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "codes.npz"
+    with pytest.raises(OSError, match="No space left") as caught, replacing(path):
+        raise OSError(errno.ENOSPC, "No space left")
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a folder that is in use")
+def test_a_working_folder_that_was_deleted(tmp_path: Path) -> None:
+    """A missing image ended the run, by an error that named nothing."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        folder.rmdir()
+        image = np.zeros((9, 9, 3), np.uint8)
+        transformer = CNNCodeTransformer(cache=None, on_error="nan")
+        with pytest.warns(UserWarning, match="from a folder that was deleted"):
+            codes = transformer.transform(["missing.png", image])
+        assert np.isnan(codes).any(axis=1).tolist() == [True, False]
+    finally:
+        os.chdir(before)

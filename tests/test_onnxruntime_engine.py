@@ -267,3 +267,23 @@ def test_two_sessions_at_once_on_a_gpu(photographs: list[np.ndarray]) -> None:
     with ThreadPoolExecutor(2) as pool:
         last, _ = pool.map(work, [-1, -2])
     np.testing.assert_allclose(last, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_a_session_whose_threads_cannot_all_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where one of three could be started, ONNX Runtime waited for ever."""
+    start, left = threading.Thread.start, [1]
+
+    def start_one(thread: threading.Thread) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    before = threading.active_count()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_one)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            onnxruntime_engine.load_session(b"", Device(None, required=True), 4)
+    assert threading.active_count() == before

@@ -32,7 +32,8 @@ app = typer.Typer(
     "backbones and layers.",
     epilog="Exit codes: 0 done; 1 an error, and no file was written, or doctor found "
     "a problem; 2 wrong usage; 3 done, but some images could not be read; 130 "
-    "interrupted; 143 terminated. Results go to the standard output, all else to standard error.",
+    "interrupted; 143 terminated. Results go to the standard output, all else to "
+    "standard error.",
 )
 for name, command in (
     ("train", train.train),

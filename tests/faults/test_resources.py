@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -19,7 +21,7 @@ import pytest
 
 from sk_cnncodes import CNNCodeTransformer, CodeCache, contents, images
 from tests.faults.conftest import check_rows, own_threads
-from tests.faults.programs import output_of, run_program
+from tests.faults.programs import ROOT, output_of, run_program
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs limits on processes")
 
@@ -325,3 +327,65 @@ def test_a_large_file_does_not_ask_for_more_than_it_has(
     for image in (Watched(content), files[0]):
         with pytest.raises(ValueError, match=f"at most {len(content) - 1} bytes"):
             contents.read_content(image, 0)
+
+
+def test_a_full_disk_leaves_what_is_stored_readable(
+    given: tuple[str, ...], net: str, files: list[str]
+) -> None:
+    """The index of SQLite's log found no room, and nothing was read."""
+    program = """
+path = os.path.join(folder, "codes.sqlite3")
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+cache = CodeCache(path)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    transformer = CNNCodeTransformer(net, cache=cache)
+    assert right(transformer.transform(files))
+    assert right(transformer.transform(files[:3]), expected[:3])
+said = [str(w.message) for w in caught if w.category is CacheWarning]
+assert len(said) == 1 and "those that are there are used" in said[0], said
+assert cache.info().hits == 8 + 3, cache.info()
+"""
+    stored = (
+        "import sys; from sk_cnncodes import CNNCodeTransformer as T; "
+        "T(sys.argv[1], cache=sys.argv[2]).transform(sys.argv[3:])"
+    )
+    path = str(Path(given[3]) / "codes.sqlite3")
+    # In a process of its own, which closes it.
+    run = [sys.executable, "-c", stored, net, path, *files[:8]]
+    subprocess.run(run, cwd=ROOT, check=True, timeout=100)
+    output_of(program, *given)
+
+
+KILLED = """
+cache = CodeCache(os.path.join(folder, "codes.sqlite3"))
+cache.put_many([("spec", [b"a"], np.ones((1, 3), np.float32))])
+os.remove(cache.path + "-shm")  # as where its folder was copied
+os._exit(0)
+"""
+READ_KILLED = """
+cache = CodeCache(os.path.join(folder, "codes.sqlite3"))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert cache.get_many("spec", [b"a"]) == [None]
+print(*[w.message for w in caught])
+"""
+
+
+def test_a_killed_process_and_a_read_only_folder(given: tuple[str, ...]) -> None:
+    """The cache was called damaged or old, with the advice to delete a good one."""
+    prefix = []
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("needs setpriv, or a user other than root")
+        prefix = ["setpriv", "--bounding-set", "-dac_override"]
+    output_of(KILLED, *given)
+    folder = Path(given[3])
+    for path in folder.iterdir():
+        path.chmod(0o444)
+    folder.chmod(0o555)
+    done = run_program(READ_KILLED, *given, prefix=prefix)
+    folder.chmod(0o755)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "process was killed" in done.stdout
+    assert "Delete" not in done.stdout

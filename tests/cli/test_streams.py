@@ -1,0 +1,96 @@
+"""Closed streams, as cron and daemons have them; and signals that end a command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import ROOT, only_posix, start, wait_until
+from tests.cli.conftest import copies
+
+pytestmark = only_posix
+
+
+def run_closed(closed: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sk_cnncodes", *map(str, arguments)]
+    return subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-"])
+def test_predict(
+    closed: str, photos: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """It ended by a traceback, or without a word."""
+    rows = tmp_path / "rows.csv"
+    images = (photos / "china" / "0000.jpg", "missing.jpg")
+    printed = run_closed(closed, "predict", models["svm"], *images)
+    assert printed.returncode == 3, printed.stderr
+    assert "Traceback" not in printed.stderr
+    if ">&-" not in closed.split():
+        assert len(printed.stdout.splitlines()) == 3
+    written = run_closed(closed, "predict", models["svm"], *images, "-o", rows)
+    assert written.returncode == 3, written.stderr
+    assert len(rows.read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_train_with_workers(photos: Path, models: dict[str, Path]) -> None:
+    """Workers have the streams of the command."""
+    model = models["svm"].with_name("closed.joblib")
+    cache = ("--cache", models["svm"].with_name("codes.sqlite3"))
+    options = ("--layer", "-1", "--head", "svm", "--cv", "3", "--jobs", "2", *cache)
+    done = run_closed("<&- >&- 2>&-", "train", photos, "-o", model, *options)
+    assert done.returncode == 0
+    assert model.exists()
+
+
+def test_no_input_to_read(models: dict[str, Path]) -> None:
+    done = run_closed("<&-", "predict", models["svm"], "-")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "Error: found no images in what was given."
+
+
+@pytest.fixture
+def many(photograph_files: list[Path], tmp_path: Path) -> Path:
+    copies(photograph_files[:4], tmp_path / "many" / "china", 300)
+    copies(photograph_files[4:], tmp_path / "many" / "flower", 300)
+    return tmp_path / "many"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_leaves_no_file(name: str, many: Path, tmp_path: Path) -> None:
+    """Half an output and a cache in the folder for temporary files were left."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    process = start(folder, "embed", many, "-o", "codes.npz")
+    wait_until(process, lambda: any(folder.iterdir()))
+    process.send_signal(getattr(signal, name))
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_signal_leaves_no_workers(
+    photos: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """They went on for minutes, and kept the output open."""
+    cache = ("--cache", models["svm"].with_name("codes.sqlite3"))
+    options = ("--layer", "-1", "--cv", "9", "--jobs", "2", *cache)
+    process = start(tmp_path, "train", photos, "-o", "model.joblib", *options)
+    assert process.stderr is not None
+    while "Compare" not in (line := process.stderr.readline()):
+        assert line
+    process.terminate()
+    process.communicate(timeout=60)  # to the end of what workers may write
+    assert process.returncode == 143
+    assert not list(tmp_path.iterdir())
