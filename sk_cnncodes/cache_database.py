@@ -338,8 +338,10 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
-    _lock.release()
-    unforked.release()
+    try:
+        _lock.release()
+    finally:  # an interrupt may have ended the wait for the other one
+        unforked.release()
 
 
 if hasattr(os, "register_at_fork"):
