@@ -162,6 +162,13 @@ class LayerGraph:
         """Operator of a node, by the name that it has on floats, channels first."""
         return plain_operator(self.view.nodes[index].op_type)
 
+    def kernel(self, index: int) -> tuple[int, ...]:
+        """Rows and columns of a convolution: stated, or those of its weights."""
+        node = self.view.nodes[index]
+        stated = [a.ints for a in node.attribute if a.name == "kernel_shape"]
+        weights = node.input[3 if node.op_type == "QLinearConv" else 1]
+        return tuple(stated[0]) if stated else self.shape(weights)[2:]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; () where even a run does not tell."""
         if not self._is_known(name):

@@ -60,7 +60,9 @@ def measured_types(
             session = ort.InferenceSession(
                 cut.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-        arrays = session.run(names, {image.name: np.zeros(shape, dtype)})
+        # What is made of weights alone needs no image.
+        read = {value.name for value in cut.graph.input} & {image.name}
+        arrays = session.run(names, dict.fromkeys(read, np.zeros(shape, dtype)))
     except Exception as error:
         listed = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
         raise BackboneError(

@@ -34,9 +34,8 @@ def mixes_places(graph: LayerGraph, nodes: list[int], channels: int) -> bool:
     ops = {graph.op(i) for i in nodes}
     if ops & (ATTENTION | POOLS | _RECURRENT):
         return True
-    if any(
-        graph.op(i) in CONVOLUTIONS and not _sees_one_place(graph, i) for i in nodes
-    ):
+    convolutions = [i for i in nodes if graph.op(i) in CONVOLUTIONS]
+    if any(max(graph.kernel(i), default=1) > 1 for i in convolutions):
         return True
     products = [i for i in nodes if graph.op(i) in ("Gemm", "MatMul")]
     return bool(products) and _rows(graph, products[0]) != channels
@@ -82,12 +81,6 @@ def _is_added_to(graph: LayerGraph, start: str, nodes: list[int]) -> bool:
         if kept and len(data) == 1 and data[0] in alike:
             alike.update(graph.view.nodes[index].output)
     return False
-
-
-def _sees_one_place(graph: LayerGraph, index: int) -> bool:
-    node = graph.view.nodes[index]
-    kernel = graph.shape(node.input[3 if node.op_type == "QLinearConv" else 1])
-    return all(size == 1 for size in kernel[2:])
 
 
 def _rows(graph: LayerGraph, index: int) -> int:

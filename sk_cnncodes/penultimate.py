@@ -104,8 +104,7 @@ class ClassifierWalk:
             return True
         if set(self.graph.shape(node.output[0])[2:]) == {1}:
             return True
-        weights = node.input[3 if node.op_type == "QLinearConv" else 1]
-        return all(size == 1 for size in self.graph.shape(weights)[2:])
+        return set(self.graph.kernel(index)) <= {1}
 
     @cached_property
     def tensor(self) -> str:

@@ -485,6 +485,28 @@ def test_unknown_shapes_are_measured_together(tmp_path: Path) -> None:
     assert len(calls) == 2  # what steps make, and what normalisations read
 
 
+def test_kernels_whose_shape_only_a_run_tells(tmp_path: Path) -> None:
+    """NFNet computes its weights: measuring them needs no image."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
+    shape = net.constant(graphs.np.array([8, 8, 1, 1], graphs.np.int64))
+    for number in range(2):
+        y = net.op("Relu", net.conv(x, 8, 8))
+        x = net.op("Add", x, net.conv(y, 8, 8))
+        kernel = net.op("Reshape", net.weight(64), net.op("Abs", shape))
+        x = net.op("Add", x, net.op("Conv", x, kernel), out=f"block{number}")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    path = Path(graphs.save(net.model(net.dense(x, 8, 10)), tmp_path / "net.onnx"))
+    model = read_model(path)
+    value, image = image_input(model), (1, 3, graphs.SIDE, graphs.SIDE)
+
+    def measure(names: list[str]) -> dict[str, TensorType]:
+        return measured_types(path, names, value, image)
+
+    layers = BlockFinder(LayerGraph(model, value.name, image, measure)).layers()
+    assert [layer.name for layer in layers] == ["stem", "block0", "block1"]
+
+
 def test_real_backbones(shared: Path) -> None:
     def layers(name: str) -> list[str]:
         model = read_model(shared / "backbones" / name)
