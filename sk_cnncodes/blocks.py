@@ -19,8 +19,10 @@ from functools import cached_property
 from sk_cnncodes.cells import cell_outputs
 from sk_cnncodes.exceptions import BackboneError
 from sk_cnncodes.layers import Layer, LayerGraph
+from sk_cnncodes.mixing import is_channel_mlp, mixes_places
 from sk_cnncodes.operators import (
     ATTENTION,
+    CONVOLUTIONS,
     GLOBAL_POOLS,
     NORMALISATIONS,
     POINTWISE,
@@ -46,7 +48,7 @@ class BlockFinder:
         self._given_penultimate = penultimate
         walk = ClassifierWalk(graph)
         self._classifier_input = penultimate or walk.tensor
-        self.steps = Steps(graph, walk.output, self._classifier_input)
+        self.steps = Steps(graph, walk.end, self._classifier_input)
 
     @cached_property
     def penultimate(self) -> str:
@@ -132,7 +134,10 @@ class BlockFinder:
     def _is_block_output(self, index: int) -> bool:
         if self.steps.all[index].layer is None or self.steps.adds_channels(index):
             return False
-        return self.steps.is_merge(index) or self.steps.opens(index)
+        if self.steps.is_merge(index):
+            return True
+        opens = self.steps.opens(index)
+        return opens and not self.steps.projects_for_attention(index)
 
     def _without_squeezes(self, chosen: set[int]) -> set[int]:
         """Drop the narrow inside of a block whose output is the merge behind it."""
@@ -169,8 +174,11 @@ class BlockFinder:
                 continue
             index = max(i for i, r in enumerate(resolutions) if r == resolution)
             before = max((i for i in chosen if i < index), default=-1)
-            if not self.steps.is_weighted(self.steps.between(before, index)):
+            nodes = self.steps.between(before, index)
+            if not self.steps.is_weighted(nodes):
                 continue  # a block's output, rearranged
+            if not any(self.graph.op(i) in POOLS | CONVOLUTIONS for i in nodes):
+                continue  # heads and tokens of an attention
             index = self._before_expansion(self._with_pool(index))
             places = self.steps.resolution(index)
             if places is not None and max(places) > 1:
@@ -222,7 +230,7 @@ class BlockFinder:
         return found
 
     def _behind_pointwise(self, index: int) -> int:
-        """The step behind the activations that follow.
+        """The step behind the activations, and the gates of channels, that follow.
 
         Normalisations belong to what comes next, where they do not lead to the
         penultimate layer.
@@ -234,10 +242,9 @@ class BlockFinder:
         while index < last:
             nodes = steps[index + 1].nodes
             normalised = any(self.graph.op(i) in NORMALISATIONS for i in nodes)
-            if (
-                normalised
-                or not self.steps.is_pointwise(nodes)
-                or not steps[index + 1].layer
+            belongs = self.steps.is_pointwise(nodes) and not normalised
+            if not steps[index + 1].layer or not (
+                belongs or self.steps.gates_channels(index + 1)
             ):
                 break
             index += 1
@@ -250,7 +257,9 @@ class BlockFinder:
             nodes = self.steps.between(index, follower)
             weighted = sum(self.graph.op(i) in WEIGHTED for i in nodes)
             pooled = any(self.graph.op(i) in POOLS for i in nodes)
-            merged = any(len(self.graph.view.data_inputs(i)) > 1 for i in nodes)
+            merged = not self.steps.is_pointwise(nodes) and any(
+                len(self.graph.view.data_inputs(i)) > 1 for i in nodes
+            )
             transition = pooled and weighted <= 1 and self.steps.opens(follower)
             if merged:
                 continue
@@ -261,26 +270,38 @@ class BlockFinder:
         return kept
 
     def _without_half_blocks(self, chosen: set[int]) -> set[int]:
-        """Drop the sum between the attention and the MLP of a transformer block."""
+        """Drop the sum between the attention and the MLP of a transformer block.
+
+        The same goes for what stands for the attention: a pooling, a convolution, or
+        a matrix that mixes tokens.
+        """
         order, kept = sorted(chosen), set(chosen)
         ends = [*order, len(self._steps_before_penultimate) - 1]
         for place, index in enumerate(order):
-            before = self.steps.all[index].nodes
             start = ends[place - 1] if place else -1
-            attention = any(
-                self.graph.op(i) in ATTENTION for i in self.steps.between(start, index)
-            )
+            before = self.steps.between(start, index)
             behind = self.steps.between(index, ends[place + 1])
-            if (
-                before
-                and attention
-                and behind
-                and not any(self.graph.op(i) in ATTENTION for i in behind)
-                and self.steps.is_weighted(behind)
-                and self.steps.is_merge(index)
-            ):
+            attention = any(self.graph.op(i) in ATTENTION for i in before)
+            learned = self.steps.is_weighted(behind)
+            alone = not any(self.graph.op(i) in ATTENTION for i in behind)
+            if attention and learned and alone and self.steps.is_merge(index):
+                kept.discard(index)
+                continue
+            last = max((i for i in kept if i < index), default=-1)
+            if self._mixes_then_not(last, index, behind):
                 kept.discard(index)
         return kept
+
+    def _mixes_then_not(self, start: int, index: int, behind: list[int]) -> bool:
+        """Whether a step ends a mixing of places, and a channel MLP follows."""
+        if not self.steps.joins(index):
+            return False
+        channels, before = self.steps.channels(index), self.steps.between(start, index)
+        width_before = self.steps.channels(start) if start >= 0 else channels
+        tensor = self.steps.all[index].tensors[-1]
+        return mixes_places(self.graph, before, width_before) and is_channel_mlp(
+            self.graph, tensor, behind, channels
+        )
 
     def _joins(self, index: int, end: int) -> bool:
         """Whether only poolings and normalisations lie before the penultimate."""

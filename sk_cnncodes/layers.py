@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from sk_cnncodes.channel_axes import ChannelAxes
 from sk_cnncodes.exceptions import BackboneError
 from sk_cnncodes.graph import GraphView, TensorType, infer_types, value_shape
-from sk_cnncodes.operators import plain_operator
+from sk_cnncodes.operators import MOVES, plain_operator
 
 if TYPE_CHECKING:
     import onnx
@@ -95,7 +96,7 @@ class LayerGraph:
         self._measure = measure
         self._types = infer_types(model, input_name, input_shape)
         self.batch = input_shape[0]
-        self._channel_axes: dict[str, int] = {}
+        self._channel_axes = ChannelAxes(self)
 
     @cached_property
     def _module_paths(self) -> dict[str, str]:
@@ -133,12 +134,24 @@ class LayerGraph:
         labels = []
         for name, paths in zip(names, modules, strict=True):
             nearest = sorted(paths, key=lambda p: (abs(p.count(".") - usual), len(p)))
-            labels.append(nearest[0] if nearest else self._module_paths.get(name, name))
+            path = self._module_paths.get(name, "")
+            inner = path if self._is_output_moved(name, path) else name
+            labels.append(nearest[0] if nearest else inner)
         counts = Counter(labels)
         return [
             label if counts[label] == 1 else name
             for name, label in zip(names, labels, strict=True)
         ]
+
+    def _is_output_moved(self, name: str, path: str) -> bool:
+        """Whether a module puts out the values of a tensor, moved about."""
+        made = self.module_outputs.get(path, name)
+        while made != name:
+            index = self.view.producer.get(made)
+            if index is None or self.op(index) not in MOVES:
+                return False
+            (made,) = self.view.data_inputs(index)[:1] or ("",)
+        return path in self.module_outputs
 
     @cached_property
     def _total_weights(self) -> int:
@@ -148,6 +161,13 @@ class LayerGraph:
     def op(self, index: int) -> str:
         """Operator of a node, by the name that it has on floats, channels first."""
         return plain_operator(self.view.nodes[index].op_type)
+
+    def kernel(self, index: int) -> tuple[int, ...]:
+        """Rows and columns of a convolution: stated, or those of its weights."""
+        node = self.view.nodes[index]
+        stated = [a.ints for a in node.attribute if a.name == "kernel_shape"]
+        weights = node.input[3 if node.op_type == "QLinearConv" else 1]
+        return tuple(stated[0]) if stated else self.shape(weights)[2:]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; () where even a run does not tell."""
@@ -170,7 +190,7 @@ class LayerGraph:
         known = self._types.get(name)
         return known is not None and known.shape is not None and None not in known.shape
 
-    def _may_have_rank(self, name: str, rank: int) -> bool:
+    def may_have_rank(self, name: str, rank: int) -> bool:
         """Whether a tensor has a rank as far as is known without a run."""
         known = self._types.get(name)
         return known is None or known.shape is None or len(known.shape) == rank
@@ -182,9 +202,16 @@ class LayerGraph:
             alone = not self.view.other_inputs(output.name)
             if alone and output.name in self.view.dependent:
                 names.update([output.name, *self.view.cut_tensors(output.name)])
+        # What has been asked for at one such node is asked for at all of them.
+        kinds = {self.op(index) for index in self.view.readers.get(name, [])}
+        kinds &= {"Mul", "ReduceMean"}
         for index, node in enumerate(self.view.nodes):
-            if self.op(index) == "Concat" and node.output[0] in self.view.dependent:
+            if node.output[0] not in self.view.dependent:
+                continue
+            if self.op(index) == "Concat" or self.op(index) in kinds:
                 names.add(node.output[0])
+            if self.op(index) in kinds:
+                names.update(self.view.data_inputs(index))
         return sorted(each for each in names if not self._is_known(each))
 
     def _element(self, name: str) -> int:
@@ -230,9 +257,10 @@ class LayerGraph:
                 "(batch, channels, rows, columns)."
             )
         shape = self.shape(name)
+        channel_axis = len(shape) - 1
         kind: Kind = "vector"
         if len(shape) == 4:
-            kind = "map"
+            kind, channel_axis = "map", self._channel_axes.axis(name)
         elif len(shape) == 3:
             kind = "tokens"
         return Layer(
@@ -240,50 +268,12 @@ class LayerGraph:
             label=label or self.labels([name])[0],
             kind=kind,
             shape=shape[1:],
-            channel_axis=self._channel_axis(name) if kind == "map" else len(shape) - 1,
+            channel_axis=channel_axis,
             has_class_token=kind == "tokens" and self._has_class_token(name),
             parameter_share=self.view.weights_before(name) / self._total_weights,
             element=self._element(name),
             position=position,
         )
-
-    def _channel_axis(self, name: str) -> int:
-        """Axis of the channels of a rank-4 tensor: traced from what made it."""
-        if name in self._channel_axes:
-            return self._channel_axes[name]
-        axis = self._trace_channel_axis(name)
-        self._channel_axes[name] = axis
-        return axis
-
-    def _trace_channel_axis(self, name: str) -> int:
-        shape, permutation = self.shape(name), [0, 1, 2, 3]
-        where = name
-        while where in self.view.producer:
-            if where in self._channel_axes:
-                return permutation.index(self._channel_axes[where])
-            index = self.view.producer[where]
-            node, op = self.view.nodes[index], self.op(index)
-            made = None
-            if "Conv" in op or "Pool" in op or op in ("BatchNormalization", "LRN"):
-                made = 3 if _has_channels_last(node) else 1
-            elif op in ("MatMul", "Gemm", "LayerNormalization"):
-                made = 3
-            if made is not None:
-                return permutation.index(made)
-            if op == "Transpose":
-                perm = next(list(a.ints) for a in node.attribute if a.name == "perm")
-                permutation = [perm[axis] for axis in permutation]
-            data = [
-                n for n in self.view.data_inputs(index) if self._may_have_rank(n, 4)
-            ]
-            if not data or op == "Reshape":
-                break
-            where = data[0]
-        if where == self.view.input_name:
-            stated = self.shape(where)
-            return permutation.index(1 if stated[1] in (1, 3) else 3)
-        # Nothing told. Rows and columns are mostly equal, channels are not.
-        return 3 if shape[1] == shape[2] != shape[3] else 1
 
     def _has_class_token(self, name: str) -> bool:
         """Whether a learned token was put before the others, upstream of a tensor."""
@@ -303,12 +293,6 @@ class LayerGraph:
             if len(made) == 3 and made[1] == tokens:
                 return True
         return False
-
-
-def _has_channels_last(node: onnx.NodeProto) -> bool:
-    """Of operators of ONNX Runtime that optimised files hold."""
-    stated = any(a.name == "channels_last" and a.i for a in node.attribute)
-    return stated or node.op_type.startswith("Nhwc")
 
 
 def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:

@@ -56,7 +56,9 @@ def measured_types(
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = make_session(cut.SerializeToString(), options)
-        arrays = session.run(names, {image.name: np.zeros(shape, dtype)})
+        # What is made of weights alone needs no image.
+        read = {value.name for value in cut.graph.input} & {image.name}
+        arrays = session.run(names, dict.fromkeys(read, np.zeros(shape, dtype)))
     except Exception as error:
         listed = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
         raise BackboneError(

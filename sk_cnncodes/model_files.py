@@ -21,6 +21,7 @@ from sk_cnncodes.graph import (
     node_reads,
     tensor_size,
 )
+from sk_cnncodes.joined_heads import join_heads
 from sk_cnncodes.model_checks import all_tensors, check_structure
 from sk_cnncodes.quantised_networks import expose_floats
 
@@ -79,8 +80,8 @@ def read_model(path: Path) -> onnx.ModelProto:
 
     The normal form has its nodes in topological order, no model-local functions,
     no `Constant` nodes in the main graph, no initializer among the inputs, sums
-    apart from the normalisations behind them, and floats behind all integers that stand
-    for activations.
+    apart from the normalisations behind them, floats behind all integers that stand
+    for activations, and what several classifiers read as one tensor.
 
     Raises
     ------
@@ -172,6 +173,7 @@ def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.input.extend(inputs)
     split_fused(model)
     expose_floats(model)
+    join_heads(model)
     # Initializers that are not inputs exist since IR version 4.
     model.ir_version = max(model.ir_version, 4)
     return model

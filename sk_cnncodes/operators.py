@@ -90,7 +90,31 @@ WEIGHTED = frozenset(
         "MatMulNBits",
     ]
 )
+CONVOLUTIONS = frozenset(["Conv", "ConvInteger", "ConvTranspose", "FusedConv"])
 MERGES = frozenset(["Add", "Concat", "Max", "Mean", "Mul", "Sub", "Sum"])
+# Operators by which scores become one: a bias, or the average of several classifiers.
+JOINS_SCORES = frozenset(["Add", "Concat", "Mean", "Sum"])
+# Operators that may stand between scores, read as their only data, and the output.
+AFTER_SCORES = MOVES | frozenset(
+    [
+        "ArgMax",
+        "AveragePool",
+        "Clip",
+        "Div",
+        "Exp",
+        "GlobalAveragePool",
+        "Log",
+        "LogSoftmax",
+        "Mul",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceSum",
+        "Relu",
+        "Sigmoid",
+        "Softmax",
+        "TopK",
+    ]
+)
 ATTENTION = frozenset(["Attention", "MultiHeadAttention", "Softmax"])
 
 

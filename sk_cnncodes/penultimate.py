@@ -5,25 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 
 from sk_cnncodes.exceptions import BackboneError
+from sk_cnncodes.joined_heads import joined_name
 from sk_cnncodes.layers import LayerGraph
-from sk_cnncodes.operators import MOVES, WEIGHTED
-
-# What may stand between a classifier's scores and the output of the file.
-_AFTER_SCORES = MOVES | frozenset(
-    [
-        "ArgMax",
-        "AveragePool",
-        "Clip",
-        "Exp",
-        "GlobalAveragePool",
-        "LogSoftmax",
-        "ReduceMean",
-        "Relu",
-        "Sigmoid",
-        "Softmax",
-        "TopK",
-    ]
-)
+from sk_cnncodes.operators import AFTER_SCORES, JOINS_SCORES, WEIGHTED
 
 
 class ClassifierWalk:
@@ -73,18 +57,18 @@ class ClassifierWalk:
                 if features or not self._is_fully_connected(index):
                     return []
                 found.append(index)
-            elif op in _AFTER_SCORES and len(data) == 1:
+            elif op in JOINS_SCORES or (op in AFTER_SCORES and len(data) == 1):
                 relu |= op in ("Relu", "Clip")
                 waiting.extend(data)
-            elif op in ("Add", "Sum", "Mean", "Concat") or (
-                op in ("Mul", "Div") and len(data) == 1
-            ):
-                waiting.extend(data)  # a bias, or the average of two heads
-            elif self._is_step_of_softmax(index):
+            elif self._is_step_of_softmax(index) or self._selects_scores(index):
                 waiting.append(data[0])
             else:
                 return []
-        return found
+        # Layers that read each other are parts of a block whose branches are added.
+        behind = self.graph.view.ancestors(
+            name for index in found for name in self.graph.view.data_inputs(index)
+        )
+        return found if behind.isdisjoint(found) else []
 
     def _could_be_features(self, name: str) -> bool:
         """Whether a rectified product is wide like a layer, not like a label set."""
@@ -106,6 +90,13 @@ class ClassifierWalk:
         own = self.graph.view.data_inputs(by) == data[:1]
         return own and (op == "Sub" or exponential)
 
+    def _selects_scores(self, index: int) -> bool:
+        """Whether a node leaves out classes, as opposed to tokens or places."""
+        data = self.graph.view.data_inputs(index)
+        if self.graph.op(index) not in ("Gather", "Slice") or len(data) != 1:
+            return False
+        return sum(dim > 1 for dim in self.graph.shape(data[0])[1:]) <= 1
+
     def _is_fully_connected(self, index: int) -> bool:
         """Whether a product sees all of one place, or of all places."""
         node = self.graph.view.nodes[index]
@@ -113,8 +104,7 @@ class ClassifierWalk:
             return True
         if set(self.graph.shape(node.output[0])[2:]) == {1}:
             return True
-        weights = node.input[3 if node.op_type == "QLinearConv" else 1]
-        return all(size == 1 for size in self.graph.shape(weights)[2:])
+        return set(self.graph.kernel(index)) <= {1}
 
     @cached_property
     def tensor(self) -> str:
@@ -125,14 +115,35 @@ class ClassifierWalk:
         if len(heads) == 1:
             (name,) = self.graph.view.data_inputs(heads[0])
             return name
-        # Several heads: what all of them read.
+        # Several heads: what all of them read, or what each of them reads.
         first = min(heads)
         cuts = self.graph.view.cut_tensors(self.output)
         before = [c for c in cuts if self.graph.view.producer[c] < first]
         common = [c for c in before if self._feeds_all(c, heads)]
+        if common and not self._learns_between(common[-1], heads):
+            return common[-1]
+        joined = joined_name(self.output)
+        if joined in self.graph.view.dependent:
+            return joined
         return common[-1] if common else self.output
+
+    @cached_property
+    def end(self) -> str:
+        """The tensor to which the network is walked: the output, or what joins heads.
+
+        Nothing reads what joins several heads, so that no way to the output meets it.
+        """
+        joined = joined_name(self.output)
+        return joined if self.tensor == joined else self.output
 
     def _feeds_all(self, name: str, heads: list[int]) -> bool:
         index = self.graph.view.producer[name]
         view = self.graph.view
         return all(index in view.ancestors(view.data_inputs(head)) for head in heads)
+
+    def _learns_between(self, name: str, heads: list[int]) -> bool:
+        """Whether heads learned layers of their own behind a tensor."""
+        view = self.graph.view
+        read = [source for head in heads for source in view.data_inputs(head)]
+        behind = view.ancestors(read) - view.ancestors([name])
+        return any(self.graph.op(i) in WEIGHTED and view.data_inputs(i) for i in behind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from functools import cached_property
 from sk_cnncodes.exceptions import BackboneError
 from sk_cnncodes.layers import LayerGraph
 from sk_cnncodes.operators import (
+    ATTENTION,
     GLOBAL_POOLS,
     MERGES,
     MOVES,
@@ -147,25 +149,53 @@ class Steps:
         )
         return len(before) != len(after) or before[:-1] != after[:-1]
 
+    def joins(self, index: int) -> bool:
+        """Whether a step is made of several tensors."""
+        maker = self.all[index].nodes[-1]
+        several = len(self.graph.view.data_inputs(maker)) >= 2
+        return several and self.graph.op(maker) in MERGES
+
     def is_merge(self, index: int) -> bool:
         """Whether a step is made of two tensors that differ by learned weights."""
         nodes = self.all[index].nodes
-        maker = nodes[-1]
         return (
-            self.graph.op(maker) in MERGES
-            and len(self.graph.view.data_inputs(maker)) >= 2
+            self.joins(index)
             and self.is_weighted(nodes)
-            and not self._is_gate(maker)
+            and not self._is_gate(nodes[-1])
+            and not self._is_grouped(nodes)
+        )
+
+    def _is_grouped(self, nodes: list[int]) -> bool:
+        """Whether nodes convolve groups of channels, each by weights of its own."""
+        joined = self.graph.view.data_inputs(nodes[-1])
+        makers = [self.graph.view.producer[name] for name in joined]
+        others = [self.graph.op(i) for i in nodes[:-1] if i not in makers]
+        return (
+            self.graph.op(nodes[-1]) == "Concat"
+            and all(self.graph.op(i) in WEIGHTED for i in makers)
+            and bool(others)
+            and set(others) <= {"Pad", "Slice", "Split"}
+        )
+
+    def gates_channels(self, index: int) -> bool:
+        """Whether a step is the one before, its channels scaled (squeeze-excite)."""
+        maker = self.all[index].nodes[-1]
+        if index == 0 or not self._is_gate(maker):
+            return False
+        before = self.all[index - 1].tensors[-1]
+        factors = [n for n in self.graph.view.data_inputs(maker) if n != before]
+        return len(factors) == 1 and self.channels(index) == math.prod(
+            self.graph.shape(factors[0])[1:]
         )
 
     def _is_gate(self, index: int) -> bool:
-        """Whether a node scales channels by factors made of them (squeeze-excite)."""
+        """Whether a node scales channels, or places, by factors made of them."""
         node = self.graph.view.nodes[index]
         if self.graph.op(index) != "Mul":
             return False
         made = self.graph.shape(node.output[0])
         return any(
-            len(shape) == len(made) == 4 and shape != made
+            len(shape) == len(made) and shape != made
             for shape in map(self.graph.shape, self.graph.view.data_inputs(index))
         )
 
@@ -174,8 +204,23 @@ class Steps:
         if index + 1 >= len(self.all):
             return False
         nodes = self.all[index + 1].nodes
-        alone = self.is_pointwise(nodes) or self._is_gate(nodes[-1])
+        alone = (
+            self.is_pointwise(nodes)
+            or self._is_gate(nodes[-1])
+            or self._is_grouped(nodes)
+        )
         return self.readers(index) >= 2 and not alone
+
+    def projects_for_attention(self, index: int) -> bool:
+        """Whether a step is the keys and values of an attention that nothing passes."""
+        behind = self.all[index + 1].nodes
+        attends = any(self.graph.op(i) in ATTENTION for i in behind)
+        if not attends or self.is_merge(index + 1):
+            return False
+        while index > 0 and not self.is_weighted(self.all[index].nodes):
+            index -= 1  # a bias
+        made = {self.graph.op(i) for i in self.all[index].nodes} & WEIGHTED
+        return bool(made) and made <= {"Gemm", "MatMul"} and not self.is_merge(index)
 
     def adds_channels(self, index: int) -> bool:
         """Whether a dense block's step made a step: the one before, and more."""

@@ -10,6 +10,7 @@ import pytest
 from sk_cnncodes.blocks import BlockFinder
 from sk_cnncodes.graph import TensorType
 from sk_cnncodes.layers import Layer, LayerGraph, image_input
+from sk_cnncodes.measure import measured_types
 from sk_cnncodes.model_files import read_model
 from tests import graphs
 
@@ -269,6 +270,241 @@ def test_module_paths_become_labels(tmp_path: Path) -> None:
             field[:] = [new.get(name, name) for name in field]
     labels = [layer.label for layer in found_layers(model, tmp_path)]
     assert labels == ["stem", "layer1.0", "layer1.1", "layer1.2", "layer1.3"]
+
+
+def test_the_inside_of_branches_is_no_cell(tmp_path: Path) -> None:
+    """Res2Net blocks in a branch: each joins three convolutions, and one node reads."""
+    net = graphs.Net()
+    stem = x = net.op("Relu", net.conv("data", 3, 12, strides=[2, 2]), out="stem")
+    for _ in range(4):
+        parts = [net.conv(x, 12, 4, kernel) for kernel in (1, 3, 3)]
+        joined = net.op("Concat", *parts, axis=1)
+        x = net.op("Relu", net.op("Add", x, net.conv(joined, 12, 12, 1)))
+    x = net.op("Concat", stem, x, axis=1, out="tree")
+    x = net.op("Relu", net.conv(x, 24, 16, strides=[2, 2]), out="last")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, 16, 10)), tmp_path)
+    assert [layer.name for layer in layers] == ["stem", "last"]
+
+
+def swish(net: graphs.Net, x: str, out: str | None = None) -> str:
+    return net.op("Mul", x, net.op("Sigmoid", x), out=out)
+
+
+def test_activations_before_a_block_are_no_block(tmp_path: Path) -> None:
+    """RegNetV: a normalisation and a swish, and all branches read what they make."""
+    net = graphs.Net()
+    x = net.conv("data", 3, 8, strides=[2, 2])
+    for number in range(3):
+        scale = [net.weight(8) for _ in range(3)]
+        ones = net.constant(graphs.np.ones(8, graphs.np.float32))
+        y = net.op("BatchNormalization", x, *scale, ones)
+        y = swish(net, y, out=f"before{number}")
+        branch = net.conv(swish(net, net.conv(y, 8, 8)), 8, 8)
+        x = net.op("Add", branch, y, out=f"block{number}")
+    x = net.op("Relu", net.conv(x, 8, 16, strides=[2, 2]), out="last")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, 16, 10)), tmp_path)
+    assert [layer.name for layer in layers] == [
+        *("before0", "block0", "block1", "block2", "last")
+    ]
+
+
+def test_a_block_ends_behind_the_gate_of_its_channels(tmp_path: Path) -> None:
+    """FastViT: parallel convolutions, their sum, squeeze-excite, activation."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
+    for number in range(2):
+        x = net.op("Add", net.conv(x, 8, 8), net.conv(x, 8, 8, 1))
+        gate = net.op("Relu", net.conv(net.op("GlobalAveragePool", x), 8, 4, 1))
+        gate = net.op("Sigmoid", net.conv(gate, 4, 8, 1))
+        x = net.op("Relu", net.op("Mul", x, gate), out=f"block{number}")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, 8, 10)), tmp_path)
+    assert [layer.name for layer in layers] == ["stem", "block0", "block1"]
+
+
+def test_a_gate_of_places_is_no_block(tmp_path: Path) -> None:
+    """Attention pooling: the map times how much each place counts."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
+    x = net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2], out="map")
+    flat = net.constant(graphs.np.array([0, 0, -1], graphs.np.int64))
+    y = net.op("Reshape", net.conv(x, 8, 1, 1), flat)
+    x = net.op("Mul", net.op("Reshape", x, flat), net.op("Softmax", y, axis=-1))
+    axis = net.constant(graphs.np.array([2], graphs.np.int64))
+    x = net.op("ReduceSum", x, axis, keepdims=0, out="code")
+    layers = found_layers(net.model(net.dense(x, 8, 10)), tmp_path)
+    assert [layer.name for layer in layers] == ["map", "code"]
+
+
+def test_groups_of_a_convolution_are_no_block(tmp_path: Path) -> None:
+    """MixNet: the channels of an inverted bottleneck, split, convolved and joined."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="narrow")
+    for number in range(2):
+        x = net.op("Relu", net.conv(x, 8, 32, 1))
+        halves = [f"{number}/{half}" for half in range(2)]
+        split = onnx.helper.make_node("Split", [x], halves, axis=1)
+        net.nodes.append(split)
+        halves = [net.conv_depthwise(half, 16) for half in halves]
+        x = net.op("Relu", net.op("Concat", *halves, axis=1))
+        x = net.conv(x, 32, 8, 1, out=f"block{number}")
+    x = net.op("Relu", net.conv(x, 8, 24, 1), out="last")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, 24, 10)), tmp_path)
+    assert [layer.name for layer in layers] == ["narrow", "block0", "last"]
+
+
+def tokens(net: graphs.Net, width: int = 8) -> str:
+    """Sixteen tokens: (batch, tokens, channels)."""
+    kernel, bias = net.weight(width, 3, 8, 8), net.weight(width)
+    x = net.op("Conv", "data", kernel, bias, strides=[8, 8], out="patches")
+    shape = net.constant(graphs.np.array([0, width, 16], graphs.np.int64))
+    return net.op("Transpose", net.op("Reshape", x, shape), perm=[0, 2, 1])
+
+
+def norm(net: graphs.Net, x: str, width: int = 8) -> str:
+    ones = net.constant(graphs.np.ones(width, graphs.np.float32))
+    return net.op("LayerNormalization", x, ones, net.weight(width), axis=-1)
+
+
+def test_half_blocks_of_a_mixer_are_no_blocks(tmp_path: Path) -> None:
+    """One sum lets the tokens see each other, the next one their channels."""
+    net = graphs.Net()
+    x = tokens(net)
+    for number in range(3):
+        y = net.op("Transpose", norm(net, x), perm=[0, 2, 1])
+        y = net.linear(net.op("Relu", net.linear(y, 16, 24)), 24, 16)
+        x = net.op("Add", x, net.op("Transpose", y, perm=[0, 2, 1]))
+        y = net.linear(net.op("Relu", net.linear(norm(net, x), 8, 24)), 24, 8)
+        x = net.op("Add", x, y, out=f"block{number}")
+    x = net.op("ReduceMean", x, axes=[1], keepdims=0)
+    layers = found_layers(net.model(net.dense(x, 8, 10)), tmp_path)
+    assert [layer.name for layer in layers] == [
+        *("patches", "block0", "block1", "block2")
+    ]
+
+
+def test_half_blocks_of_a_poolformer_are_no_blocks(tmp_path: Path) -> None:
+    """A pooling instead of attention, which learns nothing."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[4, 4]), out="stem")
+    pool = {"kernel_shape": [3, 3], "pads": [1] * 4}
+    for number in range(2):
+        y = net.op("Sub", net.op("AveragePool", x, **pool), x)
+        x = net.op("Add", x, y)
+        y = net.conv(net.op("Relu", net.conv(x, 8, 32, 1)), 32, 8, 1)
+        x = net.op("Add", x, y, out=f"block{number}")
+    x = net.op("Relu", net.conv(x, 8, 16, strides=[2, 2]), out="last")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, 16, 10)), tmp_path)
+    assert [layer.name for layer in layers] == ["stem", "block0", "block1", "last"]
+
+
+def test_residual_blocks_with_activations_are_blocks_each(tmp_path: Path) -> None:
+    """ResNet: also before one whose branch sees no neighbours."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
+    for number in range(3):
+        y = net.op("Relu", net.conv(x, 8, 16, 1))
+        y = net.conv(y, 16, 8, 3 if number != 1 else 1)
+        x = net.op("Relu", net.op("Add", x, y), out=f"block{number}")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, 8, 10)), tmp_path)
+    assert [layer.name for layer in layers] == ["stem", "block0", "block1", "block2"]
+
+
+def test_the_inside_of_an_attention_pooling_is_no_block(tmp_path: Path) -> None:
+    """SigLIP: a learned query asks all tokens; keys and values are one product."""
+    net = graphs.Net()
+    x = tokens(net)
+    y = net.linear(net.op("Relu", net.linear(norm(net, x), 8, 24)), 24, 8)
+    x = net.op("Add", x, y, out="block")
+    y = net.linear(x, 8, 16)
+    shape = net.constant(graphs.np.array([0, 16, 2, 8], graphs.np.int64))
+    both = [
+        net.op(
+            "Gather",
+            net.op("Reshape", y, shape),
+            net.constant(graphs.np.array(place, graphs.np.int64)),
+            axis=2,
+        )
+        for place in (0, 1)
+    ]
+    product = net.op(
+        "MatMul", net.weight(1, 1, 8), net.op("Transpose", both[0], perm=[0, 2, 1])
+    )
+    x = net.op("MatMul", net.op("Softmax", product, axis=-1), both[1])
+    x = net.op("Squeeze", x, net.constant(graphs.np.array([1], graphs.np.int64)))
+    x = net.op("Relu", net.dense(x, 8, 12), out="hidden")
+    layers = found_layers(net.model(net.dense(x, 12, 10)), tmp_path)
+    names = [layer.name for layer in layers]
+    assert names[:2] == ["patches", "block"]
+    assert names[-1] == "hidden"
+    assert all(layer.n_channels in (8, 12) for layer in layers)
+
+
+def test_no_label_of_a_module_that_puts_out_something_else(tmp_path: Path) -> None:
+    """The sum of two branches in a stage whose output is what a convolution makes."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
+    joined = "/stages/stages.0/Concat_output_0"
+    x = net.op("Concat", net.conv(x, 8, 8), net.conv(x, 8, 8, 1), axis=1, out=joined)
+    out = "/stages/stages.0/transition/Conv_output_0"
+    x = net.conv(x, 16, 8, 1, strides=[2, 2], out=out)
+    x = net.op("Relu", net.conv(x, 8, 16, strides=[2, 2]), out="last")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    layers = found_layers(net.model(net.dense(x, 16, 10)), tmp_path)
+    labels = {layer.name: layer.label for layer in layers}
+    assert labels[joined] == joined
+
+
+def test_unknown_shapes_are_measured_together(tmp_path: Path) -> None:
+    """Normalisations whose shapes only a run tells: not one run for each."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
+    shape = net.constant(graphs.np.array([0, 8, 16, 16], graphs.np.int64))
+    for number in range(4):
+        y = net.op("Reshape", x, net.op("Abs", shape))  # shape inference stops here
+        y = net.op("Sub", y, net.op("ReduceMean", y, axes=[2, 3], keepdims=1))
+        x = net.op("Add", x, net.conv(y, 8, 8), out=f"block{number}")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    path = Path(graphs.save(net.model(net.dense(x, 8, 10)), tmp_path / "net.onnx"))
+    model, calls = read_model(path), []
+    value, image = image_input(model), (1, 3, graphs.SIDE, graphs.SIDE)
+
+    def measure(names: list[str]) -> dict[str, TensorType]:
+        calls.append(names)
+        return measured_types(path, names, value, image)
+
+    layers = BlockFinder(LayerGraph(model, value.name, image, measure)).layers()
+    assert [layer.name for layer in layers] == [
+        *("stem", "block0", "block1", "block2", "block3")
+    ]
+    assert len(calls) == 2  # what steps make, and what normalisations read
+
+
+def test_kernels_whose_shape_only_a_run_tells(tmp_path: Path) -> None:
+    """NFNet computes its weights: measuring them needs no image."""
+    net = graphs.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
+    shape = net.constant(graphs.np.array([8, 8, 1, 1], graphs.np.int64))
+    for number in range(2):
+        y = net.op("Relu", net.conv(x, 8, 8))
+        x = net.op("Add", x, net.conv(y, 8, 8))
+        kernel = net.op("Reshape", net.weight(64), net.op("Abs", shape))
+        x = net.op("Add", x, net.op("Conv", x, kernel), out=f"block{number}")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    path = Path(graphs.save(net.model(net.dense(x, 8, 10)), tmp_path / "net.onnx"))
+    model = read_model(path)
+    value, image = image_input(model), (1, 3, graphs.SIDE, graphs.SIDE)
+
+    def measure(names: list[str]) -> dict[str, TensorType]:
+        return measured_types(path, names, value, image)
+
+    layers = BlockFinder(LayerGraph(model, value.name, image, measure)).layers()
+    assert [layer.name for layer in layers] == ["stem", "block0", "block1"]
 
 
 def test_real_backbones(shared: Path) -> None:

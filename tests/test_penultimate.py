@@ -103,6 +103,26 @@ def softmax_by_hand(net: graphs.Net) -> Outputs:
     return net.op("Div", x, total)
 
 
+def logarithm_of_softmax(net: graphs.Net) -> Outputs:
+    x = net.op("Softmax", net.dense(pooled(net), 8, 10), axis=1)
+    return net.op("Log", net.op("Add", x, net.constant(np.float32(1e-9))))
+
+
+def background_left_out(net: graphs.Net) -> Outputs:
+    """TensorFlow's 1,001 classes without the first."""
+    x = net.dense(pooled(net), 8, 11)
+    return net.op("Slice", x, integers(net, 1), integers(net, 11), integers(net, 1))
+
+
+def best_place_besides(net: graphs.Net) -> Outputs:
+    """VOLO: scores of the mean, and the best of those of all places."""
+    x = net.op("ReduceMean", trunk(net), axes=[2, 3], keepdims=0, out="code")
+    places = net.op("Reshape", "map", integers(net, 0, 8, 64))
+    places = net.linear(net.op("Transpose", places, perm=[0, 2, 1]), 8, 10)
+    best = net.op("ReduceMax", places, axes=[1], keepdims=0)
+    return net.op("Add", net.dense(x, 8, 10), best)
+
+
 def weights_dequantised(net: graphs.Net) -> Outputs:
     scale, zero = net.constant(np.float32(0.01)), net.constant(np.int8(0))
     weights = net.op("DequantizeLinear", eighths(net), scale, zero)
@@ -158,6 +178,9 @@ HEADS: list[Callable[[graphs.Net], Outputs]] = [
     identities_everywhere,
     batch_by_arithmetic,
     softmax_by_hand,
+    logarithm_of_softmax,
+    background_left_out,
+    best_place_besides,
     weights_dequantised,
     quantised_on_the_way,
     scores_and_features,
