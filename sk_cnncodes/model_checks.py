@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from sk_cnncodes.exceptions import BackboneError, first_line
+from sk_cnncodes.onnx_bytes import ELEMENT_BYTES
 
 if TYPE_CHECKING:
     import onnx
@@ -22,12 +23,6 @@ _MOST_CALLS = 100
 # Attributes that count or step over something. ONNX Runtime divides by them, and some
 # versions end the process where one is 0.
 _POSITIVE = ("strides", "dilations", "kernel_shape", "group", "num_groups", "blocksize")
-# Bytes of an element, by the number of its type in ONNX: float32, uint8, int8, uint16,
-# int16, int32, int64, bool, float16, float64, uint32, uint64, bfloat16.
-_BYTES = {
-    **{1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8},
-    **{9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2},
-}
 # Inputs of convolutions.
 _WEIGHT_AND_BIAS = {"Conv": (1, 2), "QLinearConv": (3, 8)}
 _SAME_SHAPE = ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity")
@@ -143,7 +138,7 @@ def _check_steps(node: onnx.NodeProto) -> None:
 
 def _check_content(tensor: onnx.TensorProto) -> None:
     """Refuse a tensor whose content ends before its shape: it may be overread."""
-    size = _BYTES.get(tensor.data_type)
+    size = ELEMENT_BYTES.get(tensor.data_type)
     external = tensor.data_location == tensor.EXTERNAL
     if size is None or external or not tensor.HasField("raw_data"):
         return

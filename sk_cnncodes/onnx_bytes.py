@@ -25,7 +25,14 @@ _LEADING: dict[str, dict[int, str]] = {
     "TensorProto": {},
 }
 _METADATA = 14  # of a ModelProto
-_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a TensorProto
+# Of a TensorProto.
+_DIMS, _DATA_TYPE, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 9, 13, 14
+# Bytes of an element, by the number of its type in ONNX: float32, uint8, int8, uint16,
+# int16, int32, int64, bool, float16, float64, uint32, uint64, bfloat16.
+ELEMENT_BYTES = {
+    **{1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8},
+    **{9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2},
+}
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 
 
@@ -40,7 +47,8 @@ def asks_for_files(model: bytes) -> bool:
     Raises
     ------
     ValueError
-        If the bytes are none.
+        If the bytes are none, or a tensor has not as much content as its shape says:
+        ONNX Runtime 1.24 reads on behind it.
 
     References
     ----------
@@ -50,14 +58,37 @@ def asks_for_files(model: bytes) -> bool:
     waiting = [("ModelProto", memoryview(model))]
     while waiting:
         message, content = waiting.pop()
+        if message == "TensorProto" and _is_elsewhere(content):
+            return True
         leading = _LEADING[message]
-        for number, value in _fields(content):
-            if message == "TensorProto" and (
-                number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0)
-            ):
-                return True
-            if number in leading and isinstance(value, memoryview):
-                waiting.append((leading[number], value))
+        waiting += [
+            (leading[number], value)
+            for number, value in _fields(content)
+            if number in leading and isinstance(value, memoryview)
+        ]
+    return False
+
+
+def _is_elsewhere(tensor: memoryview) -> bool:
+    """Whether a tensor lies in another file; a ValueError if it is cut short."""
+    elements, kind, content = 1, 0, None
+    for number, value in _fields(tensor):
+        if number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0):
+            return True
+        if number == _DIMS and isinstance(value, memoryview):  # all in one field
+            place = 0
+            while place < len(value):
+                dim, place = _varint(value, place, longest=10)
+                elements *= dim
+        elif number == _DIMS and isinstance(value, int):
+            elements *= value
+        elif number == _DATA_TYPE and isinstance(value, int):
+            kind = value
+        elif number == _RAW_DATA and isinstance(value, memoryview):
+            content = len(value)
+    size = ELEMENT_BYTES.get(kind)
+    if size is not None and content is not None and content != size * elements:
+        raise ValueError(f"a tensor has {content} bytes instead of {size * elements}")
     return False
 
 

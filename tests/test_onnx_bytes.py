@@ -77,6 +77,26 @@ def test_a_location_without_data() -> None:
     assert not asks_for_files(model.SerializeToString())
 
 
+def test_a_tensor_cut_short() -> None:
+    model = graphs.squeezenet()
+    tensor = model.graph.initializer[0]
+    tensor.raw_data = tensor.raw_data[:-1]
+    with pytest.raises(ValueError, match=r"has (\d+) bytes instead of"):
+        asks_for_files(model.SerializeToString())
+    tensor.dims[0] = -1
+    with pytest.raises(ValueError, match="bytes instead of"):
+        asks_for_files(model.SerializeToString())
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i4", "i8", "u1", "?"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3, 5)])
+def test_whole_tensors(dtype: str, shape: tuple[int, ...]) -> None:
+    model = graphs.squeezenet()
+    array = np.zeros(shape, dtype)
+    model.graph.initializer.append(numpy_helper.from_array(array, "whole"))
+    assert not asks_for_files(model.SerializeToString())
+
+
 def test_all_ways_to_a_tensor_are_known() -> None:
     """Compared with the definition that the package onnx has."""
     messages = onnx.ModelProto.DESCRIPTOR.file.message_types_by_name

@@ -1,7 +1,8 @@
 """One case: a damaged file of `to_onnx` gives its own outputs, or an ExportError.
 
 Its own outputs are those that ONNX Runtime gives for the images that it asks for. The
-files have no digest, as if whoever changed them had removed it.
+files have no digest, as if whoever changed them had removed it, except with versions of
+ONNX Runtime before 1.30.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from tests import graphs
 from tests.fuzz.models import PLAIN, damage_graph, images
 from tests.fuzz.mutations import mutated
 
-# A scalar as the bias of a convolution: other numbers each time.
+# These crash, hang or read on where the digest is removed: huge inputs, a missing
+# intercept of LinearClassifier, a scalar as the bias of a convolution.
 _VERSION = import_onnxruntime().__version__.split(".")
-BIASES_ARE_OVERREAD = [int(part) for part in _VERSION[:2]] < [1, 30]
+OLD_RUNTIME = [int(part) for part in _VERSION[:2]] < [1, 30]
 _ODD_METADATA = ["", "{", "null", "[]", "{}", "[1]", '["a"]', "[[1]]", '{"a": 1}', "é"]
 
 
@@ -51,7 +53,8 @@ def seeds() -> list[bytes]:
             codes = CNNCodeTransformer(path, preprocessing=PLAIN, device="cpu")
             pipeline = make_pipeline(codes, StandardScaler(), head).fit(X, y)
             model = to_onnx(pipeline)
-            del model.metadata_props[-1]  # the digest, which would tell of all damage
+            if not OLD_RUNTIME:
+                del model.metadata_props[-1]  # the digest, which tells of all damage
             made.append(model.SerializeToString())
     return made
 
@@ -92,8 +95,6 @@ def check(case: int) -> str:
     if "label" in found:
         assert list(predicted) == list(found["label"])
         assert set(predicted.tolist()) <= set(classifier.classes_.tolist())
-    if BIASES_ARE_OVERREAD:
-        return "predictions"
     for array, expected in zip(found.values(), wanted, strict=True):
         if array.dtype == object:
             assert list(array) == list(expected)

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from tests.fuzz.exported_models import OLD_RUNTIME
 from tests.fuzz.pool import asked_cases, run_cases
 
 
@@ -14,5 +15,6 @@ def test_damaged_exported_models() -> None:
     outcome = run_cases("tests.fuzz.exported_models", asked_cases(1_000))
     print(outcome)
     assert not outcome.failures, str(outcome)
-    assert outcome.counts["predictions"] > sum(outcome.counts.values()) / 20
+    if not OLD_RUNTIME:
+        assert outcome.counts["predictions"] > sum(outcome.counts.values()) / 20
     assert outcome.counts["errors"] > sum(outcome.counts.values()) / 10
