@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sk_cnncodes.exceptions import ExportError, PreprocessingError
+from sk_cnncodes.model_checks import LARGEST_BATCH
 from sk_cnncodes.onnx_bytes import asks_for_files, metadata_entry, metadata_of
 from sk_cnncodes.preprocessing import Preprocessing
 
@@ -25,7 +26,6 @@ MODEL_KEY = "sk_cnncodes.model"
 DIGEST_KEY = "sk_cnncodes.sha256"
 # Of a classifier with probabilities, of one without, and of a regressor.
 _OUTPUTS = (["label", "probabilities"], ["label", "decision"], ["values"])
-_LARGEST_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,11 @@ def _batch_size(
     if (
         type_ != "tensor(uint8)"
         or shape[1:] != [height, width, 3]
-        or (batch_size is not None and not 1 <= batch_size <= _LARGEST_BATCH)
+        or (batch_size is not None and not 1 <= batch_size <= LARGEST_BATCH)
     ):
         raise ExportError(
             f"its inputs are {inputs}, expected one of type 'tensor(uint8)' and shape "
-            f"[N, {height}, {width}, 3], N being free or at most {_LARGEST_BATCH}"
+            f"[N, {height}, {width}, 3], N being free or at most {LARGEST_BATCH}"
         )
     return batch_size
 

@@ -31,7 +31,7 @@ _ONE_PROCESSOR = "com.microsoft.nchwc"
 # Elements of a weight or an activation of one image: 2 GB in single precision.
 _MOST_ELEMENTS = 2**29
 # Of a file; the image input takes this many images at once.
-_LARGEST_BATCH = 4096
+LARGEST_BATCH = 4096
 _RANDOM = frozenset(
     [
         "Bernoulli",
@@ -293,9 +293,9 @@ def check_batch(size: int) -> None:
     ------
     BackboneError
     """
-    if size > _LARGEST_BATCH:
+    if size > LARGEST_BATCH:
         raise BackboneError(
-            f"its batch size is fixed at {size}. Expected at most {_LARGEST_BATCH}."
+            f"its batch size is fixed at {size}. Expected at most {LARGEST_BATCH}."
         )
 
 

@@ -20,6 +20,7 @@ from sk_cnncodes.onnxruntime_engine import (
     is_out_of_memory,
 )
 from sk_cnncodes.runtime import CodeSession, Fleet
+from tests.faults.conftest import allow_threads
 from tests.test_runtime import code_graph
 
 # What ONNX Runtime and its libraries say when the memory of a GPU is full.
@@ -273,17 +274,9 @@ def test_a_session_whose_threads_cannot_all_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where one of three could be started, ONNX Runtime waited for ever."""
-    start, left = threading.Thread.start, [1]
-
-    def start_one(thread: threading.Thread) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
     before = threading.active_count()
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start_one)
+        allow_threads(patch, 1)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             onnxruntime_engine.load_session(b"", Device(None, required=True), 4)
     assert threading.active_count() == before

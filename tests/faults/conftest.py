@@ -91,3 +91,16 @@ def given(
     folder = tmp_path / "work"
     folder.mkdir()
     return net, str(Path(files[0]).parent), str(reference), str(folder)
+
+
+def allow_threads(patch: pytest.MonkeyPatch, count: int) -> None:
+    """Let no more threads start than these."""
+    start, left = threading.Thread.start, [count]
+
+    def start_some(thread: threading.Thread) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    patch.setattr(threading.Thread, "start", start_some)

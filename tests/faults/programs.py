@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 _HEAD = """
@@ -45,3 +48,12 @@ def output_of(source: str, *arguments: object, **options: float) -> str:
     done = run_program(source, *arguments, **options)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stdout.strip()
+
+
+def bound_by_rights() -> list[str]:
+    """What a command begins with, so that root may not write everywhere."""
+    if os.geteuid() != 0:
+        return []
+    if not shutil.which("setpriv"):
+        pytest.skip("needs setpriv, or a user other than root")
+    return ["setpriv", "--bounding-set", "-dac_override"]

@@ -7,11 +7,9 @@ import gc
 import io
 import os
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
-import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,8 @@ import numpy as np
 import pytest
 
 from sk_cnncodes import CNNCodeTransformer, CodeCache, contents, images
-from tests.faults.conftest import check_rows, own_threads
-from tests.faults.programs import ROOT, output_of, run_program
+from tests.faults.conftest import allow_threads, check_rows, own_threads
+from tests.faults.programs import ROOT, bound_by_rights, output_of, run_program
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs limits on processes")
 
@@ -124,11 +122,7 @@ def test_a_read_only_folder(
     files: list[str],
 ) -> None:
     """Half of the codes are there, or there is no file at all."""
-    prefix = []
-    if os.geteuid() == 0:  # who may write everywhere, but for this
-        if not shutil.which("setpriv"):
-            pytest.skip("needs setpriv, or a user other than root")
-        prefix = ["setpriv", "--bounding-set", "-dac_override"]
+    prefix = bound_by_rights()
     folder = Path(given[3])
     if filled:
         CNNCodeTransformer(net, cache=folder / "codes.sqlite3").transform(files[:6])
@@ -281,16 +275,8 @@ def test_no_thread_can_be_started(
     net: str, files: list[str], alone: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transformer = CNNCodeTransformer(net, cache=CodeCache(), n_jobs=4)
-    start, left = threading.Thread.start, [2]
-
-    def start_two(thread: threading.Thread) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start_two)
+        allow_threads(patch, 2)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             transformer.transform(files)
     assert not own_threads()
@@ -374,11 +360,7 @@ print(*[w.message for w in caught])
 
 def test_a_killed_process_and_a_read_only_folder(given: tuple[str, ...]) -> None:
     """The cache was called damaged or old, with the advice to delete a good one."""
-    prefix = []
-    if os.geteuid() == 0:
-        if not shutil.which("setpriv"):
-            pytest.skip("needs setpriv, or a user other than root")
-        prefix = ["setpriv", "--bounding-set", "-dac_override"]
+    prefix = bound_by_rights()
     output_of(KILLED, *given)
     folder = Path(given[3])
     for path in folder.iterdir():

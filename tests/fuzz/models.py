@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -70,10 +71,19 @@ def damaged_model(case: int) -> bytes:
     content = seeds()[case % len(seeds())]
     if rng.random() < 0.4:
         return mutated(content, rng.choice(seeds()), rng)
+    return damaged(content, damage_graph, rng)
+
+
+def damaged(
+    content: bytes,
+    damage: Callable[[onnx.ModelProto, random.Random], None],
+    rng: random.Random,
+) -> bytes:
+    """A model to which some damages are done."""
     model = onnx.load_from_string(content)
     for _ in range(rng.choice([1, 1, 2, 4])):
         try:
-            damage_graph(model, rng)
+            damage(model, rng)
         except (ValueError, OverflowError, TypeError, IndexError):
             continue  # this damage cannot be written into this field
     return bytes(model.SerializeToString())
