@@ -1,103 +1,62 @@
-"""CNN codes for scikit-learn: images -> activations of pretrained networks."""
+"""CNN codes for scikit-learn: images -> activations of pretrained networks.
+
+The names in `__all__` are public, and no others. Folders hold one floor of the house
+each and import only from those below: base, graphs, images, engines, layers, backbones,
+codes, heads, export, cli.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from sk_cnncodes.backbone import Backbone
-    from sk_cnncodes.cache import CacheInfo, CacheWarning, CodeCache
-    from sk_cnncodes.catalogue import (
-        CatalogueRow,
-        download_backbone,
-        list_backbones,
-        load_backbone,
-    )
-    from sk_cnncodes.exceptions import (
-        BackboneError,
-        DeviceError,
-        DownloadError,
-        ExportError,
-        ImageError,
-        ImageNotFoundError,
-        LayerError,
-        PreprocessingError,
-        SavedModelError,
-    )
-    from sk_cnncodes.export import to_onnx
-    from sk_cnncodes.grids import layer_grid
-    from sk_cnncodes.layers import Layer
-    from sk_cnncodes.loading import SKOPS_TRUSTED_TYPES, load_model
-    from sk_cnncodes.onnx_classifier import OnnxClassifier
-    from sk_cnncodes.preprocessing import Preprocessing
-    from sk_cnncodes.transformer import CNNCodeTransformer
+from sk_cnncodes._version import __version__ as __version__
+from sk_cnncodes.base.logs import show_log
 
-__all__ = [
-    "SKOPS_TRUSTED_TYPES",
-    "Backbone",
-    "BackboneError",
-    "CNNCodeTransformer",
-    "CacheInfo",
-    "CacheWarning",
-    "CatalogueRow",
-    "CodeCache",
-    "DeviceError",
-    "DownloadError",
-    "ExportError",
-    "ImageError",
-    "ImageNotFoundError",
-    "Layer",
-    "LayerError",
-    "OnnxClassifier",
-    "Preprocessing",
-    "PreprocessingError",
-    "SavedModelError",
-    "download_backbone",
-    "layer_grid",
-    "list_backbones",
-    "load_backbone",
-    "load_model",
-    "to_onnx",
-]
-__version__ = "0.1.0"
-
-# Where each public name lives. They are imported when first used, so that
-# OnnxClassifier works where scikit-learn and onnx are not installed.
-_MODULES = {
-    "backbone": ["Backbone"],
-    "cache": ["CacheInfo", "CacheWarning", "CodeCache"],
-    "catalogue": [
-        "CatalogueRow",
-        "download_backbone",
-        "list_backbones",
-        "load_backbone",
-    ],
-    "exceptions": [
-        "BackboneError",
-        "DeviceError",
-        "DownloadError",
-        "ExportError",
-        "ImageError",
-        "ImageNotFoundError",
-        "LayerError",
-        "PreprocessingError",
-        "SavedModelError",
-    ],
-    "export": ["to_onnx"],
-    "grids": ["layer_grid"],
-    "layers": ["Layer"],
-    "loading": ["SKOPS_TRUSTED_TYPES", "load_model"],
-    "onnx_classifier": ["OnnxClassifier"],
-    "preprocessing": ["Preprocessing"],
-    "transformer": ["CNNCodeTransformer"],
+# Where each public name is defined. It is imported when it is first used, so that
+# `OnnxClassifier` works where scikit-learn and onnx are not installed. Type checkers
+# and editors read the same from __init__.pyi.
+_MODULE_OF = {
+    "SKOPS_TRUSTED_TYPES": "export.loading",
+    "Backbone": "backbones.backbone",
+    "BackboneError": "base.exceptions",
+    "CNNCodeTransformer": "codes.transformer",
+    "CacheInfo": "codes.cache",
+    "CacheWarning": "codes.cache",
+    "Calibration": "engines.quantisation",
+    "CatalogueRow": "backbones.catalogue",
+    "CodeCache": "codes.cache",
+    "DeviceError": "base.exceptions",
+    "DownloadError": "base.exceptions",
+    "Explanation": "codes.explanation",
+    "ExportError": "base.exceptions",
+    "HEADS": "heads.selection",
+    "ImageError": "base.exceptions",
+    "ImageFiles": "images.folders",
+    "ImageNotFoundError": "base.exceptions",
+    "Layer": "layers.layer",
+    "LayerError": "base.exceptions",
+    "OnnxClassifier": "export.onnx_classifier",
+    "Preprocessing": "images.preprocessing",
+    "PreprocessingError": "base.exceptions",
+    "SavedModelError": "base.exceptions",
+    "code_search": "heads.selection",
+    "download_backbone": "backbones.loading",
+    "find_labelled_images": "images.folders",
+    "layer_grid": "codes.grids",
+    "list_backbones": "backbones.catalogue",
+    "load_backbone": "backbones.loading",
+    "load_model": "export.loading",
+    "score_table": "heads.selection",
+    "to_onnx": "export.pipeline",
+    "verdict": "heads.selection",
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_MODULE_OF)
+
+show_log()
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
@@ -106,4 +65,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__"]

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from sk_cnncodes import Preprocessing
-from sk_cnncodes.onnxruntime_engine import import_onnxruntime
+from sk_cnncodes.engines.onnxruntime import import_onnxruntime
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -51,7 +51,7 @@ def photograph_files(
 
 @pytest.fixture(scope="session")
 def plain() -> Preprocessing:
-    """What the small networks of `tests.graphs` take: 32 x 32, [-1, 1]."""
+    """What the small networks of `tests.networks` take: 32 x 32, [-1, 1]."""
     return Preprocessing(
         crop_size=(32, 32), resize_size=36, scale=1 / 127.5, mean=(1, 1, 1)
     )

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sk_cnncodes import runtime, session_table, sessions
+from sk_cnncodes.codes import sessions
+from sk_cnncodes.engines import session as runtime
 
 
 class Forwards:
@@ -46,7 +47,7 @@ def counted_forwards(*, keep_sessions: bool = False) -> Iterator[Forwards]:
     runtime.CodeSession._run = counting_run  # type: ignore[method-assign]
     sessions.open_session = counting_open
     if not keep_sessions:
-        session_table.SESSIONS.clear()
+        sessions.SESSIONS.clear()
     try:
         yield count
     finally:

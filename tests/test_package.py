@@ -47,7 +47,7 @@ def test_installed_wheel_transforms(wheel: Path, tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(target)!r})\n"
         "import numpy as np, sk_cnncodes\n"
         f"assert sk_cnncodes.__file__.startswith({str(target)!r})\n"
-        "from sk_cnncodes.catalogue import MODELS\n"
+        "from sk_cnncodes.backbones.catalogue import MODELS\n"
         f"assert str(MODELS).startswith({str(target)!r})\n"
         "X = np.zeros((2, 9, 9, 3), np.uint8)\n"
         "print(sk_cnncodes.CNNCodeTransformer().fit_transform(X).shape)\n"

@@ -1,4 +1,8 @@
-"""The `sk-cnncodes` command: a module for each of its commands or few of them."""
+"""The command `sk-cnncodes`: a module for each of its commands, or for a few.
+
+Arguments, tables, exit codes and messages on the terminal; whatever is computed comes
+from the folders below. Imports all of them, late, so that `--help` is quick.
+"""
 
 from __future__ import annotations
 

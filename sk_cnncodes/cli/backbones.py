@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import sk_cnncodes
-from sk_cnncodes import catalogue
+from sk_cnncodes.backbones import catalogue
 from sk_cnncodes.cli.frame import AsJson, print_table
+
+if TYPE_CHECKING:
+    from sk_cnncodes import Backbone
 
 
 def backbones(as_json: AsJson = False) -> None:
@@ -62,6 +65,23 @@ def layers(
     backbone: Annotated[
         str, typer.Argument(help="Name of a known backbone, or path of an ONNX file.")
     ],
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Show all tensors that could be layers, and the rule that decided.",
+        ),
+    ] = False,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="PIXELS",
+            show_default=False,
+            help="Height and width of the input, where the preprocessing is not known "
+            "and the file does not state them.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the layers of a backbone.
@@ -69,14 +89,26 @@ def layers(
     It can be cut at each of them; the penultimate (-1) is the last. The shares are of
     the multiply-adds and of the parameters of the whole network.
 
-    Example: sk-cnncodes layers cnncodes-mini
+    \b
+    Examples:
+      sk-cnncodes layers cnncodes-mini
+      sk-cnncodes layers network.onnx --explain --size 224
     """
-    from sk_cnncodes.codegraph import code_length, resolve_pooling
-    from sk_cnncodes.compute import layer_multiply_adds
+    from sk_cnncodes.backbones.loading import load_network
 
-    loaded = sk_cnncodes.load_backbone(backbone)
-    found = loaded.layers
-    work, total = layer_multiply_adds(loaded, [layer.name for layer in found])
+    loaded = load_network(backbone, None if size is None else (size, size))
+    if explain:
+        _explain_layers(loaded, as_json)
+    else:
+        _list_layers(loaded, as_json)
+
+
+def _list_layers(backbone: Backbone, as_json: bool) -> None:
+    from sk_cnncodes.backbones.code_graph import code_length, resolve_pooling
+    from sk_cnncodes.layers.multiply_adds import layer_multiply_adds
+
+    found = backbone.layers
+    work, total = layer_multiply_adds(backbone.graph, [layer.name for layer in found])
     facts = [
         {
             "position": layer.position,
@@ -108,6 +140,24 @@ def layers(
     print_table(table, right={"layer", "code", "compute", "parameters"})
 
 
+def _explain_layers(backbone: Backbone, as_json: bool) -> None:
+    positions = {layer.name: layer.position for layer in backbone.layers}
+    facts = [
+        {"position": positions.get(each.tensor)} | asdict(each)
+        for each in backbone.layer_decisions
+    ]
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    table = [["layer", "tensor", "shape", "rule"]]
+    for each in backbone.layer_decisions:
+        shape = "x".join(map(str, each.shape[1:]))
+        position = positions.get(each.tensor)
+        number = "" if position is None else f"{position}"
+        table.append([number, each.tensor, shape, each.rule])
+    print_table(table, right={"layer"})
+
+
 def download(
     names: Annotated[list[str], typer.Argument(help="Names of known backbones.")],
 ) -> None:
@@ -116,4 +166,4 @@ def download(
     Example: sk-cnncodes download resnet50 vgg16
     """
     for name in names:
-        typer.echo(f"{name}: {catalogue.download_backbone(name)}")
+        typer.echo(f"{name}: {sk_cnncodes.download_backbone(name)}")

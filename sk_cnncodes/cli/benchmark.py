@@ -36,13 +36,13 @@ def benchmark(
 
     Example: sk-cnncodes benchmark cnncodes-mini photos
     """
-    from sk_cnncodes.benchmark import advice, line_of_code, measure_backbone
     from sk_cnncodes.cli.images import listed_paths
+    from sk_cnncodes.cli.measurement import advice, constructor_call, measure_backbone
 
     paths = listed_paths([str(path) for path in images]) if images else None
     measured = measure_backbone(backbone, paths, batch_sizes=batch_sizes, rounds=rounds)
     if as_json:
-        facts = [asdict(m) | {"code": line_of_code(backbone, m)} for m in measured]
+        facts = [asdict(m) | {"code": constructor_call(backbone, m)} for m in measured]
         typer.echo(json.dumps(facts, indent=1))
         return
     heads = ["device", "engine", "precision", "batch", "img/s", "cosine", "least"]

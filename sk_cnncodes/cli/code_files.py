@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from sk_cnncodes.files import replacing
+from sk_cnncodes.base.files import atomic_write
 
 # Rows of codes, float32 (n_images, code_length), one block after the other.
 Blocks = Iterable[np.ndarray]
@@ -19,7 +19,7 @@ Blocks = Iterable[np.ndarray]
 def write_npz(path: Path, paths: list[str], length: int, blocks: Blocks) -> None:
     """Arrays `codes` and `paths`, as `numpy.load` reads them."""
     with (
-        replacing(path) as part,
+        atomic_write(path) as part,
         zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive,
     ):
         with archive.open("codes.npy", "w", force_zip64=True) as file:
@@ -30,7 +30,7 @@ def write_npz(path: Path, paths: list[str], length: int, blocks: Blocks) -> None
 
 def write_npy(path: Path, paths: list[str], length: int, blocks: Blocks) -> None:
     """An array of codes, which can be memory-mapped; paths in a JSON file beside it."""
-    with replacing(path) as part, replacing(paths_beside(path)) as part_of_paths:
+    with atomic_write(path) as part, atomic_write(paths_beside(path)) as part_of_paths:
         with open(part, "wb") as file:
             _write_codes(file, len(paths), length, blocks)
         part_of_paths.write_text(json.dumps(paths, indent=0), encoding="utf-8")
@@ -65,7 +65,7 @@ def write_parquet(path: Path, paths: list[str], length: int, blocks: Blocks) -> 
     schema = pyarrow.schema([("path", pyarrow.string()), ("code", code)])
     start = 0
     with (
-        replacing(path) as part,
+        atomic_write(path) as part,
         pyarrow.parquet.ParquetWriter(part, schema) as writer,
     ):
         for block in blocks:

@@ -18,7 +18,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: sk-cnncodes doctor
     """
-    from sk_cnncodes.doctor import as_dict, as_text, diagnose
+    from sk_cnncodes.cli.diagnosis import as_dict, as_text, diagnose
 
     found = diagnose()
     if as_json:

@@ -71,7 +71,7 @@ def embed(
       sk-cnncodes embed photos -o codes.parquet --backbone resnet50 --layer -2
       find . -name '*.jpg' | sk-cnncodes embed - -o codes.npy --cache codes.sqlite3
     """
-    from sk_cnncodes.transformer import CNNCodeTransformer
+    from sk_cnncodes.codes.transformer import CNNCodeTransformer
 
     check_output(output, tuple(WRITERS), [backbone, cache])
     kind = output.suffix.lower()

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sk_cnncodes.exceptions import DeviceError
-from sk_cnncodes.files import check_no_input
+from sk_cnncodes.base.exceptions import DeviceError
+from sk_cnncodes.base.files import check_not_an_input
 
 ERROR, BAD_IMAGES, INTERRUPTED = 1, 3, 130
 
@@ -151,7 +151,7 @@ def check_output(
         raise typer.BadParameter(
             "'-': expected a file name; /dev/stdout is the standard output."
         )
-    check_no_input(path, [name for name in inputs if name is not None])
+    check_not_an_input(path, [name for name in inputs if name is not None])
 
 
 def print_table(table: list[list[str]], right: set[str]) -> None:

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 
-from sk_cnncodes import progress
+from sk_cnncodes.base import progress
+from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.cli.frame import note
-from sk_cnncodes.contents import describe_image
-from sk_cnncodes.exceptions import ImageError
-from sk_cnncodes.image_folders import find_images
+from sk_cnncodes.images.folders import find_images
+from sk_cnncodes.images.sources import describe_image
 
 # Images that are asked for at once: memory does not grow with their number.
 PART = 256

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sk_cnncodes.transformer import CNNCodeTransformer
+    from sk_cnncodes.codes.transformer import CNNCodeTransformer
 
 # For the codes of a part, which `predict_proba` asks for after `predict`.
 _PART_BYTES = 128 * 2**20
@@ -14,7 +14,7 @@ _PART_BYTES = 128 * 2**20
 
 def code_transformers(model: Any) -> list[CNNCodeTransformer]:
     """The transformers of a fitted model, in the order of its parameters."""
-    from sk_cnncodes.transformer import CNNCodeTransformer
+    from sk_cnncodes.codes.transformer import CNNCodeTransformer
 
     model = getattr(model, "best_estimator_", model)
     if isinstance(model, CNNCodeTransformer):
@@ -28,7 +28,7 @@ def code_transformers(model: Any) -> list[CNNCodeTransformer]:
 
 def set_up(model: Any, cache: Path | None, device: str | None) -> None:
     """Make the transformers of a model use a cache and a device."""
-    from sk_cnncodes.cache import CodeCache
+    from sk_cnncodes.codes.cache import CodeCache
 
     for transformer in code_transformers(model):
         transformer.set_params(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import numpy as np
 import typer
 
+from sk_cnncodes.base.files import atomic_write
 from sk_cnncodes.cli.frame import (
     CacheOption,
     check_output,
@@ -28,10 +29,9 @@ from sk_cnncodes.cli.images import (
     progress_bar,
 )
 from sk_cnncodes.cli.models import code_transformers, set_up
-from sk_cnncodes.files import replacing
 
 if TYPE_CHECKING:
-    from sk_cnncodes.onnx_classifier import OnnxClassifier
+    from sk_cnncodes.export.onnx_classifier import OnnxClassifier
 
 FIELDS = ("path", "label", "probability", "error")
 # The label of an image, and its probability where the model gives one.
@@ -123,7 +123,7 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     with (
-        replacing(output) as part,
+        atomic_write(output) as part,
         open(part, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         yield file
@@ -146,8 +146,8 @@ def _predictor(
     path: Path, cache: Path | None, device: str | None
 ) -> Callable[[list[str]], list[Prediction]]:
     """A function that gives the predictions of images."""
-    from sk_cnncodes.loading import load_model
-    from sk_cnncodes.onnx_classifier import OnnxClassifier
+    from sk_cnncodes.export.loading import load_model
+    from sk_cnncodes.export.onnx_classifier import OnnxClassifier
 
     model = load_model(path)
     if not hasattr(model, "predict"):

@@ -55,7 +55,7 @@ class Report:
         """Plain values."""
         from sklearn.metrics import classification_report
 
-        from sk_cnncodes.selection import chosen, scores
+        from sk_cnncodes.heads.selection import chosen, scores
 
         held_out = None
         if self._labels:
@@ -79,7 +79,7 @@ class Report:
         """Lines for a terminal."""
         from sklearn.metrics import classification_report
 
-        from sk_cnncodes.selection import score_table, verdict
+        from sk_cnncodes.heads.selection import score_table, verdict
 
         total = self._n_train + len(self._labels)
         parts = [

@@ -25,7 +25,7 @@ from sk_cnncodes.cli.images import compute_parts, listed_paths, progress_bar
 from sk_cnncodes.cli.models import code_transformers
 
 if TYPE_CHECKING:
-    from sk_cnncodes.transformer import CNNCodeTransformer
+    from sk_cnncodes.codes.transformer import CNNCodeTransformer
 
 FIELDS = ("query", "rank", "path", "distance")
 
@@ -115,9 +115,9 @@ def similar(
 
 def _transformer(model: str, layer: str | None) -> CNNCodeTransformer:
     """The transformer of a saved model, or one of a backbone."""
-    from sk_cnncodes.exceptions import BackboneError
-    from sk_cnncodes.loading import load_model
-    from sk_cnncodes.transformer import CNNCodeTransformer
+    from sk_cnncodes.base.exceptions import BackboneError
+    from sk_cnncodes.codes.transformer import CNNCodeTransformer
+    from sk_cnncodes.export.loading import load_model
 
     if Path(model).suffix.lower() not in (".joblib", ".pkl", ".pickle", ".skops"):
         own = CNNCodeTransformer(model, layer=parse_layer(layer or "-1"))
@@ -145,8 +145,8 @@ def _transformer(model: str, layer: str | None) -> CNNCodeTransformer:
 
 def _is_classifier(model: str) -> bool:
     """Whether a file is one that `to_onnx` wrote."""
-    from sk_cnncodes.exceptions import ExportError
-    from sk_cnncodes.onnx_classifier import OnnxClassifier
+    from sk_cnncodes.base.exceptions import ExportError
+    from sk_cnncodes.export.onnx_classifier import OnnxClassifier
 
     try:
         return bool(OnnxClassifier(model).outputs)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sk_cnncodes.base.files import atomic_write
 from sk_cnncodes.cli.frame import (
     CacheOption,
     DeviceOption,
@@ -27,18 +28,17 @@ from sk_cnncodes.cli.frame import (
 )
 from sk_cnncodes.cli.images import compute_parts, note_ignored, progress_bar
 from sk_cnncodes.cli.report import Report
-from sk_cnncodes.files import replacing
-from sk_cnncodes.image_folders import find_labelled_images
+from sk_cnncodes.images.folders import find_labelled_images
 
 if TYPE_CHECKING:
-    from sk_cnncodes.transformer import CNNCodeTransformer
+    from sk_cnncodes.codes.transformer import CNNCodeTransformer
 
-# As `sk_cnncodes.selection` has them, whose import takes a second.
+# As `sk_cnncodes.heads.selection` has them, whose import takes a second.
 LAYERS = ["-1", "-2", "-4"]
 
 
 class Head(StrEnum):
-    """Keys of `sk_cnncodes.selection.HEADS`."""
+    """Keys of `sk_cnncodes.heads.selection.HEADS`."""
 
     svm = "svm"
     logistic = "logistic"
@@ -133,8 +133,8 @@ def train(
           resnet50 --cache codes.sqlite3
       sk-cnncodes train photos -o model.joblib --head logistic --onnx model.onnx
     """
-    from sk_cnncodes.selection import code_search
-    from sk_cnncodes.transformer import CNNCodeTransformer
+    from sk_cnncodes.codes.transformer import CNNCodeTransformer
+    from sk_cnncodes.heads.selection import code_search
 
     if output.suffix.lower() == ".onnx":
         raise typer.BadParameter(
@@ -289,7 +289,7 @@ def _split(
     """Hold images of each class out; an error where too few are left."""
     from sklearn.model_selection import train_test_split
 
-    from sk_cnncodes.selection import NEIGHBOURS
+    from sk_cnncodes.heads.selection import NEIGHBOURS
 
     classes = Counter(images.labels)
     if len(classes) < 2:
@@ -338,10 +338,10 @@ def _save(pipeline: Any, output: Path, onnx: Path | None) -> None:
     """Write the model: both files or none."""
     import joblib
 
-    with replacing(output) as part:
+    with atomic_write(output) as part:
         joblib.dump(pipeline, part)
         if onnx is not None:
-            from sk_cnncodes.export import to_onnx
+            from sk_cnncodes.export.pipeline import to_onnx
 
             note("Convert to ONNX ...")
             to_onnx(pipeline, onnx)

@@ -1,5 +1,5 @@
-"""A fitted pipeline -> one ONNX file."""
+"""Saved models, written and read: joblib, skops, ONNX.
 
-from sk_cnncodes.export.pipeline import to_onnx
-
-__all__ = ["to_onnx"]
+`OnnxClassifier` reads what `to_onnx` writes and imports neither scikit-learn nor onnx:
+this file stays without imports. Imports `heads` and below.
+"""

@@ -17,8 +17,8 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline
 
-from sk_cnncodes.exceptions import ExportError
-from sk_cnncodes.export.graph import HeadGraph
+from sk_cnncodes.base.exceptions import ExportError
+from sk_cnncodes.export.head_graph import HeadGraph
 from sk_cnncodes.export.steps import (
     add_transformer,
     converted,

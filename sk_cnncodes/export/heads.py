@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.base import is_classifier, is_regressor
 
-from sk_cnncodes.exceptions import ExportError
+from sk_cnncodes.base.exceptions import ExportError, first_line
 from sk_cnncodes.export.classifiers import decision, probabilities
-from sk_cnncodes.export.graph import INPUT, HeadGraph, Output, first_line
+from sk_cnncodes.export.head_graph import INPUT, HeadGraph, Output
 from sk_cnncodes.export.steps import (
     ODD_ROWS,
     add_transformer,
@@ -86,7 +86,7 @@ def naming(name: str, step: Any) -> Iterator[None]:
             )
         raise ExportError(
             f"step {name!r} ({type(step).__name__}) cannot be converted to ONNX: "
-            f"{first_line(error)}.{hint}"
+            f"{first_line(error).rstrip('.')}.{hint}"
         ) from error
 
 

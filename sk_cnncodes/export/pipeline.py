@@ -13,25 +13,27 @@ from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-import sk_cnncodes
-from sk_cnncodes.backbone import CodeSpec
-from sk_cnncodes.codegraph import CodeGraph
-from sk_cnncodes.devices import Device, usable_threads
-from sk_cnncodes.exceptions import ExportError
-from sk_cnncodes.export.graph import at_opset
-from sk_cnncodes.export.heads import build_head, check_predictions, naming
-from sk_cnncodes.export.steps import flat_steps, transformed
-from sk_cnncodes.exported_model import (
+from sk_cnncodes._version import __version__
+from sk_cnncodes.backbones.code_graph import CodeGraph
+from sk_cnncodes.backbones.spec import CodeSpec
+from sk_cnncodes.base.exceptions import ExportError
+from sk_cnncodes.base.files import atomic_write, check_not_an_input
+from sk_cnncodes.base.public import public
+from sk_cnncodes.codes.transformer import CNNCodeTransformer
+from sk_cnncodes.engines.devices import CPU, usable_threads
+from sk_cnncodes.engines.onnxruntime import load_session
+from sk_cnncodes.export.exported_model import (
     CLASSES_KEY,
     DIGEST_KEY,
     MODEL_KEY,
     digest_of,
 )
-from sk_cnncodes.files import check_no_input, replacing
-from sk_cnncodes.graph import default_opset
-from sk_cnncodes.onnx_classifier import run_images
-from sk_cnncodes.onnxruntime_engine import load_session
-from sk_cnncodes.transformer import CNNCodeTransformer
+from sk_cnncodes.export.head_graph import at_opset
+from sk_cnncodes.export.heads import build_head, check_predictions, naming
+from sk_cnncodes.export.onnx_classifier import run_images
+from sk_cnncodes.export.steps import flat_steps, transformed
+from sk_cnncodes.graphs.builder import merge_opsets
+from sk_cnncodes.graphs.view import default_opset
 
 if TYPE_CHECKING:
     import onnx
@@ -46,6 +48,7 @@ _CHECK_ROWS = 100
 _RESERVED = {"label", "probabilities", "decision", "values"}
 
 
+@public
 def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
     """Write a fitted pipeline of codes and a head as one ONNX model.
 
@@ -118,7 +121,7 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     steps = _steps(model)
     transformer = steps[0][1]
     if path is not None:
-        check_no_input(Path(path), [transformer.backbone])
+        check_not_an_input(Path(path), [transformer.backbone])
     spec, code_graph, session = transformer.code_graph()
     images = _check_images(spec.preprocessing.crop_size)
     codes = session.run(images)[0]
@@ -133,7 +136,7 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     digest = digest_of(merged.SerializeToString())
     merged.metadata_props.add(key=DIGEST_KEY, value=digest)
     if path is not None:
-        with replacing(Path(path)) as part:
+        with atomic_write(Path(path)) as part:
             part.write_bytes(merged.SerializeToString())
     return merged
 
@@ -212,26 +215,14 @@ def _joined(codes: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
     names |= {tensor.name for tensor in codes.graph.initializer}
     if names & _RESERVED:
         codes = onnx.compose.add_prefix(codes, "backbone/", rename_inputs=False)
-    (output,) = codes.graph.output
-    (taken,) = head.graph.input
-    link = onnx.helper.make_node("Identity", [output.name], [taken.name])
-    codes.graph.node.extend([link, *head.graph.node])
-    codes.graph.initializer.extend(head.graph.initializer)
-    codes.graph.ClearField("output")
-    codes.graph.output.extend(head.graph.output)
-    codes.graph.name = "sk_cnncodes"
-    versions = {entry.domain: entry.version for entry in codes.opset_import}
-    for entry in head.opset_import:
-        version = max(entry.version, versions.get(entry.domain, 1))
-        versions[entry.domain] = version
-    del codes.opset_import[:]
-    codes.opset_import.extend(
-        onnx.helper.make_opsetid(*pair) for pair in versions.items()
+    links = [(codes.graph.output[0].name, head.graph.input[0].name)]
+    return onnx.helper.make_model(
+        onnx.compose.merge_graphs(codes.graph, head.graph, links, name="sk_cnncodes"),
+        opset_imports=merge_opsets(codes.opset_import, head.opset_import),
+        ir_version=max(codes.ir_version, head.ir_version),
+        producer_name="sk_cnncodes",
+        producer_version=__version__,
     )
-    codes.ir_version = max(codes.ir_version, head.ir_version)
-    codes.producer_name = "sk_cnncodes"
-    codes.producer_version = sk_cnncodes.__version__
-    return codes
 
 
 def _metadata(
@@ -242,7 +233,7 @@ def _metadata(
 ) -> dict[str, str]:
     head = steps[-1][1]
     facts: dict[str, Any] = {
-        "version": sk_cnncodes.__version__,
+        "version": __version__,
         "backbone": os.fspath(transformer.backbone),
         "backbone_sha256": spec.backbone_sha256,
         "layer": spec.layer,
@@ -295,8 +286,6 @@ def _check_whole(
     seen: np.ndarray,
 ) -> None:
     """Run the whole model as it will be run, and compare it with the last step."""
-    session = load_session(
-        model.SerializeToString(), Device(None, required=True), usable_threads(-1)
-    )
+    session = load_session(model.SerializeToString(), CPU, usable_threads(-1))
     with naming(*last):
         check_predictions(run_images(session, images), last[1], seen)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from sk_cnncodes.devices import Device, usable_threads
-from sk_cnncodes.exceptions import ExportError
-from sk_cnncodes.export.graph import HeadGraph
-from sk_cnncodes.onnxruntime_engine import load_session
+from sk_cnncodes.base.exceptions import ExportError
+from sk_cnncodes.engines.devices import CPU, usable_threads
+from sk_cnncodes.engines.onnxruntime import load_session
+from sk_cnncodes.export.head_graph import HeadGraph
 
 if TYPE_CHECKING:
     import onnx
@@ -109,8 +109,6 @@ def compare(got: np.ndarray, wanted: np.ndarray, what: str) -> None:
 
 def run_model(model: onnx.ModelProto, rows: np.ndarray) -> list[np.ndarray]:
     """Outputs of an ONNX model of one input."""
-    session = load_session(
-        model.SerializeToString(), Device(None, required=True), usable_threads(-1)
-    )
+    session = load_session(model.SerializeToString(), CPU, usable_threads(-1))
     outputs: list[np.ndarray] = session.run(None, {session.get_inputs()[0].name: rows})
     return outputs

@@ -17,8 +17,8 @@ import numpy as np
 from sklearn.datasets import load_sample_images
 
 from sk_cnncodes import Backbone, CNNCodeTransformer, Preprocessing, load_backbone
-from sk_cnncodes.devices import Device
-from sk_cnncodes.runtime import open_session
+from sk_cnncodes.engines.devices import Device
+from sk_cnncodes.engines.session import open_session
 from tests.conftest import prepared
 
 RECIPES = Path(__file__).parents[2] / "models" / "recipes"

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 
 from sk_cnncodes import load_backbone
-from sk_cnncodes.devices import Device
-from sk_cnncodes.runtime import open_session
+from sk_cnncodes.engines.devices import Device
+from sk_cnncodes.engines.session import open_session
 from tests.benchmarks.timing import machine, paired_ratio
 
 

@@ -22,8 +22,8 @@ import numpy as np
 from sklearn.base import clone
 
 from sk_cnncodes import CNNCodeTransformer, CodeCache, Preprocessing
-from sk_cnncodes.cache import MEMORY
-from tests import graphs
+from sk_cnncodes.codes.cache import MEMORY
+from tests import networks
 from tests.benchmarks.timing import machine
 
 PLAIN = Preprocessing(crop_size=(32, 32), scale=1 / 127.5, mean=(1, 1, 1))
@@ -117,10 +117,10 @@ def long_transform(net: str, cache: CodeCache | None, count: int) -> Growth:
 
 
 def backbone_file(folder: Path) -> str:
-    model = graphs.resnet()
+    model = networks.resnet()
     for key, value in PLAIN.to_metadata().items():
         model.metadata_props.add(key=key, value=value)
-    return graphs.save(model, folder / "net.onnx")
+    return networks.save(model, folder / "net.onnx")
 
 
 def main() -> None:

@@ -13,14 +13,14 @@ import onnx
 from PIL import Image
 
 from sk_cnncodes import load_backbone
-from sk_cnncodes.compute import layer_multiply_adds
-from sk_cnncodes.contents import read_content
-from sk_cnncodes.devices import Device, usable_threads
-from sk_cnncodes.digests import content_digest
-from sk_cnncodes.images import decode_content
-from sk_cnncodes.onnxruntime_engine import load_session
-from sk_cnncodes.openvino_engine import OpenVinoRunner
-from sk_cnncodes.runtime import open_session
+from sk_cnncodes.codes.digests import content_digest
+from sk_cnncodes.engines.devices import Device, usable_threads
+from sk_cnncodes.engines.onnxruntime import load_session
+from sk_cnncodes.engines.openvino import OpenVinoRunner
+from sk_cnncodes.engines.session import open_session
+from sk_cnncodes.images.decode import decode_content
+from sk_cnncodes.images.sources import read_content
+from sk_cnncodes.layers.multiply_adds import layer_multiply_adds
 from tests.benchmarks.timing import seconds
 
 
@@ -57,9 +57,9 @@ def measure_limits(backbone_path: str, images: list[str]) -> Limits:
     n_cores = usable_threads(-1)
     graphs = list(backbone.code_graphs([spec]))
     session = open_session(graphs, Device(None, True), n_cores, n_cores)
-    size = session.good_batch_size(len(images))
+    size = session.choose_batch_size(len(images))
     contents = [read_content(path, i) for i, path in enumerate(images)]
-    least = preprocessing.least_size
+    least = preprocessing.min_decode_size
 
     def look_up() -> None:
         for index, path in enumerate(images):
@@ -67,7 +67,7 @@ def measure_limits(backbone_path: str, images: list[str]) -> Limits:
 
     def decode() -> list[Image.Image]:
         return [
-            decode_content(content, images[i], i, least_size=least)
+            decode_content(content, images[i], i, min_decode_size=least)
             for i, content in enumerate(contents)
         ]
 
@@ -88,7 +88,7 @@ def measure_limits(backbone_path: str, images: list[str]) -> Limits:
         name: statistics.median(seconds(stage) for _ in range(5)) / len(images)
         for name, stage in work.items()
     }
-    multiply_adds, _ = layer_multiply_adds(backbone, [spec.layer])
+    multiply_adds, _ = layer_multiply_adds(backbone.graph, [spec.layer])
     operations = 2 * multiply_adds[spec.layer]
     arithmetic = {name: operations / speed for name, speed in peaks().items()}
     return Limits(stages, arithmetic, n_cores)
@@ -105,7 +105,9 @@ def peaks() -> dict[str, float]:
         "float32": [lambda: a @ b, lambda: session.run(None, {"a": a})],
     }
     if importlib.util.find_spec("openvino") is not None:
-        runner = OpenVinoRunner(model, n_threads=n_cores, n_callers=1, bfloat16=True)
+        runner = OpenVinoRunner(
+            model, n_threads=n_cores, n_concurrent_runs=1, bfloat16=True
+        )
         ways["bfloat16"] = [lambda: runner.run(a)]
     return {
         precision: 2 * size**3 / min(seconds(way) for way in multiply for _ in range(9))

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from sk_cnncodes import Preprocessing
-from tests import graphs
+from tests import networks
 
 IMAGENET = Preprocessing(
     crop_size=(224, 224),
@@ -30,7 +30,7 @@ IMAGENET = Preprocessing(
 
 def resnet50() -> onnx.ModelProto:
     """Bottleneck blocks 3, 4, 6, 3 (He et al., 2016, arXiv:1512.03385)."""
-    net = graphs.Net()
+    net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 64, 7, strides=[2, 2]))
     x = net.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     width = 64
@@ -53,7 +53,7 @@ def resnet50() -> onnx.ModelProto:
 
 def vgg16() -> onnx.ModelProto:
     """Thirteen convolutions and three dense layers (arXiv:1409.1556, column D)."""
-    net = graphs.Net()
+    net = networks.Net()
     x, width = "data", 3
     for out, count in [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]:
         for _ in range(count):
@@ -68,7 +68,7 @@ def vgg16() -> onnx.ModelProto:
 
 def vit_s16() -> onnx.ModelProto:
     """12 blocks of width 384 with 6 heads (arXiv:2010.11929, arXiv:2012.12877)."""
-    net, width, heads, tokens = graphs.Net(), 384, 6, 197
+    net, width, heads, tokens = networks.Net(), 384, 6, 197
 
     def ints(*values: int) -> str:
         return net.constant(np.array(values, np.int64))
@@ -136,7 +136,7 @@ def write(name: str, folder: Path) -> Path:
         for key, value in IMAGENET.to_metadata().items():
             model.metadata_props.add(key=key, value=value)
         folder.mkdir(parents=True, exist_ok=True)
-        graphs.save(model, path)
+        networks.save(model, path)
     return path
 
 

@@ -26,9 +26,9 @@ import onnx
 from PIL import Image
 
 from sk_cnncodes import Preprocessing, load_backbone
-from sk_cnncodes.graph import cut_model
-from sk_cnncodes.model_files import embed_external_data, read_model
-from sk_cnncodes.onnxruntime_engine import import_onnxruntime
+from sk_cnncodes.engines.onnxruntime import import_onnxruntime
+from sk_cnncodes.graphs.reading import embed_external_data, read_model
+from sk_cnncodes.graphs.view import cut_model
 from tests.benchmarks import networks
 from tests.benchmarks.contenders import Job
 from tests.benchmarks.growth import growth_table

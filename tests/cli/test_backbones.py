@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import sk_cnncodes
-from sk_cnncodes.catalogue import list_backbones
+from sk_cnncodes.backbones.catalogue import list_backbones
 from tests.cli.commands import invoke
 
 

@@ -11,17 +11,13 @@ from pathlib import Path
 import joblib
 import pytest
 
-from sk_cnncodes import (
-    CNNCodeTransformer,
-    download_backbone,
-    export,
-    load_backbone,
-)
+from sk_cnncodes import CNNCodeTransformer, download_backbone, load_backbone
+from sk_cnncodes.base.exceptions import ExportError
 from sk_cnncodes.cli import train as train_module
 from sk_cnncodes.cli.report import confusions
 from sk_cnncodes.cli.train import LAYERS, Head
-from sk_cnncodes.exceptions import ExportError
-from sk_cnncodes.selection import DEFAULT_LAYERS, HEADS
+from sk_cnncodes.export import pipeline as export
+from sk_cnncodes.heads.selection import DEFAULT_LAYERS, HEADS
 from tests.cli.commands import invoke
 from tests.forwards import counted_forwards
 

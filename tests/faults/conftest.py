@@ -13,16 +13,16 @@ import pytest
 from PIL import Image
 
 from sk_cnncodes import CNNCodeTransformer, Preprocessing
-from sk_cnncodes.cache import MEMORY
-from tests import graphs
+from sk_cnncodes.codes.cache import MEMORY
+from tests import networks
 
 
 @pytest.fixture(scope="session")
 def net(tmp_path_factory: pytest.TempPathFactory, plain: Preprocessing) -> str:
-    model = graphs.resnet()
+    model = networks.resnet()
     for key, value in plain.to_metadata().items():
         model.metadata_props.add(key=key, value=value)
-    return graphs.save(model, tmp_path_factory.mktemp("net") / "net.onnx")
+    return networks.save(model, tmp_path_factory.mktemp("net") / "net.onnx")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from sk_cnncodes import CNNCodeTransformer, CodeCache, layer_grid
-from sk_cnncodes.cache import MEMORY
+from sk_cnncodes.codes.cache import MEMORY
 from tests.faults.conftest import check_rows, own_threads
 from tests.faults.programs import output_of
 from tests.fuzz.pool import asked_cases
@@ -218,7 +218,8 @@ def test_forks_while_other_threads_are_at_work(given: tuple[str, ...]) -> None:
 
 
 FORK_IN_CALIBRATION = """
-from sk_cnncodes import calibration, load_backbone
+from sk_cnncodes import load_backbone
+from sk_cnncodes.codes import calibration
 measured, held = calibration._ranges, threading.Event()
 def slow(*arguments):
     held.set()
@@ -242,11 +243,11 @@ assert os.waitpid(child, 0)[1] == 0
 """
 
 FORK_IN_LOADING = """
-from sk_cnncodes.forks import unforked
+from sk_cnncodes.base.forks import fork_lock
 box, held = [CodeCache(os.path.join(folder, "codes.sqlite3"))], threading.Event()
 box[0].info()
 def load():
-    with unforked:  # as where a network is loaded
+    with fork_lock:  # as where a network is loaded
         held.set()
         time.sleep(0.5)
         box.clear()  # as garbage collection may

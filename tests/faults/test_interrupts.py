@@ -10,17 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sk_cnncodes import (
-    CNNCodeTransformer,
-    CodeCache,
-    backbone,
-    cache_file,
-    digests,
-    extraction,
-    runtime,
-    workers,
-)
-from sk_cnncodes.session_table import SESSIONS
+from sk_cnncodes import CNNCodeTransformer, CodeCache
+from sk_cnncodes.backbones import backbone
+from sk_cnncodes.codes import cache_file, digests, extraction, workers
+from sk_cnncodes.codes.sessions import SESSIONS
+from sk_cnncodes.engines import session as runtime
 from tests.faults.conftest import check_rows, leftovers, own_threads
 from tests.faults.programs import output_of
 from tests.fuzz.pool import asked_cases
@@ -174,8 +168,8 @@ def test_interrupts_at_any_time(n_jobs: int, given: tuple[str, ...]) -> None:
 
 
 SHARED = """
-from sk_cnncodes.threads import Shared
-shared, interrupts = Shared([1, 2]), 0
+from sk_cnncodes.base.threads import ResourcePool
+shared, interrupts = ResourcePool([1, 2]), 0
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 rng = np.random.default_rng(0)
 while interrupts < int(sys.argv[5]):

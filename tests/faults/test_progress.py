@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from sk_cnncodes.progress import progress_bar
+from sk_cnncodes.base.progress import progress_bar
 from tests.faults.programs import output_of
 
 

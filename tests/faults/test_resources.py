@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sk_cnncodes import CNNCodeTransformer, CodeCache, contents, images
+from sk_cnncodes import CNNCodeTransformer, CodeCache
+from sk_cnncodes.images import decode as images
+from sk_cnncodes.images import sources as contents
 from tests.faults.conftest import allow_threads, check_rows, own_threads
 from tests.faults.programs import ROOT, bound_by_rights, output_of, run_program
 
@@ -127,7 +129,7 @@ def test_a_read_only_folder(
     if filled:
         CNNCodeTransformer(net, cache=folder / "codes.sqlite3").transform(files[:6])
     # As it lies on a read-only disk: nobody has it open.
-    from sk_cnncodes import cache as cache_module
+    from sk_cnncodes.codes import cache as cache_module
 
     cache_module._files.clear()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

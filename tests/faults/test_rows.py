@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sk_cnncodes import CacheWarning, CNNCodeTransformer, CodeCache, ImageError
-from sk_cnncodes import extraction as module
-from sk_cnncodes.exceptions import CacheError
+from sk_cnncodes.base.exceptions import CacheError
+from sk_cnncodes.codes import extraction as module
 from tests.faults.conftest import check_rows
 from tests.fuzz.pool import asked_cases
 

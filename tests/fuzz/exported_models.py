@@ -21,9 +21,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from sk_cnncodes import CNNCodeTransformer, ExportError, OnnxClassifier, to_onnx
-from sk_cnncodes.onnx_classifier import _SESSIONS
-from sk_cnncodes.onnxruntime_engine import import_onnxruntime
-from tests import graphs
+from sk_cnncodes.engines.onnxruntime import import_onnxruntime
+from sk_cnncodes.export.onnx_classifier import _SESSIONS
+from tests import networks
 from tests.fuzz.models import PLAIN, damage_graph, damaged, images
 from tests.fuzz.mutations import mutated
 
@@ -38,7 +38,10 @@ _ODD_METADATA = ["", "{", "null", "[]", "{}", "[1]", '["a"]', "[[1]]", '{"a": 1}
 def seeds() -> list[bytes]:
     """Two classifiers and a regressor on small networks."""
     rng = np.random.default_rng(0)
-    X = [*images(), *rng.integers(0, 256, (4, graphs.SIDE, graphs.SIDE, 3), np.uint8)]
+    X = [
+        *images(),
+        *rng.integers(0, 256, (4, networks.SIDE, networks.SIDE, 3), np.uint8),
+    ]
     heads = [
         (LogisticRegression(), ["a", "b", "a", "b", "a", "b"]),
         (LinearSVC(), [1, 2, 3, 1, 2, 3]),
@@ -47,9 +50,11 @@ def seeds() -> list[bytes]:
     made = []
     with tempfile.TemporaryDirectory() as folder:
         for net, (head, y) in zip(
-            (graphs.resnet(), graphs.squeezenet(), graphs.vit()), heads, strict=True
+            (networks.resnet(), networks.squeezenet(), networks.vit()),
+            heads,
+            strict=True,
         ):
-            path = graphs.save(net, Path(folder, "net.onnx"))
+            path = networks.save(net, Path(folder, "net.onnx"))
             codes = CNNCodeTransformer(path, preprocessing=PLAIN, device="cpu")
             pipeline = make_pipeline(codes, StandardScaler(), head).fit(X, y)
             model = to_onnx(pipeline)

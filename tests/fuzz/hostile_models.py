@@ -15,25 +15,25 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sk_cnncodes import BackboneError, CNNCodeTransformer
-from sk_cnncodes.session_table import SESSIONS
-from tests import graphs
+from sk_cnncodes.codes.sessions import SESSIONS
+from tests import networks
 from tests.fuzz.models import PLAIN, images
 
 SECRET = "secret.bin"  # lies beside the model's folder: 400 kB of ones as float32
 
 
-def head(net: graphs.Net, x: str) -> str:
+def head(net: networks.Net, x: str) -> str:
     """Pooling and classifier behind a map of eight channels."""
     return net.dense(net.op("Flatten", net.op("GlobalAveragePool", x)), 8, 10)
 
 
-def stem(net: graphs.Net) -> str:
+def stem(net: networks.Net) -> str:
     return net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="first")
 
 
 def around(op_type: str, *inputs: str, **attributes) -> onnx.ModelProto:
     """A small network with one more operator between two convolutions."""
-    net = graphs.Net()
+    net = networks.Net()
     x = net.op(op_type, stem(net), *inputs, out="middle", **attributes)
     return net.model(head(net, net.op("Relu", net.conv(x, 8, 8))))
 
@@ -48,7 +48,7 @@ def with_constant(op_type: str, values: list[int], **attributes) -> onnx.ModelPr
 
 def made_from(op_type: str, values: list[int], **attributes) -> onnx.ModelProto:
     """A network that adds a tensor made from constant numbers to its activations."""
-    net = graphs.Net()
+    net = networks.Net()
     x = stem(net)
     numbers = [net.constant(np.array(values, np.int64))]
     if op_type == "Range":
@@ -87,7 +87,7 @@ def looped(rounds: int | None, nested: int = 0) -> onnx.ModelProto:
             own,
         )
 
-    net = graphs.Net()
+    net = networks.Net()
     x = stem(net)
     bound = "" if rounds is None else net.constant(np.array(rounds, np.int64))
     go = net.constant(np.array(True))
@@ -97,7 +97,7 @@ def looped(rounds: int | None, nested: int = 0) -> onnx.ModelProto:
 
 def recursive(*called: str) -> onnx.ModelProto:
     """Model-local functions, each of which calls the one given for it."""
-    model = graphs.with_function()
+    model = networks.with_function()
     del model.functions[:]
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     for number, name in enumerate(called):
@@ -117,7 +117,7 @@ def recursive(*called: str) -> onnx.ModelProto:
 
 def multiplying(depth: int) -> onnx.ModelProto:
     """Functions that call each other twice: two to the power of `depth` nodes."""
-    model = graphs.with_function()
+    model = networks.with_function()
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     del model.functions[:]
     for number in range(depth):
@@ -136,7 +136,7 @@ def multiplying(depth: int) -> onnx.ModelProto:
 
 
 def if_in_ifs(depth: int) -> onnx.ModelProto:
-    net = graphs.Net()
+    net = networks.Net()
     x, condition = stem(net), net.constant(np.array(True))
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     leaf = helper.make_graph(
@@ -164,11 +164,11 @@ def deep_bodies(depth: int) -> bytes:
     graph = b""
     for _ in range(depth):
         graph = field(1, field(5, field(6, graph)))  # node, attribute, graph
-    return graphs.resnet().SerializeToString() + field(7, graph)
+    return networks.resnet().SerializeToString() + field(7, graph)
 
 
 def chain(length: int) -> onnx.ModelProto:
-    net = graphs.Net()
+    net = networks.Net()
     x = stem(net)
     for _ in range(length):
         x = net.op("Relu", x)
@@ -177,7 +177,7 @@ def chain(length: int) -> onnx.ModelProto:
 
 def ladder(length: int) -> onnx.ModelProto:
     """Residual sums without weights, one after another."""
-    net = graphs.Net()
+    net = networks.Net()
     x = stem(net)
     for _ in range(length):
         x = net.op("Add", x, net.op("Sigmoid", x))
@@ -185,7 +185,7 @@ def ladder(length: int) -> onnx.ModelProto:
 
 
 def changed(change: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
-    model = graphs.resnet()
+    model = networks.resnet()
     change(model)
     return model
 
@@ -210,7 +210,7 @@ def external(place: str, **more: str) -> onnx.ModelProto:
 
 def external_in_body(place: str) -> onnx.ModelProto:
     """External data of an initializer, and of a constant, in the body of an If."""
-    model = graphs.with_if()
+    model = networks.with_if()
     (node,) = [n for n in model.graph.node if n.op_type == "If"]
     body = node.attribute[0].g
     tensor = numpy_helper.from_array(np.ones((1, 8, 1, 1), np.float32), "inner")
@@ -221,7 +221,7 @@ def external_in_body(place: str) -> onnx.ModelProto:
 
 
 def external_constant(place: str) -> onnx.ModelProto:
-    net = graphs.Net()
+    net = networks.Net()
     tensor = numpy_helper.from_array(np.ones((1, 8, 1, 1), np.float32), "inner")
     put_outside(tensor, place, length="32")
     constant = net.op("Constant", value=tensor)
@@ -230,7 +230,7 @@ def external_constant(place: str) -> onnx.ModelProto:
 
 
 def external_sparse(place: str) -> onnx.ModelProto:
-    net = graphs.Net()
+    net = networks.Net()
     values = numpy_helper.from_array(np.ones(3, np.float32), "sparse")
     put_outside(values, place, length="12")
     indices = numpy_helper.from_array(np.arange(3, dtype=np.int64), "indices")
@@ -247,7 +247,7 @@ def two_opsets(model: onnx.ModelProto) -> None:
 
 def zero(attribute: str) -> onnx.ModelProto:
     """What ONNX Runtime divides by: 1.23 ended the process."""
-    model = graphs.resnet()
+    model = networks.resnet()
     node = next(node for node in model.graph.node if node.op_type == "Conv")
     kept = [a for a in node.attribute if a.name != attribute]
     value = 0 if attribute == "group" else [0, 2]
@@ -292,7 +292,7 @@ def with_producer(name: str) -> onnx.ModelProto:
 
 
 def random_in_body() -> onnx.ModelProto:
-    model = graphs.with_if()
+    model = networks.with_if()
     (chooser,) = [node for node in model.graph.node if node.op_type == "If"]
     for attribute in chooser.attribute:
         (node,) = attribute.g.node
@@ -350,7 +350,7 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
     "zero_window": (lambda: zero("kernel_shape"), "errors"),
     "zero_group": (lambda: zero("group"), "errors"),
     "name_of_no_text": (
-        lambda: bad_name(graphs.resnet().SerializeToString()),
+        lambda: bad_name(networks.resnet().SerializeToString()),
         "errors",
     ),
     "producer_of_no_text": (
@@ -394,18 +394,18 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
         lambda: around("MaxPool", kernel_shape=[2, 2], pads=[1, 1, 2**30, 2**30]),
         "errors",
     ),
-    "vast_batch": (lambda: graphs.resnet(batch=2**16), "errors"),
+    "vast_batch": (lambda: networks.resnet(batch=2**16), "errors"),
     # Operators and operator sets.
     "random": (lambda: around("RandomNormalLike"), "errors"),
     "random_in_body": (random_in_body, "errors"),
     "custom": (lambda: around("Custom", domain="custom.operators"), "errors"),
     "contrib": (lambda: around("NoSuchOperator", domain="com.microsoft"), "errors"),
-    "unknown_opset": (lambda: graphs.resnet(opset=999), "errors"),
+    "unknown_opset": (lambda: networks.resnet(opset=999), "errors"),
     "no_opset": (lambda: changed(lambda m: m.ClearField("opset_import")), "errors"),
     "two_opsets": (lambda: changed(two_opsets), "codes"),
     # Bodies, functions and loops.
-    "if": (graphs.with_if, "codes"),
-    "function": (graphs.with_function, "codes"),
+    "if": (networks.with_if, "codes"),
+    "function": (networks.with_function, "codes"),
     "function_of_itself": (lambda: recursive("Doubled"), "errors"),
     "functions_in_a_ring": (lambda: recursive("F1", "F2", "Doubled"), "errors"),
     "function_of_nothing": (lambda: recursive("F9"), "errors"),

@@ -16,8 +16,8 @@ from functools import lru_cache
 from PIL import Image
 
 from sk_cnncodes import ImageError, Preprocessing
-from sk_cnncodes.image_files import MAX_PIXELS
-from sk_cnncodes.images import decode_content
+from sk_cnncodes.images.decode import decode_content
+from sk_cnncodes.images.safe_open import MAX_PIXELS
 from tests.fuzz.image_seeds import encoded, oriented
 from tests.fuzz.mutations import png_chunk
 

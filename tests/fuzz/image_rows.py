@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from sk_cnncodes import CNNCodeTransformer, ImageError, Preprocessing
-from sk_cnncodes.images import decode_content
-from tests import graphs
+from sk_cnncodes.images.decode import decode_content
+from tests import networks
 from tests.fuzz.image_seeds import encoded, photographs
 from tests.fuzz.images import damaged_file
 
@@ -25,7 +25,7 @@ PREPROCESSING = Preprocessing(crop_size=(32, 32), scale=1 / 127.5, mean=(1, 1, 1
 def check_rows(count: int, folder: Path) -> str:
     """Codes of `count` damaged files, mixed with good ones, row by row."""
     warnings.simplefilter("ignore")
-    backbone = graphs.save(graphs.resnet(), folder / "net.onnx")
+    backbone = networks.save(networks.resnet(), folder / "net.onnx")
     rng = random.Random(0)
     alone = CNNCodeTransformer(
         backbone, preprocessing=PREPROCESSING, cache=None, n_jobs=1, batch_size=1

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from sk_cnncodes import ImageError, Preprocessing
-from sk_cnncodes.images import decode_content
+from sk_cnncodes.images.decode import decode_content
 from tests.fuzz.image_seeds import seeds
 from tests.fuzz.mutations import mutated
 

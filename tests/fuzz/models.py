@@ -18,13 +18,13 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from sk_cnncodes import BackboneError, CNNCodeTransformer, Preprocessing, load_backbone
-from sk_cnncodes.onnxruntime_engine import import_onnxruntime
-from sk_cnncodes.session_table import SESSIONS
-from tests import graphs
+from sk_cnncodes.codes.sessions import SESSIONS
+from sk_cnncodes.engines.onnxruntime import import_onnxruntime
+from tests import networks
 from tests.fuzz.image_seeds import photographs
 from tests.fuzz.mutations import mutated
 
-SIDE = graphs.SIDE
+SIDE = networks.SIDE
 PLAIN = Preprocessing(crop_size=(SIDE, SIDE), scale=1 / 127.5, mean=(1, 1, 1))
 _ODD = [-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 7, 2**16, 2**31 - 1, 2**40, 2**63 - 1]
 _LARGEST_BATCH = 64  # that the whole file is run with
@@ -46,12 +46,19 @@ _OPS += [
 
 @lru_cache(maxsize=1)
 def seeds() -> list[bytes]:
-    models = [graphs.resnet(), graphs.alexnet(), graphs.squeezenet(), graphs.vit()]
-    models += [graphs.with_if(), graphs.with_function(), graphs.resnet(batch=1)]
-    models += [graphs.vit(baked=True), graphs.resnet(reshape=True, batch=2)]
+    models = [
+        networks.resnet(),
+        networks.alexnet(),
+        networks.squeezenet(),
+        networks.vit(),
+    ]
+    models += [networks.with_if(), networks.with_function(), networks.resnet(batch=1)]
+    models += [networks.vit(baked=True), networks.resnet(reshape=True, batch=2)]
     data = np.stack([pixels(image) for image in images()])
     for operators in (False, True):
-        models.append(graphs.quantised(graphs.squeezenet(), data, operators=operators))
+        models.append(
+            networks.quantised(networks.squeezenet(), data, operators=operators)
+        )
     return [model.SerializeToString() for model in models]
 
 

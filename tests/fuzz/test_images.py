@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sk_cnncodes import ImageError
-from sk_cnncodes.contents import read_content
-from sk_cnncodes.images import read_rgb
+from sk_cnncodes.images.decode import read_rgb
+from sk_cnncodes.images.sources import read_content
 from tests.fuzz import image_bombs, image_seeds, images
 from tests.fuzz.pool import ROOT, asked_cases, run_cases
 

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from sk_cnncodes import PreprocessingError, load_backbone
-from sk_cnncodes.preprocessing import METADATA_KEY
-from tests import graphs
+from sk_cnncodes.images.preprocessing import METADATA_KEY
+from tests import networks
 
 ODD: list[Any] = [None, True, -1, 0, 1e308, float("nan"), 10**30, "x", [], [[]], {}]
 ODD += [[1, 2], [0.5] * 3, ["a"] * 3, {"a": {}}, {"shortest_edge": "x"}]
@@ -57,12 +57,12 @@ GOOD: dict[str, dict[str, Any]] = {
 
 def write(folder: Path, where: str, text: str) -> Path:
     path = folder / "net.onnx"
-    model = graphs.resnet()
+    model = networks.resnet()
     if where == METADATA_KEY:
         onnx.helper.set_model_props(model, {METADATA_KEY: text})
     else:
         (folder / where).write_text(text)
-    graphs.save(model, path)
+    networks.save(model, path)
     return path
 
 

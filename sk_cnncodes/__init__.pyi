@@ -1,0 +1,120 @@
+"""Public names with their types, for type checkers and editors."""
+
+from sk_cnncodes.backbones.backbone import Backbone as Backbone
+from sk_cnncodes.backbones.catalogue import (
+    CatalogueRow as CatalogueRow,
+)
+from sk_cnncodes.backbones.catalogue import (
+    list_backbones as list_backbones,
+)
+from sk_cnncodes.backbones.loading import (
+    download_backbone as download_backbone,
+)
+from sk_cnncodes.backbones.loading import (
+    load_backbone as load_backbone,
+)
+from sk_cnncodes.base.exceptions import (
+    BackboneError as BackboneError,
+)
+from sk_cnncodes.base.exceptions import (
+    DeviceError as DeviceError,
+)
+from sk_cnncodes.base.exceptions import (
+    DownloadError as DownloadError,
+)
+from sk_cnncodes.base.exceptions import (
+    ExportError as ExportError,
+)
+from sk_cnncodes.base.exceptions import (
+    ImageError as ImageError,
+)
+from sk_cnncodes.base.exceptions import (
+    ImageNotFoundError as ImageNotFoundError,
+)
+from sk_cnncodes.base.exceptions import (
+    LayerError as LayerError,
+)
+from sk_cnncodes.base.exceptions import (
+    PreprocessingError as PreprocessingError,
+)
+from sk_cnncodes.base.exceptions import (
+    SavedModelError as SavedModelError,
+)
+from sk_cnncodes.codes.cache import (
+    CacheInfo as CacheInfo,
+)
+from sk_cnncodes.codes.cache import (
+    CacheWarning as CacheWarning,
+)
+from sk_cnncodes.codes.cache import (
+    CodeCache as CodeCache,
+)
+from sk_cnncodes.codes.explanation import Explanation as Explanation
+from sk_cnncodes.codes.grids import layer_grid as layer_grid
+from sk_cnncodes.codes.transformer import CNNCodeTransformer as CNNCodeTransformer
+from sk_cnncodes.engines.quantisation import Calibration as Calibration
+from sk_cnncodes.export.loading import (
+    SKOPS_TRUSTED_TYPES as SKOPS_TRUSTED_TYPES,
+)
+from sk_cnncodes.export.loading import (
+    load_model as load_model,
+)
+from sk_cnncodes.export.onnx_classifier import OnnxClassifier as OnnxClassifier
+from sk_cnncodes.export.pipeline import to_onnx as to_onnx
+from sk_cnncodes.heads.selection import (
+    HEADS as HEADS,
+)
+from sk_cnncodes.heads.selection import (
+    code_search as code_search,
+)
+from sk_cnncodes.heads.selection import (
+    score_table as score_table,
+)
+from sk_cnncodes.heads.selection import (
+    verdict as verdict,
+)
+from sk_cnncodes.images.folders import (
+    ImageFiles as ImageFiles,
+)
+from sk_cnncodes.images.folders import (
+    find_labelled_images as find_labelled_images,
+)
+from sk_cnncodes.images.preprocessing import Preprocessing as Preprocessing
+from sk_cnncodes.layers.layer import Layer as Layer
+
+__all__ = [
+    "HEADS",
+    "SKOPS_TRUSTED_TYPES",
+    "Backbone",
+    "BackboneError",
+    "CNNCodeTransformer",
+    "CacheInfo",
+    "CacheWarning",
+    "Calibration",
+    "CatalogueRow",
+    "CodeCache",
+    "DeviceError",
+    "DownloadError",
+    "Explanation",
+    "ExportError",
+    "ImageError",
+    "ImageFiles",
+    "ImageNotFoundError",
+    "Layer",
+    "LayerError",
+    "OnnxClassifier",
+    "Preprocessing",
+    "PreprocessingError",
+    "SavedModelError",
+    "code_search",
+    "download_backbone",
+    "find_labelled_images",
+    "layer_grid",
+    "list_backbones",
+    "load_backbone",
+    "load_model",
+    "score_table",
+    "to_onnx",
+    "verdict",
+]
+__version__: str

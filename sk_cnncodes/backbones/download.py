@@ -1,0 +1,239 @@
+"""Files of the catalogue in the home folder: found there, or downloaded and checked.
+
+A download goes to a file beside its place, is digested and run once, and only then
+moved to its place, all under a lock that processes share: what lies in place is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from sk_cnncodes.backbones.catalogue import CatalogueRow
+from sk_cnncodes.backbones.first_use import check_backbone
+from sk_cnncodes.base.exceptions import DownloadError
+from sk_cnncodes.base.files import file_sha256
+from sk_cnncodes.base.home import (
+    HOME_VARIABLE,
+    OFFLINE_VARIABLE,
+    cache_dir,
+    is_offline,
+)
+from sk_cnncodes.base.logs import logger
+from sk_cnncodes.base.progress import progress_bar
+
+MIRROR_VARIABLE = "SK_CNNCODES_MIRROR"
+# Seconds to wait for a server to answer, and for each next piece of a file.
+_TIMEOUT = 30.0
+_CHUNK = 2**18
+
+
+def download_addresses(row: CatalogueRow) -> list[str]:
+    """Where to get a file, in order of preference, by way of the mirror if one is set.
+
+    Raises
+    ------
+    DownloadError
+        If `SK_CNNCODES_MIRROR` is not the beginning of an HTTP address.
+    """
+    mirror = os.environ.get(MIRROR_VARIABLE, "").rstrip("/")
+    if not mirror:
+        return list(row.addresses)
+    if urlsplit(mirror).scheme not in ("http", "https") or not urlsplit(mirror).netloc:
+        raise DownloadError(
+            f"{MIRROR_VARIABLE}={mirror!r}: expected the beginning of an address that "
+            "replaces scheme and host, such as 'https://mirror.example.org/models'."
+        )
+    paths = [urlunsplit(("", "", *urlsplit(a)[2:])) for a in row.addresses]
+    return list(dict.fromkeys(mirror + path for path in paths))
+
+
+def obtain_file(row: CatalogueRow, progress: bool | None = None) -> Path:
+    """The whole and checked file of a row in the home folder; downloaded if need be.
+
+    Parameters
+    ----------
+    row : CatalogueRow
+    progress : bool or None, default=None
+        Whether to show a progress bar; None shows one on a terminal.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    DownloadError
+        If the file is not there and cannot be downloaded, or does not work.
+    """
+    path = cache_dir() / row.file
+    if _is_whole(path, row):
+        if _read_record(path).get("sha256") != row.sha256:
+            _write_record(path, row, _check_once(path, row))
+        return path
+    if is_offline():
+        raise DownloadError(
+            f"backbone {row.name!r}: {_state(path, row)}, and {OFFLINE_VARIABLE} "
+            f"forbids to download it. {_how_to_place(path, row)}"
+        )
+    addresses = download_addresses(row)
+    if not addresses:
+        raise DownloadError(
+            f"backbone {row.name!r}: {_state(path, row)}, and no public address is "
+            f"known for it. {_how_to_place(path, row)} {row.notes}"
+        )
+    from filelock import FileLock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            if not _is_whole(path, row):  # otherwise another process was faster
+                _download(row, path, addresses, progress)
+    except (OSError, NotImplementedError) as error:  # the latter of a lock
+        raise DownloadError(
+            f"backbone {row.name!r}: cannot write to the folder {str(path.parent)!r} "
+            f"({error}); nothing was left there. Expected a folder that can be written "
+            f"and locked, with {row.size} bytes free; {HOME_VARIABLE} names another."
+        ) from error
+    return path
+
+
+def _is_whole(path: Path, row: CatalogueRow) -> bool:
+    if not path.is_file() or path.stat().st_size != row.size:
+        return False
+    return file_sha256(path) == row.sha256
+
+
+def _state(path: Path, row: CatalogueRow) -> str:
+    if not path.is_file():
+        return f"its file {str(path)!r} is not there"
+    size, digest = path.stat().st_size, file_sha256(path)
+    return (
+        f"its file {str(path)!r} is not the right one (expected {row.size} bytes, "
+        f"sha256 {row.sha256}; got {size} bytes, sha256 {digest})"
+    )
+
+
+def _how_to_place(path: Path, row: CatalogueRow) -> str:
+    sources = f" from {' or '.join(row.addresses)}" if row.addresses else ""
+    return (
+        f"Put the file{sources} ({row.size} bytes, sha256 {row.sha256}) at "
+        f"{str(path)!r}; or set {HOME_VARIABLE} to the folder that holds {row.file!r}."
+    )
+
+
+# -- downloading -------------------------------------------------------------
+
+
+def _download(
+    row: CatalogueRow, path: Path, addresses: list[str], progress: bool | None
+) -> None:
+    """Try one address after the other, with the lock held."""
+    for left in path.parent.glob(f"{path.name}.*.part"):
+        left.unlink(missing_ok=True)  # of a process that was killed
+    was_wrong = _state(path, row) if path.is_file() else None
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    faults = []
+    try:
+        for address in addresses:
+            logger.info("backbone %r: downloading %s", row.name, address)
+            fault = _get(address, part, row, progress)
+            if fault is not None:
+                faults.append(f"{address}: {fault}")
+                continue
+            batch_size = check_backbone(part, row)
+            part.replace(path)
+            _write_record(path, row, batch_size)
+            break
+        else:
+            raise DownloadError(
+                f"backbone {row.name!r}: no address gave the right file; what arrived "
+                f"was removed. Tried {'; '.join(faults)}. Check the connection and its "
+                f"proxy, or set {MIRROR_VARIABLE} to a mirror. "
+                f"{_how_to_place(path, row)}"
+            )
+    finally:
+        part.unlink(missing_ok=True)
+    if was_wrong:
+        warnings.warn(
+            f"backbone {row.name!r}: {was_wrong}; it was replaced by a download.",
+            stacklevel=2,
+        )
+
+
+def _get(
+    address: str, part: Path, row: CatalogueRow, progress: bool | None
+) -> str | None:
+    """Download to a file and digest it; what is wrong with it, if anything."""
+    import pooch  # type: ignore[import-untyped]
+    from requests import HTTPError, RequestException
+
+    bar = progress_bar(
+        disable=None if progress is None else not progress,
+        total=row.size,
+        desc=row.name,
+        unit="B",
+        unit_scale=True,
+    )
+    downloader = pooch.HTTPDownloader(
+        progressbar=bar, chunk_size=_CHUNK, timeout=_TIMEOUT
+    )
+    try:
+        downloader(address, os.fspath(part), None)
+    except HTTPError as error:
+        answer = str(error).partition(" for url")[0]  # such as 404 ... Not Found
+        return f"HTTP status {answer}"
+    except RequestException as error:
+        # Of the nested reasons that such errors have, the last says most.
+        reason = str(error).replace("\n", " ")[:300]
+        got = part.stat().st_size if part.exists() else 0
+        return f"broke off after {got} of {row.size} bytes ({reason})"
+    finally:
+        bar.close()
+    size = part.stat().st_size
+    with open(part, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if size < row.size:
+        return f"ended after {size} of {row.size} bytes"
+    if digest != row.sha256:
+        return (
+            f"another file (expected {row.size} bytes, sha256 {row.sha256}; got {size} "
+            f"bytes, sha256 {digest}): it was changed by its publisher or on the way"
+        )
+    return None
+
+
+# -- the record of the check --------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def _check_once(path: Path, row: CatalogueRow) -> int | None:
+    """Check a file that was put there by hand; once in a process at most."""
+    return check_backbone(path, row)
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What the check on first use found; {} where there was none."""
+    try:
+        record = json.loads(_record_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _write_record(path: Path, row: CatalogueRow, batch_size: int | None) -> None:
+    record = {"name": row.name, "sha256": row.sha256, "batch_size": batch_size}
+    try:
+        _record_path(path).write_text(json.dumps(record), encoding="utf-8")
+    except OSError:
+        return  # a folder that others keep: each process checks for itself

@@ -1,0 +1,94 @@
+"""The check of a downloaded backbone: it is run once before it is put in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sk_cnncodes.backbones.backbone import Backbone
+from sk_cnncodes.backbones.catalogue import CatalogueRow
+from sk_cnncodes.base.exceptions import BackboneError, DownloadError
+from sk_cnncodes.engines.devices import CPU, usable_threads
+from sk_cnncodes.engines.session import open_session
+
+# Relative to the largest value: rounding stays below, other images lie far above.
+_SAME_CODE = 1e-3
+
+
+def check_backbone(path: Path, row: CatalogueRow) -> int | None:
+    """Whether a file is the backbone that its row describes, by running it once.
+
+    Input size and code length are compared with the row; codes of two different
+    images must be finite, differ, and not depend on the batch.
+
+    Returns
+    -------
+    int or None
+        Number of images in each run, where the network does not take any number.
+
+    Raises
+    ------
+    DownloadError
+        If something is not as it should be.
+    """
+    backbone = Backbone(
+        path, row.sha256, row.preprocessing, row.name, row.penultimate or None
+    )
+    try:
+        spec = backbone.spec(-1, "auto", None)
+        length = backbone.code_length(spec)
+        if length != row.code_length:
+            raise _failed(row, f"code length {row.code_length}", f"{length}")
+        # Rows that depend on their batch make this choose single images.
+        session = open_session(
+            backbone.code_graphs([spec]),
+            CPU,
+            usable_threads(-1),
+        )
+        photographs = [_photograph(0, slope=1.0), _photograph(1, slope=1.8)]
+        images = np.stack([row.preprocessing.apply(p) for p in photographs])
+        (together,) = session.run(images)
+        alone = np.concatenate([session.run(images[i : i + 1])[0] for i in (0, 1)])
+    except DownloadError:
+        raise
+    except BackboneError as error:
+        size = " x ".join(map(str, row.preprocessing.crop_size))
+        raise _failed(
+            row, f"a network for images of {size} pixels that runs", str(error)
+        ) from error
+    if not np.isfinite(together).all():
+        raise _failed(row, "finite codes", "infinite or undefined values")
+    scale = np.abs(together).max(initial=1e-30)
+    if np.abs(together - alone).max() > _SAME_CODE * scale:
+        raise _failed(row, "codes that do not depend on the batch", "codes that do")
+    if np.abs(together[0] - together[1]).max() <= _SAME_CODE * scale:
+        raise _failed(row, "different codes of two different images", "equal ones")
+    return session.batch_size
+
+
+def _failed(row: CatalogueRow, expected: str, got: str) -> DownloadError:
+    return DownloadError(
+        f"backbone {row.name!r}: its file has the right sha256, but failed the check "
+        f"on first use: expected {expected}, got {got}. If it was being downloaded, it "
+        "was removed. Run `sk-cnncodes doctor`, and update onnxruntime; or choose "
+        "another backbone."
+    )
+
+
+def _photograph(seed: int, slope: float) -> Any:
+    """A picture with the spectrum of photographs: amplitudes fall with frequency."""
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    shape = (240, 320)
+    down, across = np.fft.fftfreq(shape[0]), np.fft.rfftfreq(shape[1])
+    frequency = np.hypot(down[:, None], across)
+    frequency[0, 0] = 1 / max(shape)
+    noise = np.fft.rfft2(rng.normal(size=(4, *shape))) / frequency**slope
+    planes = np.fft.irfft2(noise, shape)
+    planes = planes[:1] + 0.3 * planes[1:]  # mostly luminance
+    low, high = np.percentile(planes, (1, 99))
+    pixels = np.clip((planes - low) / (high - low) * 255, 0, 255)
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0), np.uint8))

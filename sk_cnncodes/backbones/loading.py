@@ -1,0 +1,281 @@
+"""A name or a path -> a Backbone, with the preprocessing that belongs to it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sk_cnncodes.backbones.backbone import Backbone
+from sk_cnncodes.backbones.catalogue import (
+    CatalogueRow,
+    bundled_file,
+    find_row,
+    list_backbones,
+    read_catalogue,
+)
+from sk_cnncodes.backbones.download import obtain_file
+from sk_cnncodes.base.exceptions import BackboneError, PreprocessingError
+from sk_cnncodes.base.files import file_sha256, working_folder
+from sk_cnncodes.base.forks import import_fork_safe
+from sk_cnncodes.base.logs import logger
+from sk_cnncodes.base.public import public
+from sk_cnncodes.graphs.reading import digest_with_data, read_outline
+from sk_cnncodes.graphs.view import value_shape
+from sk_cnncodes.images.preprocessing import METADATA_KEY, Preprocessing
+from sk_cnncodes.images.preprocessing_formats import read_huggingface, read_timm
+from sk_cnncodes.layers.typed_graph import image_input
+
+T = TypeVar("T")
+
+
+@public
+def download_backbone(name: str, progress: bool | None = None) -> Path:
+    """Have the file of a known backbone on this machine.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the catalogue, or an alias.
+    progress : bool or None, default=None
+        Whether to show a progress bar; None shows one on a terminal.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    BackboneError
+        If no backbone has this name.
+    DownloadError
+        If the file is not there and cannot be downloaded, or does not work.
+    """
+    row = find_row(name)
+    if row is None:
+        raise BackboneError(
+            f"backbone={name!r}: not in the catalogue. Expected {_names_like(name)}."
+        )
+    return bundled_file(row) if row.bundled else obtain_file(row, progress)
+
+
+def _names_like(name: str) -> str:
+    """The names that could be meant, for a message."""
+    rows = list_backbones()
+    names = [each for row in rows for each in (row.name, *row.aliases)]
+    close = difflib.get_close_matches(name.strip().lower(), names, n=4)
+    nearest = " or ".join(repr(each) for each in close or [rows[0].name])
+    return f"a name that list_backbones() shows, such as {nearest}"
+
+
+@public
+def load_backbone(
+    name_or_path: str | os.PathLike[str],
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+) -> Backbone:
+    """Find a backbone and the preprocessing that belongs to it.
+
+    Parameters
+    ----------
+    name_or_path : str or path-like
+        The name or an alias of a known backbone, such as ``"cnncodes-mini"`` or
+        ``"resnet50"``, or the path of an ONNX file. A string that is a name is never
+        read as a path: should a file be called the same, a warning says so, and
+        ``"./resnet50"`` or a `pathlib.Path` stands for the file.
+    preprocessing : Preprocessing, dict or None, default=None
+        None takes, in this order: the file's own metadata, the catalogue's row of the
+        file's SHA-256, a Hugging Face `preprocessor_config.json` beside the file, a
+        timm `config.json` beside the file.
+
+    Returns
+    -------
+    Backbone
+
+    Raises
+    ------
+    BackboneError
+        If there is no such backbone, or the file is not an ONNX image network.
+    DownloadError
+        If the file of a known backbone is not there and cannot be downloaded.
+    PreprocessingError
+        If no preprocessing is known for the file.
+
+    Notes
+    -----
+    The file of a name is looked for in the package, then in the home folder, and
+    else downloaded to it. The home folder is `SK_CNNCODES_HOME`, or the user's cache
+    folder. A download is compared with the catalogue's SHA-256, run once, and only
+    then put in place. `SK_CNNCODES_OFFLINE=1` forbids the network;
+    `SK_CNNCODES_MIRROR`, such as ``"https://mirror.example.org"``, replaces scheme and
+    host of the addresses.
+
+    Examples
+    --------
+    >>> from sk_cnncodes import load_backbone
+    >>> backbone = load_backbone("cnncodes-mini")
+    >>> backbone.preprocessing.crop_size
+    (116, 116)
+    >>> len(backbone.layers) >= 4
+    True
+    """
+    path = _find_file(name_or_path)
+    for module in ("onnx", "onnx.inliner", "onnx.version_converter"):
+        import_fork_safe(module)
+    digest = file_sha256(path)
+    model = read_outline(path)
+    row = next((r for r in read_catalogue().values() if r.sha256 == digest), None)
+    origin = "the parameter preprocessing"
+    if isinstance(preprocessing, Mapping):
+        preprocessing = Preprocessing.from_dict(preprocessing)
+    if preprocessing is None:
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        preprocessing, origin = _known_preprocessing(path, digest, metadata, row)
+    elif not isinstance(preprocessing, Preprocessing):
+        raise TypeError(
+            "preprocessing: expected a Preprocessing, a dict of its parameters, or "
+            f"None, got {preprocessing!r}."
+        )
+    backbone = Backbone(
+        path=path,
+        sha256=digest_with_data(path, model),
+        preprocessing=preprocessing,
+        name=row.name if row else None,
+        penultimate=(row.penultimate or None) if row else None,
+        preprocessing_origin=origin,
+    )
+    logger.debug(
+        "backbone %s, sha256 %s, preprocessing from %s",
+        path,
+        backbone.sha256[:12],
+        origin,
+    )
+    return backbone
+
+
+def load_network(
+    name_or_path: str | os.PathLike[str], size: tuple[int, int] | None = None
+) -> Backbone:
+    """A backbone whose layers are to be looked at, and no codes to be computed.
+
+    Its preprocessing need not be known: where it is not, height and width of the input
+    are `size`, or those that the file states.
+
+    Raises
+    ------
+    PreprocessingError
+        If neither is there.
+    """
+    try:
+        return load_backbone(name_or_path)
+    except PreprocessingError as error:
+        model = read_outline(_find_file(name_or_path))
+        value = image_input(model)
+        stated = list(value_shape(value) or (None,) * 4)[1:]
+        last = stated[0] not in (1, 3) and stated[2] in (1, 3)
+        channels = stated[2] if last else stated[0]
+        height, width = stated[:2] if last else stated[1:]
+        if height is not None and width is not None:
+            size = size or (height, width)
+        if size is None:
+            raise PreprocessingError(
+                f"{error} To list the layers only, --size gives height and width of "
+                "the input, which the file does not state."
+            ) from error
+        shown = Preprocessing(
+            crop_size=size,
+            channels="GRAY" if channels == 1 else "RGB",
+            layout="NHWC" if last else "NCHW",
+        )
+        return load_backbone(name_or_path, shown)
+
+
+def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
+    """Path of the ONNX file that a name or a path stands for."""
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(
+            "backbone: expected the name of a known backbone or the path of an ONNX "
+            f"file, got {name_or_path!r}."
+        )
+    path = Path(name_or_path)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise BackboneError(f"backbone={str(name_or_path)!r}: {error}.") from error
+    if isinstance(name_or_path, str) and find_row(name_or_path) is not None:
+        if is_file:
+            warnings.warn(
+                f"backbone={name_or_path!r} is taken as the name of a known backbone, "
+                f"not as the file of that name in {working_folder()}. If the file is "
+                f"meant, write {f'.{os.sep}{name_or_path}'!r}.",
+                stacklevel=3,
+            )
+        return download_backbone(name_or_path)
+    if is_file:
+        return path
+    what = "is a folder" if is_folder else "no such file"
+    if find_row(str(path)) is not None:
+        what += f"; the known backbone of this name is {str(path)!r}, a string"
+    else:
+        what += ", and no known backbone has this name"
+    raise BackboneError(
+        f"backbone={str(name_or_path)!r}: {what}. "
+        f"Expected {_names_like(str(name_or_path))}, or the path of an ONNX file; "
+        f"relative paths start from {working_folder()}."
+    )
+
+
+def _known_preprocessing(
+    path: Path, digest: str, metadata: dict[str, str], row: CatalogueRow | None
+) -> tuple[Preprocessing, str]:
+    """The preprocessing stated in or for a file, and where; never a guess."""
+    own = _read_values(path, Preprocessing.from_metadata, metadata)
+    if own is not None:
+        return own, f"the file's metadata {METADATA_KEY!r}"
+    if row is not None:
+        return row.preprocessing, f"the catalogue's row {row.name!r}"
+    beside = path.parent / "preprocessor_config.json"
+    if beside.is_file():
+        config = _read_json(beside)
+        return _read_values(beside, read_huggingface, config), f"{str(beside)!r}"
+    beside = path.parent / "config.json"
+    if beside.is_file():
+        config = _read_json(beside)
+        if "pretrained_cfg" in config or "input_size" in config:
+            return _read_values(beside, read_timm, config), f"{str(beside)!r}"
+    raise PreprocessingError(
+        f"backbone {str(path)!r}: its preprocessing is not known: neither its metadata "
+        f"({METADATA_KEY}) nor the catalogue (sha256 {digest[:12]}...) nor a "
+        "preprocessor_config.json or timm config.json beside it states it. Expected "
+        "preprocessing=Preprocessing(crop_size=..., resize_size=..., scale=..., "
+        "mean=..., std=...), as the network was trained."
+    )
+
+
+def _read_values(
+    path: Path, read: Callable[[Mapping[str, Any]], T], config: Mapping[str, Any]
+) -> T:
+    """What a reader makes of values in a file; faults name the file."""
+    try:
+        return read(config)
+    except PreprocessingError as error:
+        raise PreprocessingError(f"{str(path)!r}: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise PreprocessingError(
+            f"{str(path)!r}: a value is not of the kind it should be ({error})."
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PreprocessingError(f"{str(path)!r}: not JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise PreprocessingError(
+            f"{str(path)!r}: expected a JSON object, got {type(values).__name__}."
+        )
+    return values

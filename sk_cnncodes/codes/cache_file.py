@@ -1,0 +1,221 @@
+"""FileStore: the rows of a code cache in one SQLite file."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sk_cnncodes.base.exceptions import CacheError
+from sk_cnncodes.codes.cache_database import (
+    CacheDatabase,
+    set_busy_timeout,
+    transaction,
+)
+
+# Numbers of images or paths in one statement.
+_CHUNK = 500
+# How exactly the last use of a spec is kept: each reading would be a writing else.
+_USE_SECONDS = 3600
+_CODE = np.dtype("<f4")
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What is remembered a file's digest by: a change of content changes one of it.
+
+    `path` is that of the file system, device and inode before it: as bytes, since names
+    may be no UTF-8.
+    """
+
+    path: bytes
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class FileStore:
+    """Codes in a SQLite file in WAL mode.
+
+    Every method raises `CacheError` where the file cannot be used.
+
+    Parameters
+    ----------
+    path : str
+    max_bytes : int
+        Size of the codes above which the least recently used are dropped.
+    """
+
+    def __init__(self, path: str, max_bytes: int) -> None:
+        self._database = CacheDatabase(path)
+        self._max_bytes = max_bytes
+
+    # -- rows ----------------------------------------------------------------
+
+    def get(self, spec: str, images: Sequence[bytes]) -> list[np.ndarray | None]:
+        return self._database.use(lambda db: self._get(db, spec, images))
+
+    def _get(
+        self, db: sqlite3.Connection, spec: str, images: Sequence[bytes]
+    ) -> list[np.ndarray | None]:
+        number = self._spec(db, spec, make=False)
+        if number is None:
+            return [None] * len(images)
+        found: dict[bytes, np.ndarray] = {}
+        for start in range(0, len(images), _CHUNK):
+            part = images[start : start + _CHUNK]
+            marks = ",".join("?" * len(part))
+            rows = db.execute(
+                "SELECT image, checksum, code FROM codes "
+                f"WHERE spec = ? AND image IN ({marks})",
+                (number, *part),
+            )
+            for image, checksum, code in rows:
+                # A row that was damaged on the disk is computed and stored again.
+                if _checksum(spec, image, code) == checksum:
+                    found[image] = np.frombuffer(code, _CODE)
+        return [found.get(image) for image in images]
+
+    def put(self, rows: Iterable[tuple[str, Sequence[bytes], np.ndarray]]) -> None:
+        self._database.use(lambda db: self._put(db, rows))
+
+    def _put(
+        self,
+        db: sqlite3.Connection,
+        rows: Iterable[tuple[str, Sequence[bytes], np.ndarray]],
+    ) -> None:
+        if self._database.read_only:
+            raise CacheError(self._database.read_only)
+        with transaction(db):
+            for spec, images, codes in rows:
+                number = self._spec(db, spec, make=True)
+                blobs = [code.astype(_CODE, copy=False).tobytes() for code in codes]
+                db.executemany(
+                    "INSERT OR REPLACE INTO codes VALUES (?, ?, ?, ?)",
+                    [
+                        (number, image, _checksum(spec, image, blob), blob)
+                        for image, blob in zip(images, blobs, strict=True)
+                    ],
+                )
+        if self._pages_in_use(db) > self._max_bytes:
+            # Some room at once, so that not every further row evicts another.
+            self._prune(db, int(0.9 * self._max_bytes))
+
+    # -- files ---------------------------------------------------------------
+
+    def file_digests(self, files: Sequence[FileState]) -> list[bytes | None]:
+        return self._database.use(lambda db: self._file_digests(db, files))
+
+    def _file_digests(
+        self, db: sqlite3.Connection, files: Sequence[FileState]
+    ) -> list[bytes | None]:
+        found: dict[FileState, bytes] = {}
+        for start in range(0, len(files), _CHUNK):
+            part = files[start : start + _CHUNK]
+            marks = ",".join("?" * len(part))
+            for *state, digest in db.execute(
+                f"SELECT * FROM files WHERE path IN ({marks})", [f.path for f in part]
+            ):
+                found[FileState(*state)] = digest
+        return [found.get(file) for file in files]
+
+    def remember_files(self, files: Sequence[tuple[FileState, bytes]]) -> None:
+        self._database.use(lambda db: self._remember_files(db, files))
+
+    def _remember_files(
+        self, db: sqlite3.Connection, files: Sequence[tuple[FileState, bytes]]
+    ) -> None:
+        if self._database.read_only:
+            return
+        with transaction(db):
+            db.executemany(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
+                [(f.path, f.size, f.mtime_ns, f.ctime_ns, d) for f, d in files],
+            )
+
+    # -- size ----------------------------------------------------------------
+
+    def size(self) -> tuple[int, int]:
+        query = "SELECT count(*), coalesce(sum(length(code)), 0) FROM codes"
+        rows, size = self._database.use(lambda db: db.execute(query).fetchone())
+        return int(rows), int(size)
+
+    def prune(self, max_bytes: int) -> None:
+        self._database.use(lambda db: self._prune(db, max_bytes))
+
+    def _prune(self, db: sqlite3.Connection, max_bytes: int) -> None:
+        """Drop codes, specs that were not used for longest first, oldest rows first."""
+        with transaction(db):
+            if max_bytes == 0:
+                # Specs stay: their numbers must never mean another one.
+                db.execute("DELETE FROM codes")
+                db.execute("DELETE FROM files")
+            while (excess := self._pages_in_use(db) - max_bytes) > 0:
+                oldest = db.execute(
+                    "SELECT codes.rowid, length(code) FROM specs "
+                    "JOIN codes ON codes.spec = specs.id "
+                    "WHERE specs.id = (SELECT id FROM specs WHERE id IN "
+                    "(SELECT spec FROM codes) ORDER BY used, id LIMIT 1) "
+                    "ORDER BY codes.rowid LIMIT 10000"
+                ).fetchall()
+                if not oldest:
+                    break
+                dropped = []
+                for rowid, size in oldest:
+                    dropped.append((rowid,))
+                    excess -= size
+                    if excess <= 0:
+                        break
+                db.executemany("DELETE FROM codes WHERE rowid = ?", dropped)
+
+    @staticmethod
+    def _pages_in_use(db: sqlite3.Connection) -> int:
+        """Bytes of the pages that hold something."""
+        values = [
+            db.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        ]
+        return int((values[0] - values[1]) * values[2])
+
+    def _spec(self, db: sqlite3.Connection, digest: str, *, make: bool) -> int | None:
+        """Number of a spec; its use is noted about once an hour."""
+        if digest in self._database.spec_numbers:
+            return self._database.spec_numbers[digest]
+        now = int(time.time())
+        row = db.execute(
+            "SELECT id, used FROM specs WHERE digest = ?", (digest,)
+        ).fetchone()
+        if row is None and not make:
+            return None
+        if row is None:
+            db.execute(
+                "INSERT OR IGNORE INTO specs (digest, used) VALUES (?, ?)",
+                (digest, now),
+            )
+            query = "SELECT id FROM specs WHERE digest = ?"
+            return int(db.execute(query, (digest,)).fetchone()[0])
+        if now - row[1] > _USE_SECONDS and not self._database.read_only:
+            _note_use(db, row[0], now, self._database.busy_timeout)
+        if not db.in_transaction:
+            self._database.spec_numbers[digest] = row[0]
+        return int(row[0])
+
+
+def _checksum(spec: str, image: bytes, code: bytes) -> int:
+    """Of a row's key too: a file that is damaged may give one row for another."""
+    return zlib.crc32(code, zlib.crc32(image, zlib.crc32(spec.encode())))
+
+
+def _note_use(db: sqlite3.Connection, spec: int, now: int, busy_timeout: float) -> None:
+    """Note when a spec was used, unless a writer is at work: readers do not wait."""
+    set_busy_timeout(db, 0)
+    try:
+        db.execute("UPDATE specs SET used = ? WHERE id = ?", (now, spec))
+    except sqlite3.OperationalError:
+        pass  # the next process will note it
+    finally:
+        set_busy_timeout(db, busy_timeout)

@@ -1,0 +1,171 @@
+"""Digests of images: what a code cache knows an image by.
+
+Files, bytes and open files are digested by their content, arrays by their pixels,
+shape and dtype, PIL images by the RGB pixels that they become.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from sk_cnncodes.base.exceptions import ImageError
+from sk_cnncodes.base.files import SETTLED_NS
+from sk_cnncodes.codes.cache import CodeCache
+from sk_cnncodes.codes.cache_file import FileState
+from sk_cnncodes.images.decode import read_rgb
+from sk_cnncodes.images.safe_open import MAX_PIXELS
+from sk_cnncodes.images.sources import path_of, read_content
+
+Digest = bytes
+
+
+def image_digest(image: Any, index: int, max_pixels: int | None = MAX_PIXELS) -> Digest:
+    """Digest of one element of X.
+
+    Raises
+    ------
+    ImageError
+        If the element cannot be read.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype.kind not in "buif":
+            read_rgb(image, index, max_pixels)  # says what is wrong with it
+        return pixel_digest(image)
+    if isinstance(image, Image.Image):
+        return pixel_digest(image, read_rgb(image, index, max_pixels))
+    return content_digest(read_content(image, index))
+
+
+def pixel_digest(image: Any, rgb: Image.Image | None = None) -> Digest:
+    """Digest of an array, or of a PIL image by the RGB pixels that it becomes."""
+    if rgb is not None and not isinstance(image, np.ndarray):
+        return _sha256(f"rgb {rgb.size}", rgb.tobytes())
+    head = f"array {image.dtype.str} {image.shape}"
+    return _sha256(head, np.ascontiguousarray(image).data)
+
+
+def content_digest(content: bytes) -> Digest:
+    """Digest of the content of an image file."""
+    return _sha256(f"{_truncation_prefix()}file", content)
+
+
+def _truncation_prefix() -> str:
+    """Whether Pillow is told to fill up truncated files: to others, they are bad."""
+    return "truncated " if ImageFile.LOAD_TRUNCATED_IMAGES else ""
+
+
+def _sha256(head: str, content: Any) -> Digest:
+    digest = hashlib.sha256(f"{head}\n".encode())
+    digest.update(content)
+    return digest.digest()
+
+
+class ImageDigests:
+    """Digests the images of one X; files that a cache remembers are not read.
+
+    Parameters
+    ----------
+    images : sequence
+        Elements of X.
+    cache : CodeCache
+        Remembers digests of files.
+    run : callable
+        Maps a function over a sequence, perhaps in threads.
+    max_pixels : int or None
+        An image with more pixels is a bad image.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Any],
+        cache: CodeCache,
+        run: Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]],
+        max_pixels: int | None = MAX_PIXELS,
+    ) -> None:
+        self._images = images
+        self._cache = cache
+        self._run = run
+        self._max_pixels = max_pixels
+        self._folders: dict[str, str] = {}
+
+    def many(self, indices: Sequence[int]) -> list[Digest | ImageError]:
+        """Digests of some images, or why they cannot be read."""
+        paths = {i: path for i in indices if (path := self._path(i)) is not None}
+        states = {
+            index: state
+            for index, path in paths.items()
+            if (state := self._file_state(path)) is not None
+        }
+        remembered = self._cache.file_digests(list(states.values()))
+        found: dict[int, Digest | ImageError] = {
+            index: digest
+            for index, digest in zip(states, remembered, strict=True)
+            if digest is not None
+        }
+        unknown = [index for index in indices if index not in found]
+
+        def attempt(index: int) -> Digest | ImageError:
+            # A sequence may give another path the next time.
+            image = paths[index] if index in states else self._images[index]
+            return self._attempt(image, index)
+
+        found |= dict(zip(unknown, self._run(attempt, unknown), strict=True))
+        now = time.time_ns()
+        self._cache.remember_files(
+            [
+                (states[index], digest)
+                for index in unknown
+                if isinstance(digest := found[index], bytes)
+                and index in states
+                and self._file_state(paths[index]) == states[index]
+                and now - max(states[index].mtime_ns, states[index].ctime_ns)
+                > SETTLED_NS
+            ]
+        )
+        return [found[index] for index in indices]
+
+    def _attempt(self, image: Any, index: int) -> Digest | ImageError:
+        try:
+            return image_digest(image, index, self._max_pixels)
+        except ImageError as error:
+            return error
+
+    def _path(self, index: int) -> str | None:
+        """The path that an image is; None of what is none."""
+        image = self._images[index]
+        if not isinstance(image, (str, os.PathLike)):
+            return None
+        try:
+            return path_of(image, index)
+        except ImageError:
+            return None
+
+    def _file_state(self, path: str) -> FileState | None:
+        """What a path's digest is remembered by; None of what is no readable path."""
+        try:
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                path, status = os.path.realpath(path), os.stat(path)  # noqa: PTH116
+            else:
+                path = self._real_path(path)
+        except (OSError, ValueError):
+            return None
+        # A folder of that name may be another one by now.
+        place = f"{_truncation_prefix()}{status.st_dev}:{status.st_ino}:"
+        file = place.encode() + os.fsencode(path)
+        return FileState(file, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def _real_path(self, path: str) -> str:
+        """Real path of what is no link itself; folders are looked up once."""
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return f"{self._folders[folder]}{os.sep}{name}"

@@ -1,0 +1,341 @@
+"""Images -> codes: look up, decode, batch, run, store. The one loop of the library."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, Literal
+
+import numpy as np
+
+from sk_cnncodes.backbones.spec import CodeSpec
+from sk_cnncodes.base.exceptions import BackboneError, ImageError
+from sk_cnncodes.base.progress import progress_bar
+from sk_cnncodes.codes.cache import CodeCache
+from sk_cnncodes.codes.digests import Digest, ImageDigests
+from sk_cnncodes.codes.workers import Batch, Key, Workers
+from sk_cnncodes.engines.session import CodeSession
+from sk_cnncodes.images.safe_open import MAX_PIXELS
+from sk_cnncodes.images.sources import describe_image
+from sk_cnncodes.images.views import VIEWS
+
+# How many bad images a warning describes; of the others it gives the positions.
+_LISTED = 20
+# Images that are looked up at once: many where all are found, few where other
+# processes may be computing the same ones.
+_LOOKED_UP = 512
+_LOOKED_UP_WHILE_COMPUTING = 64
+# Codes that are put into the cache at once; a file commits each time.
+_STORED = 16
+
+OnError = Literal["raise", "nan"]
+
+
+@dataclass(frozen=True)
+class ExtractionOptions:
+    """What decides how codes are computed, but not what they are.
+
+    Attributes
+    ----------
+    batch_size : int or None
+        Images in each run; None for the number that suits the session.
+    n_threads : int
+        Threads in all.
+    on_error : {"raise", "nan"}
+        What a bad image does.
+    verbose : bool
+        Whether to show a progress bar.
+    max_pixels : int or None
+        An image with more pixels is a bad image.
+    """
+
+    batch_size: int | None
+    n_threads: int
+    on_error: OnError
+    verbose: bool
+    max_pixels: int | None = MAX_PIXELS
+
+
+class Extraction:
+    """Computes the codes of the images of one X.
+
+    `Workers` decode and run what the cache does not have; everything else happens in
+    the thread that calls `run`. The session is opened when the first image is not in
+    the cache, and not before.
+
+    Parameters
+    ----------
+    images : sequence
+        Elements as `sk_cnncodes.images.decode.read_rgb` takes them.
+    specs : list of CodeSpec
+        One for each output of the session. They differ in layer and pooling only.
+    wanted : int
+        Position of the spec whose codes are returned; the others are stored only.
+    code_length : int or None
+        Length of these codes; None where all specs' codes are to be stored, and none
+        returned.
+    open_session : callable
+        Gives the `CodeSession`: with True one that spends all cores on each run, for
+        fewer images than threads; with False the one of most images a second.
+    cache : CodeCache or None
+    options : ExtractionOptions
+    out : ndarray of float32, shape (n_images, code_length), or None
+        Where to put the codes; NaN where no row may be left out. None makes one.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Any],
+        specs: list[CodeSpec],
+        wanted: int,
+        code_length: int | None,
+        open_session: Callable[[bool], CodeSession],
+        cache: CodeCache | None,
+        options: ExtractionOptions,
+        out: np.ndarray | None = None,
+    ) -> None:
+        self._images = images
+        self._digests_of_specs = [spec.digest for spec in specs]
+        self._spec = specs[wanted]
+        self._wanted = wanted
+        self._open_session = open_session
+        self._cache = cache
+        self._options = options
+        self._only_store = code_length is None
+        if out is None:
+            out = np.full((len(images), code_length or 0), np.nan, np.float32)
+        self._codes = out
+        self._faults: list[ImageError] = []
+        # Rows that wait for the code of an equal image.
+        self._followers: dict[Digest, list[int]] = {}
+        self._computing = False
+        self._unstored: list[tuple[Digest, list[np.ndarray]]] = []
+
+    def run(self) -> np.ndarray:
+        """The codes: row i is that of image i.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_images, code_length)
+            Of length 0 where codes are only stored.
+
+        Raises
+        ------
+        ImageError
+            At a bad image with ``on_error="raise"``.
+        """
+        options = self._options
+        with (
+            _ProgressBar(len(self._images), options.verbose) as self._advance,
+            Workers(
+                self._images,
+                self._spec,
+                options.n_threads,
+                stop_at_fault=options.on_error == "raise",
+                max_pixels=options.max_pixels,
+            ) as workers,
+        ):
+            self._compute(workers)
+        if self._faults:
+            _warn_of(sorted(self._faults, key=_position), len(self._images))
+        return self._codes
+
+    # -- look up -------------------------------------------------------------
+
+    def _missing(self, workers: Workers) -> Iterator[tuple[int, Key]]:
+        """Fill rows from the cache; give the images that it does not have.
+
+        Images that cannot be read are given too, so that the first fault is that of
+        the first bad image.
+        """
+        count = len(self._images)
+        if self._cache is None:
+            yield from ((index, None) for index in range(count))
+            return
+        limit = self._options.max_pixels
+        digests = ImageDigests(self._images, self._cache, workers.map, limit)
+        for chunk in self._chunks(count):
+            self._flush()
+            keys = digests.many(chunk)
+            readable = [key for key in keys if isinstance(key, bytes)]
+            found = dict(zip(readable, self._look_up(readable), strict=True))
+            for index, digest in zip(chunk, keys, strict=True):
+                if isinstance(digest, ImageError):
+                    yield index, digest
+                elif (code := found[digest]) is not None:
+                    self._codes[index] = code
+                    self._advance(1)
+                elif digest in self._followers:
+                    self._followers[digest].append(index)
+                else:
+                    self._followers[digest] = []
+                    yield index, digest
+
+    def _look_up(self, digests: list[Digest]) -> list[np.ndarray | None]:
+        """Cached codes of the wanted spec; of length 0 where they are only stored."""
+        assert self._cache is not None
+        if not self._only_store:
+            spec = self._digests_of_specs[self._wanted]
+            return self._cache.get_many(spec, digests)
+        specs = self._digests_of_specs
+        found = [self._cache.get_many(spec, digests) for spec in specs]
+        empty = np.empty(0, np.float32)
+        return [
+            None if any(code is None for code in codes) else empty
+            for codes in zip(*found, strict=True)
+        ]
+
+    def _chunks(self, count: int) -> Iterator[list[int]]:
+        """Positions in parts; beside other workers, the parts in an order of its own.
+
+        Workers that need the same images then seldom compute the same ones: what one
+        has stored, the others find.
+        """
+        size = _LOOKED_UP_WHILE_COMPUTING
+        starts = list(range(0, count, size))
+        if _is_one_of_several_workers():
+            random.Random(f"{os.getpid()} {threading.get_ident()}").shuffle(starts)
+            yield from (list(range(s, min(s + size, count))) for s in starts)
+            return
+        start = 0
+        while start < count:
+            step = size if self._computing else _LOOKED_UP
+            yield list(range(start, min(start + step, count)))
+            start += step
+
+    # -- compute -------------------------------------------------------------
+
+    def _compute(self, workers: Workers) -> None:
+        """Decode, run and store the images that the cache does not have."""
+        missing = self._missing(workers)
+        # One image, or a few, are run by all cores together.
+        first = list(islice(missing, workers.n_threads))
+        if not first:
+            return
+        self._computing = True
+        few = len(first) < self._options.n_threads
+        self._session = self._open_session(few)
+        size = self._options.batch_size
+        if size is None:
+            size = self._session.choose_batch_size(len(self._images))
+        size = max(1, size // VIEWS[self._spec.views])
+        try:
+            for batch in workers.run(chain(first, missing), self._session, size):
+                self._finish(batch, workers)
+        finally:
+            self._flush()
+
+    def _finish(self, batch: Batch, workers: Workers) -> None:
+        """Write the codes of a batch to their rows, and note what is bad."""
+        rows: list[tuple[int, Digest | None]] = []
+        for outcome in batch.outcomes:
+            if outcome.fault is not None:
+                self._note_fault(outcome.fault)
+                self._run_followers(outcome.digest, workers)
+                continue
+            if outcome.changed is not None:
+                self._run_followers(outcome.digest, workers)
+            rows.append((outcome.index, outcome.changed or outcome.digest))
+        if rows:
+            self._store(batch.outputs, rows)
+
+    def _store(
+        self, outputs: list[np.ndarray], rows: list[tuple[int, Digest | None]]
+    ) -> None:
+        """Write codes to their rows; keep them for the cache."""
+        indices = [index for index, _ in rows]
+        for part in outputs:
+            _check_finite(part, indices, self._images)
+        for place, (index, digest) in enumerate(rows):
+            same = self._followers.pop(digest, []) if digest else []
+            if not self._only_store:
+                self._codes[[index, *same]] = outputs[self._wanted][place]
+            self._advance(1 + len(same))
+            if digest:
+                self._unstored.append((digest, [part[place] for part in outputs]))
+        if len(self._unstored) >= _STORED:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Put what was computed into the cache."""
+        if self._cache is not None and self._unstored:
+            digests = [digest for digest, _ in self._unstored]
+            layers = zip(*(codes for _, codes in self._unstored), strict=True)
+            self._cache.put_many(
+                (spec, digests, np.stack(layer))
+                for spec, layer in zip(self._digests_of_specs, layers, strict=True)
+            )
+        self._unstored.clear()
+
+    # -- faults --------------------------------------------------------------
+
+    def _note_fault(self, fault: ImageError) -> None:
+        if self._options.on_error == "raise":
+            raise fault
+        self._faults.append(fault)
+        self._advance(1)
+
+    def _run_followers(self, digest: Digest | None, workers: Workers) -> None:
+        """Compute rows alone whose equal image turned out bad, or changed."""
+        for follower in self._followers.pop(digest, []) if digest else []:
+            batch = workers.run_now([(follower, digest)], self._session)
+            fault = batch.outcomes[0].fault
+            if fault is not None:
+                self._note_fault(fault)
+            else:
+                self._store(batch.outputs, [(follower, None)])
+
+
+def _position(fault: ImageError) -> int:
+    return -1 if fault.index is None else fault.index
+
+
+def _is_one_of_several_workers() -> bool:
+    """Whether joblib or another pool runs this beside others of its kind."""
+    in_child = multiprocessing.parent_process() is not None
+    return in_child or threading.current_thread() is not threading.main_thread()
+
+
+class _ProgressBar:
+    """Context of a function that moves a progress bar, if there is one."""
+
+    def __init__(self, count: int, verbose: bool) -> None:
+        self._bar = None
+        if verbose:
+            self._bar = progress_bar(total=count, unit="image", desc="CNN codes")
+
+    def __enter__(self) -> Callable[[int], object]:
+        return self._bar.update if self._bar is not None else (lambda count: None)
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _check_finite(part: np.ndarray, rows: list[int], images: Sequence[Any]) -> None:
+    good = np.isfinite(part).all(axis=1)
+    if not good.all():
+        index = rows[int(np.argmin(good))]
+        raise BackboneError(
+            f"{describe_image(images[index], index)}: the backbone gave codes that are "
+            "not finite. Expected finite numbers; half-precision files overflow so, "
+            "and wrong preprocessing can cause it."
+        )
+
+
+def _warn_of(faults: list[ImageError], count: int) -> None:
+    listed = "\n".join(f"- {fault}" for fault in faults[:_LISTED])
+    others = ", ".join(str(fault.index) for fault in faults[_LISTED:])
+    more = f"\n- and images {others}" if others else ""
+    warnings.warn(
+        f"{len(faults)} of {count} images could not be read; their codes are NaN:\n"
+        f"{listed}{more}",
+        UserWarning,
+        stacklevel=5,
+    )

@@ -1,0 +1,59 @@
+"""Checks of the parameters of `CNNCodeTransformer` that need no backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from sk_cnncodes.codes.cache import resolve_cache
+from sk_cnncodes.engines.devices import check_n_jobs
+from sk_cnncodes.engines.execution import check_execution
+from sk_cnncodes.images.safe_open import check_max_pixels
+from sk_cnncodes.images.views import VIEWS
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "pooling": ("auto", "avg", "max", "gem", "cls", "mean", "flatten"),
+    "norm": ("l2", None),
+    "views": tuple(VIEWS),
+    "on_error": ("raise", "nan"),
+}
+
+
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Refuse values that can never be right.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the parameter, what was expected and what was got.
+    """
+    layer, cache_layers = parameters["layer"], parameters["cache_layers"]
+    if isinstance(layer, bool) or not isinstance(layer, (Integral, str)):
+        raise TypeError(f"layer: expected a negative int or a name, got {layer!r}.")
+    if isinstance(cache_layers, (str, int)):
+        raise TypeError(
+            f"cache_layers: expected a list of layers or None, got {cache_layers!r}."
+        )
+    resolve_cache(parameters["cache"])
+    check_execution(parameters["device"], parameters["engine"], parameters["precision"])
+    for name, choices in _CHOICES.items():
+        if parameters[name] not in choices:
+            raise ValueError(
+                f"{name}: expected one of {list(choices)}, got {parameters[name]!r}."
+            )
+    check_max_pixels(parameters["max_pixels"])
+    batch_size = parameters["batch_size"]
+    is_int = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
+    if batch_size != "auto" and not (is_int and batch_size >= 1):
+        raise ValueError(
+            f"batch_size: expected 'auto' or an int of at least 1, got {batch_size!r}."
+        )
+    check_n_jobs(parameters["n_jobs"])
+    store_backbone = parameters["store_backbone"]
+    if not isinstance(store_backbone, (bool, np.bool_)):
+        raise TypeError(
+            f"store_backbone: expected True or False, got {store_backbone!r}."
+        )

@@ -1,0 +1,243 @@
+"""CodePlan: what the parameters of a transformer stand for, on this machine.
+
+Functions take the state of a transformer, ``vars(transformer)``: its parameters, and
+what `fit` has added to them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sklearn.exceptions import NotFittedError
+
+from sk_cnncodes.backbones.backbone import Backbone
+from sk_cnncodes.backbones.loading import load_backbone
+from sk_cnncodes.backbones.spec import CodeSpec
+from sk_cnncodes.backbones.stored import StoredBackbone, stored_backbone
+from sk_cnncodes.base.exceptions import BackboneError
+from sk_cnncodes.base.home import cache_dir
+from sk_cnncodes.base.logs import logger
+from sk_cnncodes.codes.calibration import preprocessing_json
+from sk_cnncodes.codes.saving import (
+    STORED_KEY,
+    backbone_text,
+    code_parameters,
+    find_backbone,
+)
+from sk_cnncodes.codes.sessions import code_session
+from sk_cnncodes.engines.devices import usable_threads
+from sk_cnncodes.engines.execution import Execution, resolve_execution
+from sk_cnncodes.engines.quantisation import Calibration
+from sk_cnncodes.engines.session import CodeSession
+
+State = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CodePlan:
+    """The backbone, the code specs and the engine of a transformer.
+
+    Attributes
+    ----------
+    backbone : Backbone or StoredBackbone
+    float32_specs : list of CodeSpec
+        One for each layer to compute, as in float32.
+    wanted : int
+        Position of the spec of `layer`; the others are those of `cache_layers`.
+    execution : Execution
+    calibration : Calibration or None
+        Of int8.
+    n_threads : int
+    """
+
+    backbone: Backbone | StoredBackbone
+    float32_specs: list[CodeSpec]
+    wanted: int
+    execution: Execution
+    calibration: Calibration | None
+    n_threads: int
+
+    @property
+    def specs(self) -> list[CodeSpec]:
+        """The code specs with the precision and what goes with it."""
+        calibration = None if self.calibration is None else self.calibration.digest
+        return [
+            replace(
+                spec,
+                precision=self.execution.precision,
+                calibration=calibration,
+                engine=self.execution.engine,
+            )
+            for spec in self.float32_specs
+        ]
+
+    @property
+    def code_length(self) -> int:
+        """Number of values of a code."""
+        return self.backbone.code_length(self.float32_specs[self.wanted])
+
+    def open_session(self, single_run_uses_all_threads: bool) -> CodeSession:
+        """The session that computes these codes."""
+        return code_session(
+            self.backbone,
+            self.specs,
+            self.execution,
+            self.n_threads,
+            self.calibration,
+            single_run_uses_all_threads=single_run_uses_all_threads,
+        )
+
+
+def plan_fit(state: State) -> CodePlan:
+    """The plan of a transformer that is being fitted: its parameters count.
+
+    Raises
+    ------
+    BackboneError
+        If the backbone is missing, or has no such layer.
+    DeviceError
+        If this machine does not have the device, or cannot compute in the precision.
+    """
+    execution = _execution(state)
+    return _plan(state, _load_for_fit(state), execution, None)
+
+
+def plan_transform(state: State) -> CodePlan:
+    """The plan of a transformer: with the backbone and the calibration of its fit.
+
+    Raises
+    ------
+    BackboneError
+        If the backbone is missing, changed since `fit`, or has no such layer.
+    DeviceError
+        If this machine does not have the device, or cannot compute in the precision.
+    NotFittedError
+        If ``precision="int8"`` and `fit` was not called.
+    """
+    backbone = load_fitted(state)
+    if state["precision"] != "int8":
+        return _plan(state, backbone, _execution(state), None)
+    calibration = _calibration(state)
+    plan = _plan(state, backbone, _execution(state), calibration)
+    _check_calibration(state, calibration, plan.float32_specs[0])
+    return plan
+
+
+def _plan(
+    state: State,
+    backbone: Backbone | StoredBackbone,
+    execution: Execution,
+    calibration: Calibration | None,
+) -> CodePlan:
+    specs, wanted = _specs(state, backbone)
+    n_threads = usable_threads(state["n_jobs"])
+    logger.debug(
+        "%s: layer %s, %s, %d threads",
+        backbone.description,
+        specs[wanted].layer,
+        execution,
+        n_threads,
+    )
+    return CodePlan(backbone, specs, wanted, execution, calibration, n_threads)
+
+
+# -- the backbone ------------------------------------------------------------
+
+
+def _load_for_fit(state: State) -> Backbone | StoredBackbone:
+    """The backbone that the parameters name; what is stored of it if it is missing."""
+    try:
+        return load_backbone(state["backbone"], state["preprocessing"])
+    except BackboneError:
+        stored = _stored(state)
+        if stored is None:
+            raise
+        return stored
+
+
+def load_fitted(state: State) -> Backbone | StoredBackbone:
+    """The backbone of the fit: stored, or wherever its file is now.
+
+    Where there was no fit, or the parameter names another backbone since, it is that of
+    the parameters.
+    """
+    reference = state.get("fitted_backbone_")
+    if reference is None:
+        return _load_for_fit(state)
+    stored = _stored(state)
+    if stored is not None:
+        return stored
+    if reference["parameter"] == backbone_text(state["backbone"]):
+        return find_backbone(reference, state["preprocessing"])
+    return load_backbone(state["backbone"], state["preprocessing"])
+
+
+def _stored(state: State) -> StoredBackbone | None:
+    stored = state.get(STORED_KEY)
+    return None if stored is None else stored_backbone(stored, code_parameters(state))
+
+
+# -- specs, engine, calibration ----------------------------------------------
+
+
+def _specs(
+    state: State, backbone: Backbone | StoredBackbone
+) -> tuple[list[CodeSpec], int]:
+    """Code specs of all layers to compute, and the position of that of `layer`.
+
+    Without a cache there is only one. They are in the same order for every candidate
+    of a search, so that all share one session.
+    """
+    if isinstance(backbone, StoredBackbone):
+        return [backbone.spec], 0
+    own = (state["pooling"], state["norm"], state["views"])
+    wanted = backbone.spec(_plain(state["layer"]), *own)
+    specs = {wanted.layer: wanted}
+    if state["cache"] is not None:
+        others = state["cache_layers"]
+        for other in () if others is None else others:
+            spec = backbone.spec(_plain(other), *own)
+            specs[spec.layer] = spec
+    order = sorted(specs)
+    return [specs[name] for name in order], order.index(wanted.layer)
+
+
+def _plain(layer: Any) -> int | str:
+    return layer if isinstance(layer, str) else int(layer)
+
+
+def _execution(state: State) -> Execution:
+    asked = "tensorrt" in str(state["device"])
+    folder = str(cache_dir() / "tensorrt") if asked else ""
+    return resolve_execution(
+        state["device"], state["engine"], state["precision"], folder
+    )
+
+
+def _calibration(state: State) -> Calibration:
+    calibration: Calibration | None = state.get("calibration_")
+    if calibration is None:
+        raise NotFittedError(
+            "precision='int8' takes its scales from images: call fit before this "
+            "CNNCodeTransformer transforms."
+        )
+    return calibration
+
+
+def _check_calibration(state: State, calibration: Calibration, spec: CodeSpec) -> None:
+    """Refuse the calibration of another backbone or preprocessing."""
+    if calibration.backbone_sha256 != spec.backbone_sha256:
+        raise BackboneError(
+            f"backbone={os.fspath(state['backbone'])!r}: precision='int8' was "
+            f"calibrated for another one. Expected sha256 "
+            f"{calibration.backbone_sha256}, got {spec.backbone_sha256}. Fit again."
+        )
+    known = ("", preprocessing_json(spec.preprocessing))
+    if calibration.preprocessing not in known:
+        raise BackboneError(
+            f"preprocessing={state['preprocessing']!r}: precision='int8' was "
+            "calibrated with another one. Fit again."
+        )

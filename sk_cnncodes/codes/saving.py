@@ -1,0 +1,222 @@
+"""What a transformer is saved with, and how it finds its backbone again.
+
+A saved transformer holds a **reference** to the backbone that it was fitted with: name,
+path, SHA-256 and preprocessing. With ``store_backbone=True`` it also holds the **stored
+graph**: the backbone cut at the layer, with pooling and normalisation.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sk_cnncodes._version import __version__
+from sk_cnncodes.backbones.backbone import Backbone
+from sk_cnncodes.backbones.catalogue import bundled_file, find_row, read_catalogue
+from sk_cnncodes.backbones.loading import load_backbone
+from sk_cnncodes.backbones.stored import is_intact, record_digest
+from sk_cnncodes.base.exceptions import BackboneError, DownloadError, SavedModelError
+from sk_cnncodes.base.files import file_sha256
+from sk_cnncodes.base.home import cache_dir
+from sk_cnncodes.graphs.wire_format import asks_for_files
+from sk_cnncodes.images.preprocessing import Preprocessing
+from sk_cnncodes.layers.layer import Layer
+
+FOLDERS_VARIABLE = "SK_CNNCODES_BACKBONES"
+VERSION_KEY = "_sk_cnncodes_version"
+STORED_KEY = "_stored_graph"
+# Parameters that decide the codes: a stored graph holds for their values only.
+_CODE_PARAMETERS = (
+    "backbone",
+    "layer",
+    "pooling",
+    "norm",
+    "preprocessing",
+    "views",
+    "precision",
+)
+
+Reference = dict[str, Any]
+
+
+def backbone_text(backbone: str | os.PathLike[str]) -> str:
+    """A `backbone` parameter as a string that means the same, on any system."""
+    text = os.fspath(backbone)
+    if isinstance(backbone, str) or find_row(text) is None:
+        return text
+    return f".{os.sep}{text}"  # a path that would be read as a name
+
+
+def make_reference(
+    parameter: str | os.PathLike[str], backbone: Backbone, layer: Layer
+) -> Reference:
+    """What a fitted transformer recognises its backbone by."""
+    reference = {
+        "parameter": backbone_text(parameter),
+        "name": backbone.name,
+        "path": str(backbone.path.absolute()),
+        "sha256": backbone.sha256,
+        "preprocessing": backbone.preprocessing.to_dict(),
+        "preprocessing_origin": backbone.preprocessing_origin,
+        "layer": layer.name,
+        "layer_rule": layer.rule,
+    }
+    return reference | {"check": record_digest(reference)}
+
+
+def find_backbone(
+    reference: Reference, preprocessing: Preprocessing | Mapping[str, Any] | None
+) -> Backbone:
+    """The backbone that a transformer was fitted with, wherever it lies now.
+
+    It is looked for at its path, in the folders of `SK_CNNCODES_BACKBONES`, and in
+    the home folder; one that the catalogue knows is then downloaded.
+
+    Parameters
+    ----------
+    reference : dict
+    preprocessing : Preprocessing, dict or None
+        None takes that of the reference.
+
+    Raises
+    ------
+    BackboneError
+        If it is not there, or other files lie in its places.
+    """
+    origin = "the parameter preprocessing"
+    if preprocessing is None:
+        preprocessing = Preprocessing.from_dict(reference["preprocessing"])
+        origin = reference["preprocessing_origin"]
+    others = []
+    places = list(_places(reference))
+    for path in places:
+        if not path.is_file():
+            continue
+        try:
+            found = load_backbone(path, preprocessing)
+        except BackboneError:  # a damaged file
+            others.append((path, file_sha256(path)))
+            continue
+        if found.sha256 == reference["sha256"]:
+            return replace(found, preprocessing_origin=origin)
+        others.append((path, found.sha256))
+    if others:
+        listed = " and ".join(f"{digest} ({str(path)!r})" for path, digest in others)
+        raise BackboneError(
+            f"backbone={reference['parameter']!r}: the file is not the one this "
+            f"transformer was fitted with. Expected sha256 {reference['sha256']}, got "
+            f"{listed}. Put the former file back or into a folder that "
+            f"{FOLDERS_VARIABLE} names, or fit again."
+        )
+    rows = read_catalogue().values()
+    row = next((r for r in rows if r.sha256 == reference["sha256"]), None)
+    fault = None
+    if row is not None:
+        try:
+            found = load_backbone(row.name, preprocessing)
+            return replace(found, preprocessing_origin=origin)
+        except DownloadError as error:
+            fault = error
+    looked = ", ".join(repr(str(path)) for path in places)
+    raise BackboneError(
+        f"backbone={reference['parameter']!r}: its file (sha256 {reference['sha256']}) "
+        f"was not found. Expected it at one of {looked}. Set {FOLDERS_VARIABLE} to the "
+        "folder that holds it, or save the pipeline with store_backbone=True."
+        f"{f' To download it failed: {fault}' if fault else ''}"
+    ) from fault
+
+
+def _places(reference: Reference) -> Iterator[Path]:
+    """Where the file of a backbone may lie, without repetition."""
+    row = find_row(reference["parameter"])
+    file = row.file if row else re.split(r"[\\/]", reference["path"])[-1]
+    places = [Path(reference["path"])]
+    if row is None:
+        places.insert(0, Path(reference["parameter"]))
+    elif row.bundled:
+        places.append(bundled_file(row))
+    folders = os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep)
+    places += [Path(os.path.expanduser(f), file) for f in folders if f]  # noqa: PTH111
+    with suppress(DownloadError):
+        places.append(cache_dir() / file)
+    yield from dict.fromkeys(place.absolute() for place in places)
+
+
+def code_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that decide codes, as plain values."""
+    found = {name: parameters[name] for name in _CODE_PARAMETERS}
+    found["backbone"] = backbone_text(found["backbone"])
+    if isinstance(found["preprocessing"], Mapping):
+        found["preprocessing"] = Preprocessing.from_dict(found["preprocessing"])
+    if isinstance(found["preprocessing"], Preprocessing):
+        found["preprocessing"] = found["preprocessing"].to_dict()
+    if not isinstance(found["layer"], str):
+        found["layer"] = int(found["layer"])
+    return found
+
+
+# -- states ------------------------------------------------------------------
+
+
+def saved_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a transformer as it is saved: with its version, without paths."""
+    saved = dict(state)
+    saved["backbone"] = backbone_text(saved["backbone"])
+    if isinstance(saved["cache"], os.PathLike):
+        saved["cache"] = os.fspath(saved["cache"])
+    return saved | {VERSION_KEY: __version__}
+
+
+def restored_state(state: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """The state of a transformer from what this or an older version saved.
+
+    Raises
+    ------
+    SavedModelError
+        If a newer version saved it, or what it says of its backbone was edited.
+    """
+    restored = dict(state)
+    version = restored.pop(VERSION_KEY, "0.1.0")
+    signature = inspect.signature(kind)
+    defaults = {name: p.default for name, p in signature.parameters.items()}
+    unknown = [
+        name
+        for name in restored
+        if name not in defaults and not name.startswith("_") and not name.endswith("_")
+    ]
+    if unknown:
+        raise SavedModelError(
+            f"a {kind.__name__} saved by sk_cnncodes {version} has the parameters "
+            f"{unknown}, which sk_cnncodes {__version__} does not know. "
+            f"Expected sk_cnncodes {version} or newer to load it."
+        )
+    restored = defaults | restored
+    for key in ("fitted_backbone_", STORED_KEY):
+        record = restored.get(key)
+        if record is not None and not is_intact(record):
+            raise SavedModelError(
+                f"a {kind.__name__} saved by sk_cnncodes {version}: what it says of "
+                f"its backbone ({key}) was changed after it was saved. Expected it as "
+                "it was saved; save the pipeline again."
+            )
+    stored = restored.get(STORED_KEY)
+    if stored is not None and _is_elsewhere(stored["model"]):
+        raise SavedModelError(
+            f"a {kind.__name__} saved by sk_cnncodes {version}: its stored network "
+            f"({STORED_KEY}) is damaged, or asks for weights in another file. Expected "
+            "all of them in the saved file."
+        )
+    return restored
+
+
+def _is_elsewhere(model: bytes) -> bool:
+    try:
+        return asks_for_files(model)
+    except ValueError:
+        return True

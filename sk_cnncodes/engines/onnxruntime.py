@@ -1,0 +1,432 @@
+"""ONNX Runtime: sessions on the CPU, and on GPUs with CUDA or TensorRT."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import io
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sk_cnncodes.base.exceptions import DeviceError
+from sk_cnncodes.base.forks import fork_lock, import_fork_safe
+from sk_cnncodes.base.threads import ResourcePool
+from sk_cnncodes.engines.devices import Device, cuda_driver
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_CUDA = "CUDAExecutionProvider"
+_TENSORRT = "TensorrtExecutionProvider"
+_CPU = ["CPUExecutionProvider"]
+# Batches in flight on a GPU: one is copied while the other is computed.
+_IN_FLIGHT = 2
+# The largest batch that a TensorRT engine is compiled for, and the one it is tuned for.
+_TENSORRT_MAX, _TENSORRT_USUAL = 256, 64
+_TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
+
+
+def import_onnxruntime() -> ModuleType:
+    """Import ONNX Runtime with its telemetry off.
+
+    From 1.29 on it sends usage data and starts a thread on import, unless the
+    environment says otherwise. A variable that the user set stays as it is.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return import_fork_safe("onnxruntime")
+
+
+def available_providers() -> list[str]:
+    """What the installed ONNX Runtime was compiled with, whether or not it works."""
+    return list(import_onnxruntime().get_available_providers())
+
+
+def import_tool(name: str) -> ModuleType:
+    """Import a part of ONNX Runtime that takes files next to `transformers` by name.
+
+    The package adds that folder to the path for good; here it leaves again.
+    """
+    folder = Path(import_onnxruntime().__file__ or "").parent / "transformers"
+    before = list(sys.path)
+    sys.path.append(str(folder))
+    try:
+        return importlib.import_module(f"onnxruntime.{name}")
+    finally:
+        sys.path[:] = before
+
+
+class CpuRunner:
+    """A network on the CPU; several threads may run it at once.
+
+    Parameters
+    ----------
+    session : onnxruntime.InferenceSession
+        With one uint8 input [N, height, width, 3] and float32 outputs [N, d].
+    n_concurrent_runs : int
+        How many threads may call `run` at once and gain by it.
+    """
+
+    def __init__(self, session: ort.InferenceSession, n_concurrent_runs: int) -> None:
+        self._session = session
+        self.n_concurrent_runs = n_concurrent_runs
+        self.provider: str = session.get_providers()[0]
+        (self._input,) = session.get_inputs()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an input image."""
+        height, width, channels = self._input.shape[1:]
+        return height, width, channels
+
+    def run(self, images: np.ndarray) -> list[np.ndarray]:
+        """Codes of a batch, one array for each layer."""
+        return list(self._session.run(None, {self._input.name: images}))
+
+
+class GpuRunner(CpuRunner):
+    """A network on one GPU.
+
+    Images are copied through page-locked memory into a tensor that stays on the GPU,
+    while another batch is computed. Batches are filled up to the largest one so far or
+    to a power of two, so that the GPU sees few different shapes.
+
+    Parameters
+    ----------
+    session : onnxruntime.InferenceSession
+    gpu : int
+    fixed_batch : bool
+        Whether batches must keep their size: the graph takes no other.
+    memory : str, default="cuda"
+        Kind of memory that the input lies in; tests without a GPU say "cpu".
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        gpu: int,
+        *,
+        fixed_batch: bool,
+        memory: str = "cuda",
+    ) -> None:
+        super().__init__(session, _IN_FLIGHT)
+        self._fixed_batch = fixed_batch
+        self._largest = 1
+        self._slots = ResourcePool(
+            _Slot(session, self._input.name, gpu, memory) for _ in range(_IN_FLIGHT)
+        )
+
+    def run(self, images: np.ndarray) -> list[np.ndarray]:
+        """Codes of a batch, one array for each layer."""
+        rows = len(images)
+        self._largest = max(self._largest, rows)
+        filled = rows
+        if not self._fixed_batch:
+            filled = min(1 << (rows - 1).bit_length(), self._largest)
+        outputs = self._slots.use(lambda slot: slot.run(images, filled))
+        return [codes[:rows] for codes in outputs]
+
+
+class _Slot:
+    """Memory and bindings of one batch in flight."""
+
+    def __init__(
+        self, session: ort.InferenceSession, name: str, gpu: int, memory: str
+    ) -> None:
+        self._session = session
+        self._name = name
+        self._gpu = gpu
+        self._memory = memory
+        self._staged = _PageLocked(0, gpu)
+        self._on_device: dict[tuple[int, ...], Any] = {}
+
+    def run(self, images: np.ndarray, filled: int) -> list[np.ndarray]:
+        shape = (filled, *images.shape[1:])
+        size = int(np.prod(shape))
+        if size > len(self._staged.array):
+            self._on_device.clear()
+            self._staged = _PageLocked(size, self._gpu)
+        staged = self._staged.array[:size].reshape(shape)
+        staged[: len(images)] = images
+        staged[len(images) :] = images[-1]
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self._name, self._copied(staged))
+        for output in self._session.get_outputs():
+            binding.bind_output(output.name)
+        self._session.run_with_iobinding(binding)
+        return list(binding.copy_outputs_to_cpu())
+
+    def _copied(self, staged: np.ndarray) -> ort.OrtValue:
+        """The images in the memory of the device, at the same place each time."""
+        value = self._on_device.get(staged.shape)
+        if value is None:
+            make = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type
+            value = make(list(staged.shape), np.uint8, self._memory, self._gpu)
+            self._on_device[staged.shape] = value
+        value.update_inplace(staged)
+        return value
+
+
+class _PageLocked:
+    """Bytes that the driver keeps in place, which copies to the GPU need to be quick.
+
+    Where the driver does not, they are ordinary memory: slower, not wrong.
+    """
+
+    def __init__(self, size: int, gpu: int) -> None:
+        self.array = np.zeros(size, np.uint8)
+        self._driver = cuda_driver() if size else None
+        self._locked = False
+        if self._driver is not None:
+            self._locked = _register(self._driver, self.array, gpu)
+
+    def __del__(self) -> None:
+        if self._locked and self._driver is not None:
+            self._driver.cuMemHostUnregister(ctypes.c_void_p(self.array.ctypes.data))
+
+
+def _register(driver: ctypes.CDLL, array: np.ndarray, gpu: int) -> bool:
+    """Lock the pages of an array for all contexts of the driver's API."""
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    portable = 1
+    place, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+    steps: list[Callable[[], int]] = [
+        lambda: driver.cuDeviceGet(ctypes.byref(device), gpu),
+        lambda: driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
+        lambda: driver.cuCtxSetCurrent(context),
+        lambda: driver.cuMemHostRegister_v2(place, size, portable),
+    ]
+    return all(step() == 0 for step in steps)
+
+
+def open_runner(
+    model: bytes,
+    device: Device,
+    *,
+    n_threads: int,
+    n_concurrent_runs: int,
+    precision: str,
+    batch_size: int | None,
+    engine_cache: str = "",
+) -> CpuRunner:
+    """Load a code graph on a device.
+
+    Parameters
+    ----------
+    model : bytes
+        Already in the precision, as far as that is a matter of the graph.
+    device : Device
+    n_threads : int
+        CPU threads of all runs together.
+    n_concurrent_runs : int
+        How many threads will run it at once on the CPU.
+    precision : str
+    batch_size : int or None
+        Number of images that the graph takes; None for any.
+    engine_cache : str
+        Folder for what TensorRT compiles.
+
+    Raises
+    ------
+    DeviceError
+        If a required GPU does not work.
+    """
+    in_each = max(1, n_threads // n_concurrent_runs)
+    providers = []
+    if device.gpu is not None:
+        providers = gpu_providers(model, device, precision, batch_size, engine_cache)
+    session = load_session(model, device, in_each, providers)
+    if device.gpu is None or session.get_providers()[0] == _CPU[0]:
+        return CpuRunner(session, n_concurrent_runs)
+    return GpuRunner(session, device.gpu, fixed_batch=batch_size is not None)
+
+
+def load_session(
+    model: bytes,
+    device: Device,
+    n_threads: int,
+    providers: list[tuple[str, dict[str, str]]] | None = None,
+) -> ort.InferenceSession:
+    """An inference session on the device, or an error that says why not.
+
+    Parameters
+    ----------
+    model : bytes
+    device : Device
+    n_threads : int
+        On the CPU, of each run.
+    providers : list, optional
+        Of a GPU, as `gpu_providers` gives them; by default, those of float32.
+    """
+    if device.gpu is None:
+        return make_session(model, session_options(n_threads))
+    ort = import_onnxruntime()
+    providers = providers or gpu_providers(model, device, "float32", None, "")
+    with _nvidia_libraries(ort) as reported:
+        session = make_session(model, session_options(1), [*providers, *_CPU])
+    if session.get_providers()[0] == providers[0][0]:
+        return session
+    name = "TensorRT" if device.tensorrt else "CUDA"
+    needed = "tensorrt" if device.tensorrt else "'sk-cnncodes[cuda]'"
+    reason = (
+        f"ONNX Runtime {ort.__version__} cannot use {name} on {device}"
+        f"{': ' + reported[0] if reported else ''}. Install the NVIDIA libraries that "
+        f"it needs: pip install {needed}"
+    )
+    if device.required:
+        raise DeviceError(f"{reason}; or choose device='cpu'.")
+    warnings.warn(f"{reason}. The CPU is used instead.", stacklevel=2)
+    return make_session(model, session_options(n_threads))
+
+
+def gpu_providers(
+    model: bytes,
+    device: Device,
+    precision: str,
+    batch_size: int | None,
+    engine_cache: str,
+) -> list[tuple[str, dict[str, str]]]:
+    """Execution providers with their options, the preferred one first."""
+    cuda = {
+        "device_id": str(device.gpu),
+        # TF32 changes codes by 1e-3.
+        "use_tf32": "1" if precision == "tf32" else "0",
+        # Other searches run for seconds again whenever a shape is new.
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    if not device.tensorrt:
+        return [(_CUDA, cuda)]
+    Path(engine_cache).mkdir(parents=True, exist_ok=True)
+    if precision in ("float32", "tf32"):
+        _set_tensorrt_tf32(precision)
+    tensorrt = {
+        "device_id": str(device.gpu),
+        "trt_fp16_enable": "1" if precision == "float16" else "0",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": engine_cache,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": engine_cache,
+    }
+    if batch_size is None:
+        # One engine for all batch sizes, instead of one for each range met.
+        name, shape = _input_of(model)
+        for bound, rows in (
+            ("min", 1),
+            ("opt", _TENSORRT_USUAL),
+            ("max", _TENSORRT_MAX),
+        ):
+            dims = "x".join(map(str, (rows, *shape)))
+            tensorrt[f"trt_profile_{bound}_shapes"] = f"{name}:{dims}"
+    return [(_TENSORRT, tensorrt), (_CUDA, cuda)]
+
+
+def _set_tensorrt_tf32(precision: str) -> None:
+    """Switch TF32 off or on for TensorRT, which has no option of its own.
+
+    Its libraries read an environment variable, once in a process.
+
+    Raises
+    ------
+    DeviceError
+        If it is already the other way.
+    """
+    wanted = "1" if precision == "tf32" else "0"
+    if os.environ.setdefault(_TF32_VARIABLE, wanted) != wanted:
+        raise DeviceError(
+            f"precision={precision!r} with TensorRT needs {_TF32_VARIABLE}={wanted} for "
+            f"the whole process, got {os.environ[_TF32_VARIABLE]!r}: the environment "
+            "sets it, or another precision was used before. Use one of float32 and "
+            "tf32 in a process, or device='cuda'."
+        )
+
+
+def _input_of(model: bytes) -> tuple[str, list[int]]:
+    import onnx
+
+    (value,) = onnx.load_from_string(model).graph.input
+    return value.name, [d.dim_value for d in value.type.tensor_type.shape.dim[1:]]
+
+
+def session_options(n_threads: int) -> ort.SessionOptions:
+    """Options of every session: threads of one run, no messages, no spinning.
+
+    Idle threads that spin starve decoding, and each other where cores are shared.
+    """
+    options = import_onnxruntime().SessionOptions()
+    options.log_severity_level = 4
+    # Otherwise a file could pass for one of ONNX Runtime's own format.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = n_threads
+    return options
+
+
+def make_session(
+    model: bytes, options: ort.SessionOptions, providers: Sequence[Any] = _CPU
+) -> ort.InferenceSession:
+    """Open ONNX Runtime's session while no other thread forks.
+
+    Raises
+    ------
+    RuntimeError
+        If there cannot be as many threads as the options name.
+    """
+    _try_threads(options.intra_op_num_threads - 1)
+    with fork_lock:
+        return import_onnxruntime().InferenceSession(
+            model, options, providers=list(providers)
+        )
+
+
+def _try_threads(count: int) -> None:
+    """Start as many threads at once, and end them.
+
+    Where some of its own can be started, and not all, ONNX Runtime waits for ever.
+    """
+    end = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()
+
+
+@contextmanager
+def _nvidia_libraries(ort: ModuleType) -> Iterator[list[str]]:
+    """Load CUDA and cuDNN of the NVIDIA wheels; collect what fails, print nothing."""
+    reported: list[str] = []
+    printed = io.StringIO()
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(printed):
+            ort.preload_dlls(directory="")
+    reported.extend(line for line in printed.getvalue().splitlines() if line.strip())
+    yield reported
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of ONNX Runtime says that the GPU's memory is full."""
+    text = str(error).lower()
+    return any(
+        sign in text
+        for sign in (
+            "failed to allocate memory",
+            "out of memory",
+            "cudnn_status_alloc_failed",
+            "cublas_status_alloc_failed",
+        )
+    )

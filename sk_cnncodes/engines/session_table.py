@@ -1,0 +1,76 @@
+"""SessionTable: the open sessions of this process."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
+
+from sk_cnncodes.base.forks import after_fork_in_child, fork_safe_lock
+
+# Sessions kept open; each holds the weights and an arena of about 200 MB.
+MAX_SESSIONS = 4
+S = TypeVar("S")
+
+_tables: weakref.WeakSet[SessionTable[Any]] = weakref.WeakSet()
+
+
+class _Entry(Generic[S]):
+    """An open session, or one that the thread with the lock is opening."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.session: S | None = None
+
+
+class SessionTable(Generic[S]):
+    """Open sessions of this process; the least recently used is closed first.
+
+    Sessions cannot be pickled, must not be deleted in a forked child, and take
+    seconds to open: estimators ask this table for theirs each time.
+
+    Parameters
+    ----------
+    max_sessions : int
+        How many are kept open.
+    """
+
+    def __init__(self, max_sessions: int = MAX_SESSIONS) -> None:
+        self.max_sessions = max_sessions
+        self._entries: OrderedDict[Hashable, _Entry[S]] = OrderedDict()
+        self._lock = fork_safe_lock()
+        _tables.add(self)
+
+    def get(self, key: Hashable, make: Callable[[], S]) -> S:
+        """The session of a key; `make` is called once however many threads ask."""
+        with self._lock:
+            entry = self._entries.setdefault(key, _Entry[S]())
+            self._entries.move_to_end(key)
+            while len(self._entries) > self.max_sessions:
+                self._entries.popitem(last=False)
+        with entry.lock:
+            if entry.session is None:
+                entry.session = make()
+            return entry.session
+
+    def clear(self) -> None:
+        """Close all sessions that are not in use."""
+        with self._lock:
+            self._entries.clear()
+
+    def _abandon(self) -> None:
+        # Deleting a session whose threads stayed in the parent hangs, at exit too:
+        # one reference that is never given back keeps the child from trying.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._entries))
+        self._entries = OrderedDict()
+
+
+def _abandon_all() -> None:
+    for table in _tables:
+        table._abandon()
+
+
+after_fork_in_child(_abandon_all)

@@ -1,0 +1,95 @@
+"""GraphBuilder: ONNX nodes and constants with names of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sk_cnncodes.base.exceptions import first_line
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class GraphBuilder:
+    """Collects nodes and initializers; every method returns the name of a tensor.
+
+    Parameters
+    ----------
+    prefix : str
+        What all names begin with, unlike those of the graph that they are added to.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self._prefix = prefix
+        self._count = 0
+
+    def new_name(self) -> str:
+        """A name that was not used before."""
+        self._count += 1
+        return f"{self._prefix}{self._count}"
+
+    def constant(self, value: Any, dtype: Any = np.float32) -> str:
+        """Add an initializer."""
+        from onnx import numpy_helper
+
+        name = self.new_name()
+        array = np.asarray(value, dtype)
+        self.initializers.append(numpy_helper.from_array(array, name))
+        return name
+
+    def node(
+        self, op_type: str, *inputs: str, output: str | None = None, **attributes: Any
+    ) -> str:
+        """Add a node with one output."""
+        import onnx
+
+        output = output or self.new_name()
+        node = onnx.helper.make_node(op_type, list(inputs), [output], **attributes)
+        self.nodes.append(node)
+        return output
+
+
+def merge_opsets(
+    *imports: Iterable[onnx.OperatorSetIdProto],
+) -> list[onnx.OperatorSetIdProto]:
+    """Operator sets of several models: of each domain the newest version."""
+    import onnx
+
+    versions: dict[str, int] = {}
+    for each in imports:
+        for entry in each:
+            domain = "" if entry.domain == "ai.onnx" else entry.domain
+            versions[domain] = max(entry.version, versions.get(domain, 1))
+    return [onnx.helper.make_opsetid(*pair) for pair in versions.items()]
+
+
+def convert_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """A model at a version of the default operator set; each set is imported once.
+
+    Raises
+    ------
+    ValueError
+        If the model is newer, or onnx cannot convert it.
+    """
+    import onnx.version_converter
+
+    imports = merge_opsets(model.opset_import)
+    del model.opset_import[:]
+    model.opset_import.extend(imports)
+    found = next((entry.version for entry in imports if entry.domain == ""), opset)
+    if found > opset:
+        raise ValueError(f"it needs opset {found}, and the backbone has {opset}")
+    if found == opset:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, opset)
+    except Exception as error:
+        raise ValueError(
+            f"onnx cannot convert it from opset {found} to {opset} "
+            f"({first_line(error).rstrip('.')})"
+        ) from error

@@ -1,0 +1,70 @@
+"""Networks with several classifiers: what these read, as one tensor.
+
+Networks with several trunks, such as CrossViT or an ensemble, average the scores of
+one classifier for each. No tensor of such a file holds what all of them read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sk_cnncodes.graphs.classifiers import find_classifiers
+from sk_cnncodes.graphs.view import constant_names, node_reads
+
+if TYPE_CHECKING:
+    import onnx
+
+_FULLY_CONNECTED = ("Gemm", "MatMul")
+
+
+def ensemble_tensor(output: str) -> str:
+    """Name of the tensor that joins what the classifiers of an output read."""
+    return f"{output}/read_by_classifiers"
+
+
+def join_ensemble_heads(model: onnx.ModelProto) -> None:
+    """Add the concatenation of what the classifiers of an output read.
+
+    No node reads it: it can be a layer, and no other layer needs it.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        With nodes in topological order, and without Constant nodes. It is changed.
+    """
+    import onnx
+
+    nodes = list(model.graph.node)
+    producer = _image_dependent(model.graph)
+
+    def data_inputs(index: int) -> list[str]:
+        return [name for name in nodes[index].input if name in producer]
+
+    for output in model.graph.output:
+        classifiers = find_classifiers(
+            output.name,
+            producer.get,
+            lambda index: nodes[index].op_type,
+            data_inputs,
+            lambda index, _: nodes[index].op_type in _FULLY_CONNECTED,
+        )
+        read = list(dict.fromkeys(data_inputs(index)[0] for index in classifiers))
+        name = ensemble_tensor(output.name)
+        parts = [f"{name}/{number}" for number in range(len(read))]
+        if len(read) < 2 or not producer.keys().isdisjoint([name, *parts]):
+            continue
+        for source, part in zip(read, parts, strict=True):
+            node = onnx.helper.make_node("Flatten", [source], [part], axis=1)
+            model.graph.node.append(node)
+        model.graph.node.append(onnx.helper.make_node("Concat", parts, [name], axis=1))
+
+
+def _image_dependent(graph: onnx.GraphProto) -> dict[str, int]:
+    """Tensors that depend on an input of the graph, and the nodes that compute them."""
+    dependent = {value.name for value in graph.input} - constant_names(graph)
+    producer = {}
+    for index, node in enumerate(graph.node):
+        if not dependent.isdisjoint(node_reads(node)):
+            dependent.update(node.output)
+            producer.update(dict.fromkeys(filter(None, node.output), index))
+    return producer

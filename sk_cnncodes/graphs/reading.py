@@ -1,0 +1,256 @@
+"""Reading ONNX files into a normal form, with or without their weights."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sk_cnncodes.base.exceptions import BackboneError, first_line
+from sk_cnncodes.base.files import file_sha256
+from sk_cnncodes.graphs.checks import all_tensors, check_structure
+from sk_cnncodes.graphs.ensemble_heads import join_ensemble_heads
+from sk_cnncodes.graphs.fused_operators import split_fused
+from sk_cnncodes.graphs.quantised_operators import expose_floats
+from sk_cnncodes.graphs.view import (
+    LARGEST_SHAPE_TENSOR,
+    constant_names,
+    default_opset,
+    node_reads,
+    tensor_size,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+# ONNX Runtime gives no guarantee for models of an older default opset.
+OLDEST_OPSET = 7
+# Fields of a tensor that hold its elements.
+_VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data")
+
+
+def digest_with_data(path: Path, model: onnx.ModelProto) -> str:
+    """Digest of an ONNX file together with the files beside it that hold its data.
+
+    Files that are missing or lie elsewhere do not count here: reading the data names
+    them in its error.
+    """
+    folder = path.parent.resolve()
+    digest = file_sha256(path)
+    parts = [digest]
+    for name in external_data_files(model):
+        try:
+            file = (folder / name).resolve()
+            if file.is_relative_to(folder) and file.is_file():
+                parts.append(f"{name} {file_sha256(file)}")
+        except (OSError, ValueError):  # no possible path
+            continue
+    if len(parts) == 1:
+        return digest
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file in a normal form, without its external data.
+
+    The normal form has its nodes in topological order, no model-local functions,
+    no `Constant` nodes in the main graph, no initializer among the inputs, sums
+    apart from the normalisations behind them, floats behind all integers that stand
+    for activations, and what several classifiers read as one tensor.
+
+    Raises
+    ------
+    BackboneError
+        If the file is missing, is not ONNX, or its graph is malformed.
+    """
+    import onnx
+
+    if not path.is_file():
+        raise BackboneError(
+            f"backbone file {str(path)!r}: no such file. Expected the path of an ONNX "
+            "file."
+        )
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise BackboneError(
+            f"backbone file {str(path)!r}: not an ONNX file ({first_line(error)})."
+        ) from error
+    if not model.graph.node or not model.graph.output:
+        raise BackboneError(
+            f"backbone file {str(path)!r}: not an ONNX network: it has "
+            f"{len(model.graph.node)} nodes and {len(model.graph.output)} outputs."
+        )
+    try:
+        check_structure(model)
+        return _normal_form(model)
+    except BackboneError as error:
+        raise BackboneError(f"backbone file {str(path)!r}: {error}") from error
+    except Exception as error:  # of onnx, and of fields that are not what they should
+        raise BackboneError(
+            f"backbone file {str(path)!r}: its graph is malformed "
+            f"({first_line(error)})."
+        ) from error
+
+
+def read_outline(path: Path) -> onnx.ModelProto:
+    """What `read_model` gives without the values of weights; not to be changed.
+
+    Shapes of weights, and values that could be shapes, are kept. It is remembered, so
+    that a large file is parsed once.
+    """
+    return _read_outline(path, file_sha256(path))
+
+
+@lru_cache(maxsize=32)
+def _read_outline(path: Path, sha256: str) -> onnx.ModelProto:
+    import onnx
+
+    model = read_model(path)
+    for tensor in model.graph.initializer:
+        if tensor_size(tensor) > LARGEST_SHAPE_TENSOR:
+            for field in _VALUES:
+                tensor.ClearField(field)
+    outline = onnx.ModelProto()
+    outline.CopyFrom(model)  # the memory of cleared fields goes with their message
+    return outline
+
+
+def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+    import onnx.inliner
+    import onnx.version_converter
+
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    if default_opset(model) < OLDEST_OPSET:
+        try:
+            model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
+        except Exception as error:
+            raise BackboneError(
+                f"its opset {default_opset(model)} is older than {OLDEST_OPSET}, and "
+                f"onnx cannot convert it ({first_line(error)})."
+            ) from error
+    graph = model.graph
+    nodes = []
+    for node in graph.node:
+        tensor = _constant_tensor(node) if node.op_type == "Constant" else None
+        if tensor is None:
+            nodes.append(node)
+        else:
+            graph.initializer.append(tensor)
+    nodes = sorted_nodes(nodes)
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+    constants = constant_names(graph)
+    inputs = [value for value in graph.input if value.name not in constants]
+    graph.ClearField("input")
+    graph.input.extend(inputs)
+    split_fused(model)
+    expose_floats(model)
+    join_ensemble_heads(model)
+    # Initializers that are not inputs exist since IR version 4.
+    model.ir_version = max(model.ir_version, 4)
+    return model
+
+
+def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The value of a `Constant` node as an initializer; None for strings."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    attribute = node.attribute[0]
+    value = helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        tensor = TensorProto()
+        tensor.CopyFrom(value)
+        tensor.name = node.output[0]
+        return tensor
+    kinds = {"value_int": "i8", "value_ints": "i8"}
+    kinds |= {"value_float": "f4", "value_floats": "f4"}
+    if attribute.name not in kinds:
+        return None
+    array = np.asarray(value, kinds[attribute.name])
+    return numpy_helper.from_array(array, node.output[0])
+
+
+def sorted_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Nodes in topological order; the given order is kept where it is one already.
+
+    Raises
+    ------
+    BackboneError
+        If two nodes write one tensor, or nodes wait for each other.
+    """
+    nodes = list(nodes)
+    producer: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for name in filter(None, node.output):
+            if name in producer:
+                raise BackboneError(f"the tensor {name!r} is written by two nodes.")
+            producer[name] = index
+    waits = [{producer[n] for n in node_reads(node) if n in producer} for node in nodes]
+    followers: list[list[int]] = [[] for _ in nodes]
+    for index, sources in enumerate(waits):
+        for source in sources:
+            followers[source].append(index)
+    missing = [len(sources) for sources in waits]
+    ready = [index for index, count in enumerate(missing) if count == 0]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        index = heapq.heappop(ready)
+        order.append(nodes[index])
+        for follower in followers[index]:
+            missing[follower] -= 1
+            if missing[follower] == 0:
+                heapq.heappush(ready, follower)
+    if len(order) < len(nodes):
+        stuck = next(node for node, count in zip(nodes, missing, strict=True) if count)
+        raise BackboneError(
+            f"its graph has a cycle through the tensor {stuck.output[0]!r}."
+        )
+    return order
+
+
+def external_data_files(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the files that hold data of a model, relative to its folder."""
+    return tuple(
+        sorted(
+            {
+                entry.value
+                for tensor in all_tensors(model.graph)
+                for entry in tensor.external_data
+                if entry.key == "location"
+            }
+        )
+    )
+
+
+def embed_external_data(model: onnx.ModelProto, folder: Path) -> None:
+    """Read the external data that a model still refers to into the model.
+
+    Raises
+    ------
+    BackboneError
+        If a data file is missing, too short, or outside of `folder`.
+    """
+    import onnx
+    from onnx import external_data_helper
+
+    for tensor in all_tensors(model.graph):
+        if not external_data_helper.uses_external_data(tensor):
+            continue
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        except Exception as error:
+            location = {e.key: e.value for e in tensor.external_data}.get("location")
+            raise BackboneError(
+                f"the weights of {tensor.name!r} cannot be read from {location!r}, "
+                f"expected in the folder {str(folder)!r} ({first_line(error)})."
+            ) from error
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        tensor.ClearField("external_data")

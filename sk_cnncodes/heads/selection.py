@@ -1,0 +1,185 @@
+"""Choose backbone, layer and head by cross-validation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sklearn.base import ClassifierMixin, clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.svm import LinearSVC
+
+from sk_cnncodes.base.public import public
+from sk_cnncodes.codes.cache import CodeCache
+from sk_cnncodes.codes.grids import layer_grid
+from sk_cnncodes.codes.transformer import CNNCodeTransformer
+
+NEIGHBOURS = 5
+# Parameters that suit codes of unit length.
+HEADS: dict[str, tuple[str, ClassifierMixin]] = {
+    "svm": ("linear SVM", LinearSVC(C=10, random_state=0)),
+    "logistic": ("logistic regression", LogisticRegression(C=10, max_iter=1000)),
+    "knn": (f"{NEIGHBOURS} nearest neighbours", KNeighborsClassifier(NEIGHBOURS)),
+}
+DEFAULT_LAYERS = (-1, -2, -4)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A combination and its accuracy in cross-validation.
+
+    Attributes
+    ----------
+    backbone : str
+    layer : int or str
+    head : str
+        A key of `HEADS`.
+    mean, std : float
+        Accuracy over the folds, in [0, 1].
+    """
+
+    backbone: str
+    layer: int | str
+    head: str
+    mean: float
+    std: float
+
+
+@public
+def code_search(
+    backbones: Sequence[str],
+    layers: Sequence[int | str] = DEFAULT_LAYERS,
+    heads: Sequence[str] = tuple(HEADS),
+    *,
+    cv: int = 5,
+    seed: int = 0,
+    n_jobs: int | None = None,
+    cache: str | os.PathLike[str] | CodeCache = "memory",
+    device: str = "auto",
+) -> GridSearchCV:
+    """A search over backbones, layers and heads, with one forward pass an image.
+
+    Parameters
+    ----------
+    backbones : sequence of str
+        Names or paths, as the `backbone` of `CNNCodeTransformer`.
+    layers : sequence of int or str
+    heads : sequence of str
+        Keys of `HEADS`.
+    cv : int, default=5
+        Number of folds, stratified and shuffled.
+    seed : int, default=0
+        Of the folds.
+    n_jobs : int or None, default=None
+        Number of processes. More than one need a `cache` with a path.
+    cache : "memory", str, path-like or CodeCache, default="memory"
+    device : str, default="auto"
+
+    Returns
+    -------
+    GridSearchCV
+        Not fitted. Its pipelines have the steps "codes", of unit length, and "head".
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sk_cnncodes.heads.selection import code_search, scores
+    >>> digits = load_digits()
+    >>> search = code_search(["cnncodes-mini"], [-2], ["svm", "knn"], cv=2)
+    >>> search = search.fit(digits.images[:60] / 16, digits.target[:60])
+    >>> [(found.layer, found.head) for found in scores(search)]
+    [(-2, 'svm'), (-2, 'knn')]
+    """
+    codes = CNNCodeTransformer(norm="l2", cache=cache, device=device)
+    estimators = [clone(HEADS[name][1]) for name in heads]
+    grid = layer_grid(layers, step="codes") | {
+        "codes__backbone": list(backbones),
+        "head": estimators,
+    }
+    return GridSearchCV(
+        Pipeline([("codes", codes), ("head", estimators[0])]),
+        grid,
+        cv=StratifiedKFold(cv, shuffle=True, random_state=seed),
+        n_jobs=n_jobs,
+        error_score="raise",
+    )
+
+
+def scores(search: GridSearchCV) -> list[Candidate]:
+    """All candidates of a fitted `code_search`, in the order of its parameters."""
+    results = search.cv_results_
+    found = [
+        Candidate(
+            parameters["codes__backbone"],
+            parameters["codes__layer"],
+            _head_name(parameters["head"]),
+            float(mean),
+            float(std),
+        )
+        for parameters, mean, std in zip(
+            results["params"],
+            results["mean_test_score"],
+            results["std_test_score"],
+            strict=True,
+        )
+    ]
+    grid = search.param_grid
+    backbones, layers = (
+        {value: place for place, value in enumerate(grid[f"codes__{name}"])}
+        for name in ("backbone", "layer")
+    )
+    return sorted(found, key=lambda c: (backbones[c.backbone], layers[c.layer]))
+
+
+def chosen(search: GridSearchCV) -> Candidate:
+    """The best candidate of a fitted `code_search`."""
+    best = search.best_params_
+    wanted = best["codes__backbone"], best["codes__layer"], _head_name(best["head"])
+    return next(c for c in scores(search) if (c.backbone, c.layer, c.head) == wanted)
+
+
+def _head_name(head: ClassifierMixin) -> str:
+    return next(name for name, (_, own) in HEADS.items() if type(own) is type(head))
+
+
+@public
+def score_table(search: GridSearchCV) -> str:
+    """Mean accuracy in cross-validation, in %: a line a layer, a column a head."""
+    found = scores(search)
+    names = list(dict.fromkeys(c.head for c in found))
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    for candidate in found:
+        row = rows.setdefault((candidate.backbone, str(candidate.layer)), {})
+        row[candidate.head] = candidate.mean
+    first = max(len("backbone"), *(len(short_name(b)) for b, _ in rows))
+    second = max(len("layer"), *(len(layer) for _, layer in rows))
+    heads = [HEADS[name][0] for name in names]
+    lines = ["  ".join([f"{'backbone':<{first}}", f"{'layer':>{second}}", *heads])]
+    for (backbone, layer), row in rows.items():
+        cells = [
+            f"{100 * row[name]:{len(head)}.2f}"
+            for name, head in zip(names, heads, strict=True)
+        ]
+        start = [f"{short_name(backbone):<{first}}", f"{layer:>{second}}"]
+        lines.append("  ".join(start + cells))
+    return "\n".join(lines)
+
+
+@public
+def verdict(search: GridSearchCV) -> str:
+    """The best candidate in a sentence."""
+    best = chosen(search)
+    return (
+        f"Chosen: {short_name(best.backbone)}, layer {best.layer}, "
+        f"{HEADS[best.head][0]}: {100 * best.mean:.2f}% in cross-validation."
+    )
+
+
+def short_name(backbone: str) -> str:
+    """A backbone's name, or the file name of its path."""
+    return Path(backbone).name

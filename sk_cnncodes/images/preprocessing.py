@@ -1,0 +1,347 @@
+"""Preprocessing: how an image becomes the numbers that a backbone was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sk_cnncodes.base.exceptions import PreprocessingError
+from sk_cnncodes.base.public import public
+from sk_cnncodes.images.resizing import INTERPOLATIONS, JUMPING, resized_crops
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+METADATA_KEY = "sk_cnncodes.preprocessing"
+
+RESIZES = ("shorter", "squash", "exact", "none")
+ROUNDINGS = ("torchvision", "huggingface", "nearest")
+# Of a network's input, in pixels: a file could ask for sizes that fill the memory.
+_LONGEST_SIDE = 8192
+CHANNELS = ("RGB", "BGR", "GRAY")
+LAYOUTS = ("NCHW", "NHWC")
+
+
+@public
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, crop and normalisation that belong to a backbone.
+
+    The image is resized, cropped at its centre, and then each channel becomes
+    ``(value * scale - mean) / std``, where `value` lies in [0, 255].
+
+    Parameters
+    ----------
+    crop_size : (int, int)
+        Height and width of the network's input, in pixels.
+    resize : {"shorter", "squash", "exact", "none"}, default="shorter"
+        - ``"shorter"``: the shorter side becomes `resize_size`, the other keeps the
+          aspect ratio;
+        - ``"squash"``: both sides become `resize_size`, whatever the aspect ratio;
+        - ``"exact"``: the image becomes `crop_size` as a whole, nothing is cropped;
+        - ``"none"``: only cropped.
+    resize_size : int or (int, int) or None, default=None
+        Size to resize to, in pixels: an int for ``"shorter"``, an int or (height,
+        width) for ``"squash"``; None stands for the size of the crop.
+    interpolation : str, default="bilinear"
+        ``"nearest"``, ``"bilinear"``, ``"bicubic"``, ``"lanczos"``, ``"box"`` or
+        ``"hamming"``, all as Pillow computes them: with antialiasing.
+    rounding : {"torchvision", "huggingface", "nearest"}, default="torchvision"
+        How the longer side with ``"shorter"``, and the corner of the crop, become
+        whole pixels. It moves codes a little, since the crop moves by half a pixel.
+
+        - ``"torchvision"``, and timm: the side down, the corner to the nearest, halves
+          to even;
+        - ``"huggingface"``: both down;
+        - ``"nearest"``: the side to the nearest, the corner down.
+    mean, std : tuple of float, default=(0, 0, 0) and (1, 1, 1)
+        In the units of the scaled values, in the order of `channels`. `std` must not
+        be zero.
+    scale : float, default=1.0
+        Factor before the mean is subtracted, such as 1/255.
+    channels : {"RGB", "BGR", "GRAY"}, default="RGB"
+        Order of the channels that the network expects; ``"GRAY"`` is one channel of
+        luma (ITU-R BT.601, as Pillow's mode L).
+    layout : {"NCHW", "NHWC"}, default="NCHW"
+        Layout of the network's input.
+
+    Raises
+    ------
+    PreprocessingError
+        If a value is not one of those described.
+
+    Examples
+    --------
+    What torchvision's classification weights were trained with:
+
+    >>> from sk_cnncodes import Preprocessing
+    >>> imagenet = Preprocessing(
+    ...     crop_size=(224, 224),
+    ...     resize_size=256,
+    ...     scale=1 / 255,
+    ...     mean=(0.485, 0.456, 0.406),
+    ...     std=(0.229, 0.224, 0.225),
+    ... )
+    >>> imagenet.crop_size
+    (224, 224)
+    """
+
+    crop_size: tuple[int, int]
+    resize: Literal["shorter", "squash", "exact", "none"] = "shorter"
+    resize_size: int | tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+    rounding: Literal["torchvision", "huggingface", "nearest"] = "torchvision"
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    scale: float = 1.0
+    channels: Literal["RGB", "BGR", "GRAY"] = "RGB"
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__  # the record is frozen for everyone else
+        if isinstance(self.crop_size, Integral):
+            put(self, "crop_size", (self.crop_size, self.crop_size))
+        put(self, "crop_size", _sides("crop_size", self.crop_size))
+        _check_choice("resize", self.resize, RESIZES)
+        _check_choice("interpolation", self.interpolation, tuple(INTERPOLATIONS))
+        _check_choice("rounding", self.rounding, ROUNDINGS)
+        _check_choice("channels", self.channels, CHANNELS)
+        _check_choice("layout", self.layout, LAYOUTS)
+        put(self, "resize_size", self._checked_resize_size())
+        if not _is_number(self.scale) or self.scale == 0:
+            raise PreprocessingError(
+                f"preprocessing scale: expected a number other than 0, got "
+                f"{self.scale!r}."
+            )
+        put(self, "scale", float(self.scale))
+        for name in ("mean", "std"):
+            put(self, name, _channel_values(name, getattr(self, name), self.n_channels))
+        if 0.0 in self.std:
+            raise PreprocessingError(
+                f"preprocessing std: expected no zero, got {self.std}."
+            )
+
+    def _checked_resize_size(self) -> int | tuple[int, int] | None:
+        size = self.resize_size
+        if self.resize in ("exact", "none"):
+            if size is not None:
+                raise PreprocessingError(
+                    f"preprocessing resize_size: expected None with resize="
+                    f"{self.resize!r}, got {size!r}."
+                )
+            return None
+        if size is None:
+            return min(self.crop_size) if self.resize == "shorter" else self.crop_size
+        if isinstance(size, Integral):
+            if not 1 <= int(size) <= _LONGEST_SIDE:
+                raise PreprocessingError(
+                    "preprocessing resize_size: expected an int from 1 to "
+                    f"{_LONGEST_SIDE}, got {size}."
+                )
+            return int(size)
+        if self.resize == "shorter":
+            raise PreprocessingError(
+                "preprocessing resize_size: expected an int, the length of the shorter "
+                f"side, got {size!r}."
+            )
+        return _sides("resize_size", size)
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels of the network's input: 3, or 1 for "GRAY"."""
+        return 1 if self.channels == "GRAY" else 3
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the network's input for one image."""
+        height, width = self.crop_size
+        if self.layout == "NCHW":
+            return (1, self.n_channels, height, width)
+        return (1, height, width, self.n_channels)
+
+    # -- pixels --------------------------------------------------------------
+
+    def apply(self, image: Image.Image) -> np.ndarray:
+        """Resize and crop an upright RGB image.
+
+        Parameters
+        ----------
+        image : PIL.Image.Image
+            In mode RGB.
+
+        Returns
+        -------
+        ndarray of uint8, shape (height, width, 3)
+            Of the size `crop_size`.
+        """
+        full, spare = self._full_and_spare(image)
+        corners = [(self._corner(spare[0]), self._corner(spare[1]))]
+        crops = resized_crops(image, full, self.crop_size, corners, self.interpolation)
+        central: np.ndarray = crops[0]
+        return central
+
+    def apply_five(self, image: Image.Image) -> np.ndarray:
+        """The four corners and the centre of the resized image.
+
+        Parameters
+        ----------
+        image : PIL.Image.Image
+            In mode RGB.
+
+        Returns
+        -------
+        ndarray of uint8, shape (5, height, width, 3)
+            Top left, top right, bottom left, bottom right, centre.
+        """
+        full, spare = self._full_and_spare(image)
+        top, left = self._corner(spare[0]), self._corner(spare[1])
+        # Along a side that is smaller than the crop there is one position.
+        tops = (0, spare[0]) if spare[0] > 0 else (top, top)
+        lefts = (0, spare[1]) if spare[1] > 0 else (left, left)
+        corners = [(y, x) for y in tops for x in lefts]
+        return resized_crops(
+            image, full, self.crop_size, [*corners, (top, left)], self.interpolation
+        )
+
+    def _full_and_spare(
+        self, image: Image.Image
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Size of a whole image after the resize, and by how much the crop is smaller.
+
+        Both as (height, width).
+        """
+        height, width = self.resized_size(image.height, image.width)
+        return (height, width), (height - self.crop_size[0], width - self.crop_size[1])
+
+    def _corner(self, excess: int) -> int:
+        """Where the crop starts along a side that is longer by `excess` pixels."""
+        if self.rounding != "torchvision":
+            return excess // 2
+        return -(-excess // 2) if excess < 0 else round(excess / 2)
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a whole image after the resize, in pixels."""
+        if self.resize == "none":
+            return height, width
+        if self.resize == "exact":
+            return self.crop_size
+        size = self.resize_size
+        assert size is not None
+        if self.resize == "squash":
+            return size if isinstance(size, tuple) else (size, size)
+        assert isinstance(size, int)
+        longer = size * max(height, width) / min(height, width)
+        whole = round(longer) if self.rounding == "nearest" else int(longer)
+        return (size, whole) if height <= width else (whole, size)
+
+    def min_decode_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image must keep where it is decoded smaller.
+
+        A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. With twice the size
+        after the resize there is no visible difference, but with "nearest" and "box",
+        which jump.
+        """
+        if self.resize == "none" or self.interpolation in JUMPING:
+            return height, width
+        full_height, full_width = self.resized_size(height, width)
+        return 2 * full_height, 2 * full_width
+
+    # -- as plain values -----------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values as plain numbers, strings and tuples."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Read what `to_dict` or the ONNX metadata hold.
+
+        Raises
+        ------
+        PreprocessingError
+            If a key is unknown, `crop_size` is missing, or a value is wrong.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown or "crop_size" not in values:
+            fault = f"unknown {unknown}" if unknown else "crop_size is missing"
+            raise PreprocessingError(
+                f"preprocessing: {fault}. Expected crop_size and any of {known[1:]}."
+            )
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**plain)
+
+    # -- ONNX metadata -------------------------------------------------------
+
+    def to_metadata(self) -> dict[str, str]:
+        """Entry for the `metadata_props` of an ONNX model."""
+        return {METADATA_KEY: json.dumps(self.to_dict())}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Preprocessing | None:
+        """Read the entry that `to_metadata` writes; None where there is none."""
+        if METADATA_KEY not in metadata:
+            return None
+        return cls.from_dict(_json_object(metadata[METADATA_KEY], METADATA_KEY))
+
+
+def _json_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PreprocessingError(f"{where}: not JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise PreprocessingError(f"{where}: expected a JSON object, got {values!r}.")
+    return values
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, Real)
+        and not isinstance(value, bool)
+        and bool(np.isfinite(float(value)))
+    )
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise PreprocessingError(
+            f"preprocessing {name}: expected one of {list(choices)}, got {value!r}."
+        )
+
+
+def _sides(name: str, value: Any) -> tuple[int, int]:
+    good = isinstance(value, (tuple, list)) and len(value) == 2
+    if not good or not all(isinstance(v, Integral) and int(v) >= 1 for v in value):
+        raise PreprocessingError(
+            f"preprocessing {name}: expected (height, width) of at least one pixel, "
+            f"got {value!r}."
+        )
+    if max(value) > _LONGEST_SIDE:
+        raise PreprocessingError(
+            f"preprocessing {name}: expected at most {_LONGEST_SIDE} pixels a side, "
+            f"got {value!r}."
+        )
+    return int(value[0]), int(value[1])
+
+
+def _channel_values(name: str, values: Any, n_channels: int) -> tuple[float, ...]:
+    if _is_number(values):
+        values = (values,) * n_channels
+    listed = isinstance(values, (tuple, list, np.ndarray))
+    # One grey channel takes the default of three equal values too.
+    if listed and n_channels == 1 and len(set(values)) == 1:
+        values = (values[0],)
+    if not listed or len(values) != n_channels or not all(map(_is_number, values)):
+        raise PreprocessingError(
+            f"preprocessing {name}: expected {n_channels} finite numbers, got "
+            f"{values!r}."
+        )
+    return tuple(float(value) for value in values)

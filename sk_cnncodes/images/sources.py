@@ -1,0 +1,213 @@
+"""What an element of X holds: names for messages, and the content of image files."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sk_cnncodes.base.exceptions import ImageError, ImageNotFoundError
+from sk_cnncodes.base.files import is_open_database, working_folder
+from sk_cnncodes.base.forks import fork_safe_lock
+from sk_cnncodes.images.safe_open import LARGEST_FILE
+
+ACCEPTED = (
+    "a path, the bytes of an image file, an open binary file, a PIL image, or an array "
+    "of shape (height, width), (height, width, 1), (height, width, 3) or (height, "
+    "width, 4) of uint8, bool, or floats in [0, 1]"
+)
+# One file object may stand in X twice, and be read by two threads.
+open_file_lock = fork_safe_lock()
+# What this process has too little of; no fault of an image.
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def describe_image(image: Any, index: int) -> str:
+    """How messages name an element of X: its position, and its path if it has one."""
+    return f"image {index} ({describe_source(image)})"
+
+
+def describe_source(image: Any) -> str:
+    """How messages name an element of X without its position."""
+    if isinstance(image, (str, PurePath)):
+        return repr(str(image))
+    if isinstance(image, (bytes, bytearray)):
+        return f"{len(image)} bytes"
+    if isinstance(image, np.ndarray):
+        return f"array of shape {image.shape}, dtype {image.dtype}"
+    if isinstance(image, Image.Image):
+        name = getattr(image, "filename", "")
+        return f"PIL image {image.size}{' of ' + repr(name) if name else ''}"
+    name = getattr(image, "name", None)
+    return repr(name) if isinstance(name, str) else type(image).__name__
+
+
+def is_file(image: Any) -> bool:
+    return callable(getattr(image, "read", None))
+
+
+def holds_content(image: Any) -> bool:
+    """Whether an element of X is or names an image file, rather than pixels."""
+    return not isinstance(image, (np.ndarray, Image.Image))
+
+
+def read_content(image: Any, index: int) -> bytes:
+    """The content of the image file that an element of X is or names.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read, or is nothing of the kind.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return _path_content(path_of(image, index), index)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return bytes(image)
+    if is_file(image):
+        return _content(image, index)
+    name = describe_image(image, index)
+    if image is None or (isinstance(image, float) and np.isnan(image)):
+        raise ImageError(f"{name}: missing value. Expected {ACCEPTED}.", index)
+    raise ImageError(f"{name}: got {type(image).__name__}. Expected {ACCEPTED}.", index)
+
+
+def path_of(image: str | os.PathLike[Any], index: int) -> str:
+    """The path that an element of X is; an object may have to fetch its file first.
+
+    Raises
+    ------
+    ImageError
+        If the object fails.
+    """
+    try:
+        return os.fsdecode(image)
+    except Exception as error:
+        name = describe_image(image, index)
+        if is_scarcity(error, name):
+            raise
+        raise ImageError(f"{name}: has no path ({_reason(error)}).", index) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _path_content(path: str, index: int) -> bytes:
+    name = describe_image(path, index)
+    try:
+        status = os.stat(path)  # noqa: PTH116
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            # Reading a pipe or a device may never end.
+            raise ImageError(
+                f"{name}: not a regular file. Expected the path of an image.", index
+            )
+        if is_open_database(path):
+            raise ImageError(
+                f"{name}: a code cache that is in use. Expected the path of an image.",
+                index,
+            )
+        # A limit given to `read` would be allocated.
+        _check_length(status.st_size, name, index)
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise ImageNotFoundError(
+            f"{name}: no such file. Expected the path of an image; relative paths "
+            f"start from {working_folder()}.",
+            index,
+        ) from error
+    except OSError as error:
+        if is_scarcity(error, name):
+            raise
+        reason = error.strerror or str(error)
+        raise ImageError(f"{name}: cannot be read ({reason}).", index) from error
+    except ValueError as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name}: not a valid path ({error}).", index) from error
+
+
+def _check_length(length: int, name: str, index: int) -> None:
+    if length > LARGEST_FILE:
+        raise ImageError(
+            f"{name}: expected a file of at most {LARGEST_FILE} bytes.", index
+        )
+
+
+def is_scarcity(error: Exception, name: str) -> bool:
+    """Whether an error is no fault of the image, whose name it then notes.
+
+    Such an error is raised as it is: the image would become a row of NaN.
+    """
+    scarce = isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in _SCARCE
+    )
+    if scarce:
+        error.add_note(f"This happened to {name}.")
+    return scarce
+
+
+def _content(file: Any, index: int) -> bytes:
+    """The whole content of an open file, which stays open."""
+    name = describe_image(file, index)
+    with open_file_lock:
+        try:
+            content = _content_on_disk(file, name, index)
+            if content is None:
+                content = _content_by_seeking(file, name, index)
+        except ImageError:
+            raise
+        except Exception as error:
+            if is_scarcity(error, name):
+                raise
+            # Files in archives and of other libraries raise nearly anything.
+            reason = _reason(error)
+            raise ImageError(f"{name}: cannot be read ({reason}).", index) from error
+    if not isinstance(content, bytes):
+        raise ImageError(
+            f"{name}: opened as text. Expected a file opened in binary mode, 'rb'.",
+            index,
+        )
+    return content
+
+
+def _content_on_disk(file: Any, name: str, index: int) -> bytes | None:
+    """Of a usual open file, read without its position or its lock; else None.
+
+    Forked processes share the position, and may be reading too; another thread of
+    the parent may have held the lock.
+    """
+    usual = type(file) is io.BufferedReader and type(file.raw) is io.FileIO
+    if not usual or not hasattr(os, "pread"):
+        return None
+    number = file.fileno()
+    status = os.fstat(number)
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    _check_length(status.st_size, name, index)
+    parts, length = [], 0
+    while part := os.pread(number, status.st_size + 1, length):
+        parts.append(part)
+        length += len(part)
+    return b"".join(parts)
+
+
+def _content_by_seeking(file: Any, name: str, index: int) -> Any:
+    if not file.seekable():
+        # It would be empty when it is read again: by predict after fit, or to decode
+        # what was looked up.
+        raise ImageError(
+            f"{name}: the open file cannot be read twice. Expected a seekable file, or "
+            "its bytes.",
+            index,
+        )
+    file.seek(0, os.SEEK_END)
+    _check_length(file.tell(), name, index)
+    file.seek(0)
+    return file.read()

@@ -1,0 +1,165 @@
+"""Layer: a tensor of a backbone at which it can be cut; LayerGraph makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from sk_cnncodes.base.exceptions import BackboneError
+from sk_cnncodes.base.public import public
+from sk_cnncodes.layers.channel_axes import ChannelAxes
+from sk_cnncodes.layers.typed_graph import TypedGraph
+
+Kind = Literal["map", "tokens", "vector"]
+NAMED = "named by its tensor; it has no number"
+
+
+@public
+@dataclass(frozen=True)
+class Layer:
+    """A tensor of a backbone at which it can be cut.
+
+    Attributes
+    ----------
+    name : str
+        Name of the tensor in the ONNX file.
+    label : str
+        Path of the module that computes it where the export kept one, else `name`.
+    kind : {"map", "tokens", "vector"}
+        Activations over rows and columns, over tokens, or one vector per image.
+    shape : tuple of int
+        Shape without the batch.
+    channel_axis : int
+        Axis of the channels in the tensor with its batch: 1 or the last.
+    has_class_token : bool
+        Whether the first token is a class token.
+    parameter_share : float
+        Share of the backbone's parameters that the layer needs, in [0, 1].
+    element : int
+        Its element type, an `onnx.TensorProto.DataType`.
+    position : int or None
+        -1 for the penultimate layer, -2 for the block output before it, and so on;
+        None for a tensor that is not a numbered layer.
+    rule : str
+        Why it is a layer: the rule that found it, or that it was named.
+    """
+
+    name: str
+    label: str
+    kind: Kind
+    shape: tuple[int, ...]
+    channel_axis: int
+    has_class_token: bool
+    parameter_share: float
+    element: int
+    position: int | None = None
+    rule: str = NAMED
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels, the length of an averaged code."""
+        return self.shape[self.channel_axis - 1]
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        if self.kind == "map":
+            return f"a map of shape {shape}"
+        if self.kind == "tokens":
+            with_class = "with" if self.has_class_token else "without"
+            return f"tokens of shape {shape} {with_class} a class token"
+        return f"a vector of length {shape}"
+
+
+class LayerGraph(TypedGraph):
+    """A typed graph that makes a `Layer` of any of its tensors.
+
+    Its parameters are those of `TypedGraph`.
+    """
+
+    @cached_property
+    def _channel_axes(self) -> ChannelAxes:
+        return ChannelAxes(self)
+
+    @cached_property
+    def _total_weights(self) -> int:
+        outputs = [output.name for output in self.view.model.graph.output]
+        return max(1, *(self.view.weights_before(name) for name in outputs))
+
+    def can_be_layer(self, name: str) -> bool:
+        """Whether a tensor has a shape and a type that can give a code."""
+        shape = self.shape(name)
+        return (
+            self.is_float(name)
+            and 2 <= len(shape) <= 4
+            and shape[0] == self.batch
+            and 0 not in shape
+        )
+
+    def layer(
+        self,
+        name: str,
+        label: str | None = None,
+        position: int | None = None,
+        rule: str = NAMED,
+    ) -> Layer:
+        """The layer at a tensor of the graph.
+
+        Raises
+        ------
+        BackboneError
+            If the tensor has no shape that could give a code.
+        """
+        if not self.can_be_layer(name):
+            raise BackboneError(
+                f"the tensor {name!r} of shape {self.shape(name)} and type "
+                f"{self._element_name(name)} cannot be a layer. Expected "
+                "floats of shape (batch, channels), (batch, tokens, channels) or "
+                "(batch, channels, rows, columns)."
+            )
+        shape = self.shape(name)
+        channel_axis = len(shape) - 1
+        kind: Kind = "vector"
+        if len(shape) == 4:
+            kind, channel_axis = "map", self._channel_axes.axis(name)
+        elif len(shape) == 3:
+            kind = "tokens"
+        return Layer(
+            name=name,
+            label=label or self.labels([name])[0],
+            kind=kind,
+            shape=shape[1:],
+            channel_axis=channel_axis,
+            has_class_token=kind == "tokens" and self._has_class_token(name),
+            parameter_share=self.view.weights_before(name) / self._total_weights,
+            element=self.element(name),
+            position=position,
+            rule=rule,
+        )
+
+    def _element_name(self, name: str) -> str:
+        import onnx
+
+        return str(onnx.TensorProto.DataType.Name(self.element(name))).lower()
+
+    def _has_class_token(self, name: str) -> bool:
+        """Whether a learned token was put before the others, upstream of a tensor."""
+        tokens = self.shape(name)[1]
+        for index in self.view.ancestors([name]):
+            node = self.view.nodes[index]
+            if self.op(index) != "Concat" or len(node.input) < 2:
+                continue
+            axis = next(a.i for a in node.attribute if a.name == "axis")
+            # QLinearConcat has its own scale, and one for each of its inputs.
+            joined = node.input if node.op_type == "Concat" else node.input[2::3]
+            if axis in (1, -2) and self._puts_learned_first(joined):
+                made = self.shape(node.output[0])
+                if len(made) == 3 and made[1] == tokens:
+                    return True
+        return False
+
+    def _puts_learned_first(self, joined: Iterable[str]) -> bool:
+        """Whether of joined tensors the first is constant, and another is not."""
+        first, *others = (name in self.view.image_dependent for name in joined)
+        return not first and any(others)

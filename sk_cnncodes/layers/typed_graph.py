@@ -1,0 +1,232 @@
+"""TypedGraph: an ONNX model with shapes of tensors and names of modules."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from sk_cnncodes.base.exceptions import BackboneError
+from sk_cnncodes.graphs.operators import LAYOUT_OPS, plain_operator
+from sk_cnncodes.graphs.view import GraphView, TensorType, infer_types, value_shape
+
+if TYPE_CHECKING:
+    import onnx
+
+# Gives the types of tensors by running the model; what is known of each is passed.
+Measure = Callable[[Mapping[str, TensorType | None]], dict[str, TensorType]]
+
+
+class TypedGraph:
+    """A model with the types of its tensors.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        In the normal form of `sk_cnncodes.graphs.reading.read_model`.
+    input_name : str
+        The image input.
+    input_shape : tuple of int
+        Its shape, with a batch of one image, or of as many as the file fixes.
+    measure : callable
+        Gives the types that shape inference does not find.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        input_name: str,
+        input_shape: tuple[int, ...],
+        measure: Measure,
+    ) -> None:
+        self.view = GraphView(model, input_name)
+        self.batch = input_shape[0]
+        self._types = infer_types(model, input_name, input_shape)
+        self._measure = measure
+        self._measured: set[str] = set()
+
+    # -- operators -----------------------------------------------------------
+
+    def op(self, index: int) -> str:
+        """Operator of a node, by its name for floats with the channels first."""
+        return plain_operator(self.view.nodes[index].op_type)
+
+    def kernel(self, index: int) -> tuple[int, ...]:
+        """Rows and columns of a convolution: as stated, or those of its weights."""
+        node = self.view.nodes[index]
+        stated = [a.ints for a in node.attribute if a.name == "kernel_shape"]
+        weights = node.input[3 if node.op_type == "QLinearConv" else 1]
+        return tuple(stated[0]) if stated else self.shape(weights)[2:]
+
+    # -- shapes --------------------------------------------------------------
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor; () where neither inference nor a run gives it.
+
+        The model runs when the first unknown shape is asked for, once for all of them.
+        """
+        if not self._is_known(name) and name not in self._measured:
+            unknown = self._unknown_types(name)
+            self._measured.update(unknown)
+            self._types.update(self._measure(unknown))
+        known = self._types.get(name)
+        if known is None or known.shape is None:
+            return ()
+        return tuple(dim or 0 for dim in known.shape)
+
+    def _is_known(self, name: str) -> bool:
+        known = self._types.get(name)
+        return known is not None and known.shape is not None and None not in known.shape
+
+    def _unknown_types(self, name: str) -> dict[str, TensorType | None]:
+        """A tensor and all others without a full type that need no input but the image.
+
+        Of the others, those that an output of the file depends on.
+        """
+        view = self.view
+        inputs = {value.name for value in view.model.graph.input}
+        foreign = view.made_of(inputs - {view.input_name})
+        outputs = [output.name for output in view.model.graph.output]
+        needed = view.ancestors(each for each in outputs if each not in foreign)
+        names = [each for i in sorted(needed) for each in view.nodes[i].output if each]
+        names = list(dict.fromkeys([*names, name]))
+        unknown = [n for n in names if not self._is_known(n)]
+        return {n: self._types.get(n) for n in unknown if n not in self._measured}
+
+    def may_have_rank(self, name: str, rank: int) -> bool:
+        """Whether a tensor has a rank, as far as is known without a run."""
+        known = self._types.get(name)
+        return known is None or known.shape is None or len(known.shape) == rank
+
+    def element(self, name: str) -> int:
+        """Element type of a tensor, an `onnx.TensorProto.DataType`; 0 if unknown."""
+        known = self._types.get(name)
+        return known.element if known else 0
+
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor holds floating-point numbers."""
+        import onnx
+
+        proto = onnx.TensorProto
+        floats = (proto.FLOAT, proto.FLOAT16, proto.BFLOAT16, proto.DOUBLE)
+        return self.element(name) in floats
+
+    # -- names of modules ----------------------------------------------------
+
+    @cached_property
+    def _module_paths(self) -> dict[str, str]:
+        return _module_paths(self.view.nodes)
+
+    @cached_property
+    def module_outputs(self) -> dict[str, str]:
+        """Paths of modules and their outputs: the last tensors that they compute."""
+        outputs = {}
+        for node in self.view.nodes:
+            for name in node.output:
+                path = ""
+                if name in self.view.image_dependent:
+                    path = self._module_paths.get(name, "")
+                while path:
+                    outputs[path] = name
+                    path = path.rpartition(".")[0]
+        return outputs
+
+    def labels(self, names: list[str]) -> list[str]:
+        """Readable names of tensors: paths of the modules whose outputs they are.
+
+        A tensor is often the output of several nested modules. Of their paths, the one
+        is taken that has as many parts as most of the tensors can have.
+        """
+        modules: list[list[str]] = [
+            [path for path, out in self.module_outputs.items() if out == name]
+            for name in names
+        ]
+        depths = [{path.count(".") for path in paths} for paths in modules]
+        everywhere = [depth for found in depths for depth in found]
+        usual = max(everywhere, key=lambda d: (everywhere.count(d), -d), default=0)
+        labels = []
+        for name, paths in zip(names, modules, strict=True):
+            nearest = sorted(paths, key=lambda p: (abs(p.count(".") - usual), len(p)))
+            path = self._module_paths.get(name, "")
+            inner = path if self._is_output_rearranged(name, path) else name
+            labels.append(nearest[0] if nearest else inner)
+        counts = Counter(labels)
+        return [
+            label if counts[label] == 1 else name
+            for name, label in zip(names, labels, strict=True)
+        ]
+
+    def _is_output_rearranged(self, name: str, path: str) -> bool:
+        """Whether the output of a module holds the values of a tensor, rearranged."""
+        made = self.module_outputs.get(path, name)
+        while made != name:
+            index = self.view.producer.get(made)
+            if index is None or self.op(index) not in LAYOUT_OPS:
+                return False
+            (made,) = self.view.data_inputs(index)[:1] or ("",)
+        return path in self.module_outputs
+
+
+def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
+    """The input of a model that takes images.
+
+    Raises
+    ------
+    BackboneError
+        If there is none, or there are several.
+    """
+    found: list[onnx.ValueInfoProto] = []
+    for value in model.graph.input:
+        shape = value_shape(value)
+        if shape is None and len(model.graph.input) == 1:
+            found.append(value)
+        elif shape is not None and len(shape) == 4:
+            channels = (shape[1], shape[3])
+            if any(c in (1, 3) for c in channels) or None in channels:
+                found.append(value)
+    if len(found) == 1:
+        return found[0]
+    stated = [f"{v.name!r} {_shape_text(value_shape(v))}" for v in model.graph.input]
+    raise BackboneError(
+        f"it has {'no' if not found else len(found)} image inputs. Expected one input "
+        "of shape [batch, 3, height, width] or [batch, height, width, 3]; its inputs "
+        f"are: {', '.join(stated) or 'none'}."
+    )
+
+
+def _shape_text(shape: Iterable[int | None] | None) -> str:
+    if shape is None:
+        return "of unknown shape"
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
+
+
+def _module_paths(nodes: list[onnx.NodeProto]) -> dict[str, str]:
+    """Paths of the torch modules of tensors, as torch exporters keep them."""
+    paths = {}
+    for node in nodes:
+        scopes = [
+            p.value
+            for p in node.metadata_props
+            if p.key == "pkg.torch.onnx.name_scopes"
+        ]
+        parts: list[str] = []
+        if scopes:
+            try:
+                parts = [str(s) for s in ast.literal_eval(scopes[0])][:-1]
+            except (ValueError, SyntaxError):
+                parts = []
+        else:
+            # Outputs of the file have names of their own; their nodes keep the path.
+            made = next((n for n in (node.output[0], node.name) if n[:1] == "/"), "")
+            parts = made.split("/")[1:-1]
+        path: list[str] = []
+        for part in filter(None, parts):
+            if path and part.startswith(path[-1] + "."):
+                path[-1] = part  # a part repeats the container that holds it
+            else:
+                path.append(part)
+        if path:
+            paths.update({name: ".".join(path) for name in node.output if name})
+    return paths

@@ -1,0 +1,285 @@
+"""The GPU engine: its logic on the CPU as far as that goes; and on a GPU."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sk_cnncodes import CNNCodeTransformer
+from sk_cnncodes.base.exceptions import DeviceError
+from sk_cnncodes.engines import onnxruntime as onnxruntime_engine
+from sk_cnncodes.engines.devices import Device, count_gpus
+from sk_cnncodes.engines.onnxruntime import (
+    GpuRunner,
+    gpu_providers,
+    import_onnxruntime,
+    is_out_of_memory,
+)
+from sk_cnncodes.engines.session import CodeSession, MultiDeviceRunner
+from tests.engines.test_session import code_graph
+from tests.faults.conftest import allow_threads
+
+# What ONNX Runtime and its libraries say when the memory of a GPU is full.
+OUT_OF_MEMORY = [
+    "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while "
+    "running Conv node. Status Message: bfc_arena.cc:376 AllocateRawInternal Failed to "
+    "allocate memory for requested buffer of size 1233125376",
+    "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 2: out of memory ; GPU=0 ; "
+    "expr=cudaMalloc((void**)&p, size);",
+    "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED ; GPU=0",
+    "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+]
+
+
+def images(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), np.uint8)
+
+
+def gpu_runner(*, fixed_batch: bool = False) -> GpuRunner:
+    """The runner of a GPU, whose memory and session are those of the CPU."""
+    session = import_onnxruntime().InferenceSession(
+        code_graph(), providers=["CPUExecutionProvider"]
+    )
+    return GpuRunner(session, 0, fixed_batch=fixed_batch, memory="cpu")
+
+
+# -- batches -----------------------------------------------------------------
+
+
+def test_bound_batches_give_the_codes_of_their_images() -> None:
+    runner = gpu_runner()
+    for count in (1, 5, 8, 3, 13, 2, 13):
+        X = images(count, seed=count)
+        (codes,) = runner.run(X)
+        np.testing.assert_allclose(codes, X.mean((1, 2)), rtol=1e-5)
+
+
+def test_the_gpu_sees_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = gpu_runner()
+    seen: list[int] = []
+    slot_run = onnxruntime_engine._Slot.run
+
+    def noted(self, X: np.ndarray, filled: int) -> list[np.ndarray]:
+        seen.append(filled)
+        made = slot_run(self, X, filled)
+        assert len(made[0]) == filled
+        return made
+
+    monkeypatch.setattr(onnxruntime_engine._Slot, "run", noted)
+    for count in (50, 50, 37, 20, 7, 1, 50):
+        assert len(runner.run(images(count))[0]) == count
+    assert seen == [50, 50, 50, 32, 8, 1, 50]
+    seen.clear()
+    fixed = gpu_runner(fixed_batch=True)
+    fixed.run(images(5))
+    fixed.run(images(3))
+    assert seen == [5, 3]
+
+
+def test_threads_do_not_mix_up_their_batches() -> None:
+    runner = gpu_runner()
+    assert runner.n_concurrent_runs == 2
+
+    def work(seed: int) -> None:
+        X = images(1 + seed % 9, seed)
+        (codes,) = runner.run(X)
+        np.testing.assert_allclose(codes, X.mean((1, 2)), rtol=1e-5)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(300)))
+
+
+def test_pages_are_locked_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def driver(refuses: str = "") -> SimpleNamespace:
+        def function(name: str):
+            def call(*arguments: object) -> int:
+                calls.append(name)
+                return 2 if name == refuses else 0
+
+            return call
+
+        names = ("cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent")
+        names += ("cuMemHostRegister_v2", "cuMemHostUnregister")
+        return SimpleNamespace(**{name: function(name) for name in names})
+
+    monkeypatch.setattr(onnxruntime_engine, "cuda_driver", driver)
+    runner = gpu_runner()
+    np.testing.assert_allclose(runner.run(images(3))[0], images(3).mean((1, 2)))
+    assert calls[-1] == "cuMemHostRegister_v2"
+    runner.run(images(9))  # in the place of another batch in flight
+    assert calls.count("cuMemHostUnregister") == 0
+    runner.run(images(9))  # needs more memory than the first time
+    assert calls.count("cuMemHostRegister_v2") == 3
+    assert calls.count("cuMemHostUnregister") == 1
+    # A driver that refuses costs speed, not codes.
+    monkeypatch.setattr(
+        onnxruntime_engine, "cuda_driver", lambda: driver("cuMemHostRegister_v2")
+    )
+    del runner
+    calls.clear()
+    runner = gpu_runner()
+    np.testing.assert_allclose(runner.run(images(3))[0], images(3).mean((1, 2)))
+    del runner
+    assert "cuMemHostUnregister" not in calls
+
+
+# -- several devices -----------------------------------------------------------
+
+
+def test_several_devices_work_at_once() -> None:
+    meeting = threading.Barrier(3)
+    used: set[str] = set()
+
+    class Slow:
+        provider, n_concurrent_runs, image_shape = "CUDAExecutionProvider", 1, (4, 4, 3)
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def run(self, X: np.ndarray) -> list[np.ndarray]:
+            used.add(self.name)
+            meeting.wait(timeout=20)  # until all three run
+            return [X.mean((1, 2))]
+
+    session = CodeSession(
+        MultiDeviceRunner([Slow(name) for name in "abc"]), None, on_cpu=False
+    )
+    assert session.n_concurrent_runs == 3
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(session.run, [images(2, seed) for seed in range(6)]))
+    assert used == {"a", "b", "c"}
+    for seed, (codes,) in enumerate(made):
+        np.testing.assert_allclose(codes, images(2, seed).mean((1, 2)))
+
+
+# -- memory --------------------------------------------------------------------
+
+
+class Small:
+    """A GPU that holds a few images only."""
+
+    provider, n_concurrent_runs, image_shape = "CUDAExecutionProvider", 2, (4, 4, 3)
+
+    def __init__(self, holds: int, says: str = OUT_OF_MEMORY[0]) -> None:
+        self.holds, self.says = holds, says
+        self.tried: list[int] = []
+
+    def run(self, X: np.ndarray) -> list[np.ndarray]:
+        self.tried.append(len(X))
+        if len(X) > self.holds:
+            raise RuntimeError(self.says)
+        return [X.mean((1, 2))]
+
+
+@pytest.mark.parametrize("says", OUT_OF_MEMORY)
+def test_out_of_memory_halves_the_batch_and_says_so_once(says: str) -> None:
+    assert is_out_of_memory(RuntimeError(says))
+    runner = Small(5, says)
+    session = CodeSession(runner, None, on_cpu=False)
+    with pytest.warns(RuntimeWarning, match="does not hold 32 images") as warned:
+        (codes,) = session.run(images(32))
+    assert len(warned) == 1
+    np.testing.assert_allclose(codes, images(32).mean((1, 2)))
+    assert runner.tried[:4] == [32, 16, 8, 4]
+    runner.tried.clear()
+    session.run(images(32))  # without a warning, and at once in parts that fit
+    assert runner.tried == [4] * 8
+    assert session.choose_batch_size(1000) == 4
+
+
+def test_a_gpu_that_holds_no_image() -> None:
+    session = CodeSession(Small(0), None, on_cpu=False)
+    with (
+        pytest.warns(RuntimeWarning, match="goes on with 1"),
+        pytest.raises(DeviceError, match="does not hold a run of one image"),
+    ):
+        session.run(images(2))
+
+
+def test_other_errors_are_not_tried_again() -> None:
+    runner = Small(0, "the shapes do not fit")
+    with pytest.raises(RuntimeError, match="do not fit"):
+        CodeSession(runner, None, on_cpu=False).run(images(8))
+    assert runner.tried == [8]
+
+
+# -- options -------------------------------------------------------------------
+
+
+def test_options_of_cuda() -> None:
+    ((name, exact),) = gpu_providers(b"", Device(1, required=True), "float32", None, "")
+    assert name == "CUDAExecutionProvider"
+    assert exact == {
+        "device_id": "1",
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    ((_, fast),) = gpu_providers(b"", Device(0, required=True), "tf32", None, "")
+    assert fast["use_tf32"] == "1"
+
+
+def test_options_of_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    device = Device(1, required=True, tensorrt=True)
+    (name, options), (second, _) = gpu_providers(
+        code_graph(), device, "float16", None, str(tmp_path)
+    )
+    assert (name, second) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+    assert options["trt_fp16_enable"] == "1"
+    assert options["trt_engine_cache_path"] == str(tmp_path)
+    assert options["trt_profile_max_shapes"] == "images:256x4x4x3"
+    assert options["trt_profile_min_shapes"] == "images:1x4x4x3"
+    (_, fixed), _ = gpu_providers(b"", device, "float16", 8, str(tmp_path))
+    assert "trt_profile_max_shapes" not in fixed
+
+
+# -- on a GPU ------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(count_gpus() == 0, reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("precision", "difference"), [("float32", 1e-3), ("tf32", 1e-2), ("float16", 2e-2)]
+)
+def test_codes_of_a_gpu_agree_with_those_of_the_cpu(
+    photographs: list[np.ndarray], precision: str, difference: float
+) -> None:
+    many = photographs * 20
+    expected = CNNCodeTransformer(cache=None, device="cpu").transform(many)
+    codes = CNNCodeTransformer(
+        cache=None, device="cuda", precision=precision, batch_size=32
+    ).transform(many)
+    assert np.abs(codes - expected).max() <= difference * np.abs(expected).max()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(count_gpus() == 0, reason="needs a GPU")
+def test_two_sessions_at_once_on_a_gpu(photographs: list[np.ndarray]) -> None:
+    expected = CNNCodeTransformer(cache=None, device="cpu").transform(photographs)
+
+    def work(layer: int) -> np.ndarray:
+        transformer = CNNCodeTransformer(cache=None, device="cuda", layer=layer)
+        return transformer.transform(photographs)
+
+    with ThreadPoolExecutor(2) as pool:
+        last, _ = pool.map(work, [-1, -2])
+    np.testing.assert_allclose(last, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_a_session_whose_threads_cannot_all_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where one of three could be started, ONNX Runtime waited for ever."""
+    before = threading.active_count()
+    with monkeypatch.context() as patch:
+        allow_threads(patch, 1)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            onnxruntime_engine.load_session(b"", Device(None, required=True), 4)
+    assert threading.active_count() == before

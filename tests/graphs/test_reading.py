@@ -1,0 +1,101 @@
+"""Files of all kinds are read into one normal form, large ones once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from sk_cnncodes import BackboneError, Preprocessing, load_backbone
+from sk_cnncodes.graphs import reading as model_files
+from sk_cnncodes.graphs.reading import read_model, read_outline, sorted_nodes
+from sk_cnncodes.graphs.view import GraphView, node_reads
+from tests import networks
+
+
+def test_functions_are_inlined(tmp_path: Path) -> None:
+    model = read_model(
+        Path(networks.save(networks.with_function(), tmp_path / "a.onnx"))
+    )
+    assert not model.functions
+    assert "doubled" in GraphView(model, "data").image_dependent
+
+
+def test_nodes_in_any_order_are_sorted() -> None:
+    nodes = list(networks.resnet().graph.node)
+    order = np.random.default_rng(0).permutation(len(nodes))
+    done = {"data"} | {t.name for t in networks.resnet().graph.initializer}
+    for node in sorted_nodes([nodes[i] for i in order]):
+        assert done.issuperset(node_reads(node))
+        done.update(node.output)
+
+
+def test_a_cycle_is_named() -> None:
+    nodes = [
+        helper.make_node("Relu", ["b"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+    ]
+    with pytest.raises(BackboneError, match=r"cycle through the tensor '[ab]'"):
+        sorted_nodes(nodes)
+    twice = [helper.make_node("Relu", ["x"], ["a"])] * 2
+    with pytest.raises(BackboneError, match="'a' is written by two nodes"):
+        sorted_nodes(twice)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "not an ONNX network"), (b"hello, I am text", "not an ONNX file")],
+)
+def test_not_onnx(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "text.onnx"
+    path.write_bytes(content)
+    with pytest.raises(BackboneError, match=f"text.onnx.*{reason}"):
+        read_model(path)
+
+
+def test_initializers_among_the_inputs_are_not_inputs(tmp_path: Path) -> None:
+    """Files before IR version 4 list every weight as an input too."""
+    model = networks.resnet(opset=7)
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
+    read = read_model(Path(networks.save(model, tmp_path / "old.onnx")))
+    assert [value.name for value in read.graph.input] == ["data"]
+    assert read.ir_version >= 4
+
+
+def test_an_outline_has_shapes_but_no_weights(tmp_path: Path) -> None:
+    path = Path(networks.save(networks.alexnet(), tmp_path / "net.onnx"))
+    outline, model = read_outline(path), read_model(path)
+    assert outline.ByteSize() < 0.6 * model.ByteSize()
+    assert outline.graph.node == model.graph.node
+    for light, whole in zip(
+        outline.graph.initializer, model.graph.initializer, strict=True
+    ):
+        assert (light.name, light.dims) == (whole.name, whole.dims)
+        assert light == whole or np.prod(whole.dims) > 4096
+
+
+def test_a_file_is_parsed_once_for_all_that_is_asked_of_its_graph(
+    tmp_path: Path, plain: Preprocessing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def counting(path: Path) -> onnx.ModelProto:
+        read.append(path)
+        return read_model(path)
+
+    monkeypatch.setattr(model_files, "read_model", counting)
+    path = Path(networks.save(networks.resnet(), tmp_path / "net.onnx"))
+    for _ in range(2):
+        backbone = load_backbone(path, plain)
+        assert len(backbone.layers) == 5
+    assert read == [path]
+    networks.save(networks.squeezenet(), path)
+    assert len(load_backbone(path, plain).layers) == 3
+    assert read == [path, path]

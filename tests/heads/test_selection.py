@@ -1,0 +1,78 @@
+"""Choose backbone, layer and head by cross-validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.model_selection import GridSearchCV
+
+from sk_cnncodes.heads.selection import (
+    HEADS,
+    chosen,
+    code_search,
+    score_table,
+    scores,
+    short_name,
+    verdict,
+)
+from tests.forwards import counted_forwards
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Any, Any]:
+    bunch = load_digits()
+    return bunch.images[:80] / 16, bunch.target[:80]
+
+
+@pytest.fixture(scope="module")
+def search(digits: tuple[Any, Any]) -> GridSearchCV:
+    # Positions in another order than they sort in.
+    found = code_search(
+        ["cnncodes-mini"], [-3, -1], ["knn", "svm"], cv=2, cache="memory"
+    )
+    return found.fit(*digits)
+
+
+def test_scores_are_those_of_the_search(search: GridSearchCV) -> None:
+    found = scores(search)
+    assert [(c.backbone, c.layer, c.head) for c in found] == [
+        ("cnncodes-mini", layer, head) for layer in (-3, -1) for head in ("knn", "svm")
+    ]
+    means = sorted(c.mean for c in found)
+    assert means == sorted(search.cv_results_["mean_test_score"])
+    assert chosen(search).mean == search.best_score_ == means[-1]
+    assert search.best_estimator_["codes"].layer == chosen(search).layer
+    assert type(search.best_estimator_["head"]) is type(HEADS[chosen(search).head][1])
+
+
+def test_table_and_verdict(search: GridSearchCV) -> None:
+    head, *lines = score_table(search).splitlines()
+    assert head == "backbone       layer  5 nearest neighbours  linear SVM"
+    assert len({len(line) for line in (head, *lines)}) == 1
+    values = [float(cell) for line in lines for cell in line.split()[2:]]
+    np.testing.assert_allclose(
+        values, [100 * c.mean for c in scores(search)], atol=0.01
+    )
+    best = chosen(search)
+    assert f"layer {best.layer}, {HEADS[best.head][0]}: {100 * best.mean:.2f}%" in (
+        verdict(search)
+    )
+
+
+def test_each_image_takes_one_forward_pass(digits: tuple[Any, Any]) -> None:
+    from sk_cnncodes import CodeCache
+
+    images, labels = digits
+    with counted_forwards() as count:
+        code_search(["cnncodes-mini"], [-1, -2], cv=2, cache=CodeCache()).fit(
+            images, labels
+        )
+    assert count.images <= len(images)
+
+
+def test_short_name() -> None:
+    assert short_name("cnncodes-mini") == "cnncodes-mini"
+    assert short_name("models/resnet50.onnx") == "resnet50.onnx"

@@ -1,0 +1,70 @@
+"""Image files in folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sk_cnncodes.images.decode import read_rgb
+from sk_cnncodes.images.folders import find_images, find_labelled_images, image_suffixes
+from sk_cnncodes.images.safe_open import FORMATS
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_has_a_suffix_and_is_read(name: str, tmp_path: Path) -> None:
+    known = [s for s, f in Image.registered_extensions().items() if f == name]
+    assert set(known) & image_suffixes()
+    path = tmp_path / f"image{sorted(set(known) & image_suffixes())[0]}"
+    Image.new("RGB", (3, 3)).save(path, format=name)
+    assert read_rgb(path, 0).size == (3, 3)
+
+
+def test_find_images_goes_down_in_order(tmp_path: Path) -> None:
+    touch(tmp_path, "b/2.png", "b/1.JPEG", "a/deep/3.webp", "0.jpg")
+    touch(tmp_path, "notes.txt", ".hidden.jpg", ".cache/5.jpg", "b/noext")
+    found = find_images(tmp_path)
+    paths = [Path(path).relative_to(tmp_path).as_posix() for path in found.paths]
+    assert paths == ["0.jpg", "a/deep/3.webp", "b/1.JPEG", "b/2.png"]
+    assert found.ignored == 4
+    assert found.labels == []
+
+
+def test_relative_folders_give_relative_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "photos/cat/1.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert find_images("photos").paths == [str(Path("photos", "cat", "1.jpg"))]
+    assert find_labelled_images("photos").paths == [str(Path("photos/cat/1.jpg"))]
+
+
+def test_folder_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError):
+        find_images("no-such-folder")
+
+
+def test_labels_are_names_of_sub_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "dog/2.jpg", "cat/1.png", "cat/3.gif")
+    touch(
+        tmp_path, "top.jpg", ".git/4.jpg", "cat/.5.jpg", "dog/Thumbs.db", "cat/in/6.jpg"
+    )
+    found = find_labelled_images(tmp_path)
+    assert [Path(path).name for path in found.paths] == ["1.png", "3.gif", "2.jpg"]
+    assert found.labels == ["cat", "cat", "dog"]
+    assert (found.ignored, found.outside) == (3, 2)
+
+
+def test_images_that_lie_deeper_are_no_classes(tmp_path: Path) -> None:
+    touch(tmp_path, "train/cat/1.jpg", "test/cat/2.jpg")
+    with pytest.raises(ValueError, match="found no images in its sub-folders") as error:
+        find_labelled_images(tmp_path)
+    assert str(tmp_path / "test" / "cat") in str(error.value)

@@ -1,0 +1,268 @@
+"""Resize and crop against arithmetic written out; records that refuse nonsense."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from sk_cnncodes import Preprocessing, PreprocessingError
+from sk_cnncodes.images.decode import read_rgb
+from sk_cnncodes.images.preprocessing import INTERPOLATIONS
+
+
+def torchvision(image: Image.Image, size: int, crop: int) -> np.ndarray:
+    """Resize(size) and CenterCrop(crop) as torchvision documents them, step by step."""
+    width, height = image.size
+    if width <= height:
+        scaled = (size, int(size * height / width))
+    else:
+        scaled = (int(size * width / height), size)
+    image = image.resize(scaled, Image.Resampling.BILINEAR)
+    left = round((image.width - crop) / 2.0)
+    top = round((image.height - crop) / 2.0)
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+
+
+@given(
+    width=st.integers(40, 400),
+    height=st.integers(40, 400),
+    size=st.integers(32, 80),
+    share=st.floats(0.5, 1),
+    seed=st.integers(0, 99),
+)
+def test_crop_inside_of_the_resize_equals_resize_then_crop(
+    width: int, height: int, size: int, share: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 6, 3), np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    crop = max(1, int(size * share))
+    ours = Preprocessing(crop_size=(crop, crop), resize_size=size).apply(image)
+    reference = torchvision(image, size, crop)
+    assert np.abs(ours.astype(int) - reference).max() <= 1
+
+
+def test_photographs_within_one_level(photographs: list[np.ndarray]) -> None:
+    for pixels in photographs:
+        image = Image.fromarray(pixels)
+        ours = Preprocessing(crop_size=(96, 96), resize_size=110).apply(image)
+        reference = torchvision(image, 110, 96)
+        assert np.abs(ours.astype(int) - reference).max() <= 1
+
+
+@given(
+    width=st.integers(40, 300),
+    height=st.integers(40, 300),
+    interpolation=st.sampled_from(sorted(INTERPOLATIONS)),
+    seed=st.integers(0, 99),
+)
+@example(width=206, height=40, interpolation="bicubic", seed=0)  # two levels
+def test_noise_within_one_level_with_all_filters(
+    width: int, height: int, interpolation: str, seed: int
+) -> None:
+    """Resized first along the rows, then along the columns, then cropped."""
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+    record = Preprocessing(
+        crop_size=(40, 40), resize_size=48, interpolation=interpolation
+    )
+    ours = record.apply(image).astype(int)
+    full_height, full_width = record.resized_size(height, width)
+    method = Image.Resampling(INTERPOLATIONS[interpolation])
+    if interpolation != "nearest":  # it has no passes
+        image = image.resize((full_width, height), method)
+    whole = np.asarray(image.resize((full_width, full_height), method))
+    top, left = round((full_height - 40) / 2), round((full_width - 40) / 2)
+    reference = whole[top : top + 40, left : left + 40]
+    difference = np.abs(ours - reference)
+    seldom = interpolation in ("bicubic", "lanczos")
+    assert difference.max() <= (2 if seldom else 1)
+    assert (difference > 1).mean() < 0.001
+
+
+def keras(image: Image.Image, side: int) -> np.ndarray:
+    """`load_img(target_size=(side, side), interpolation="bilinear")` of Keras: the
+    whole image becomes the input, whatever its aspect ratio."""
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def test_keras_as_documented(photographs: list[np.ndarray]) -> None:
+    record = Preprocessing(crop_size=(96, 96), resize="exact")
+    for pixels in photographs:
+        image = Image.fromarray(pixels)
+        np.testing.assert_array_equal(record.apply(image), keras(image, 96))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_large_jpegs_are_decoded_smaller_without_a_visible_difference(
+    orientation: int, tmp_path: Path
+) -> None:
+    from sklearn.datasets import load_sample_images
+
+    record = Preprocessing(crop_size=(96, 96), resize_size=104)
+    path = tmp_path / "large.jpg"
+    for pixels in load_sample_images().images:
+        image = Image.fromarray(pixels).resize((1280, 864), Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image.save(path, quality=92, exif=exif)
+        whole = read_rgb(str(path), 0)
+        small = read_rgb(str(path), 0, min_decode_size=record.min_decode_size)
+        # The largest factor that leaves 2 * 104 pixels along the shorter side.
+        assert small.size == (whole.width // 4, whole.height // 4)
+        difference = record.apply(small).astype(int) - record.apply(whole)
+        assert np.abs(difference).mean() < 1
+        assert np.abs(difference).max() <= 16
+
+
+@pytest.mark.parametrize(
+    ("size", "smaller"),
+    [
+        ((832, 832), (208, 208)),  # just twice the target
+        ((830, 832), (415, 416)),  # 1/4 would leave less, and parts of a pixel
+        ((1281, 864), (1281, 864)),  # parts of a pixel
+        ((400, 400), (400, 400)),
+    ],
+)
+def test_which_jpegs_are_decoded_smaller(
+    size: tuple[int, int], smaller: tuple[int, int]
+) -> None:
+    record = Preprocessing(crop_size=(96, 96), resize_size=104)
+    for format, expected in (("JPEG", smaller), ("PNG", size)):
+        file = io.BytesIO()
+        Image.new("RGB", size).save(file, format)
+        content = file.getvalue()
+        assert (
+            read_rgb(content, 0, min_decode_size=record.min_decode_size).size
+            == expected
+        )
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_squash_and_exact(interpolation: str, photographs: list[np.ndarray]) -> None:
+    image = Image.fromarray(photographs[2])
+    method = Image.Resampling(INTERPOLATIONS[interpolation])
+    exact = Preprocessing(
+        crop_size=(40, 60), resize="exact", interpolation=interpolation
+    )
+    np.testing.assert_array_equal(
+        exact.apply(image), np.asarray(image.resize((60, 40), method))
+    )
+    squash = Preprocessing(
+        crop_size=(40, 40),
+        resize="squash",
+        resize_size=(50, 60),
+        interpolation=interpolation,
+    )
+    whole = image.resize((60, 50), method).crop((10, 5, 50, 45))
+    difference = squash.apply(image).astype(int) - np.asarray(whole)
+    assert np.abs(difference).max() <= 1
+
+
+def test_none_crops_and_pads(photographs: list[np.ndarray]) -> None:
+    pixels = photographs[0][:50, :70]
+    out = Preprocessing(crop_size=(60, 60), resize="none").apply(
+        Image.fromarray(pixels)
+    )
+    np.testing.assert_array_equal(out[5:55], pixels[:, 5:65])
+    assert not out[:5].any()
+    assert not out[55:].any()
+
+
+@pytest.mark.parametrize(
+    ("rounding", "above"), [("torchvision", 1), ("huggingface", 2)]
+)
+def test_padding_is_rounded_as_the_corner(rounding: str, above: int) -> None:
+    """Of three rows that are missing, torchvision adds one above, transformers two."""
+    record = Preprocessing(crop_size=(10, 10), resize="none", rounding=rounding)
+    image = Image.new("RGB", (7, 7), "white")
+    inside = record.apply(image).any(axis=2)
+    assert inside[above : above + 7, above : above + 7].all()
+    assert inside.sum() == 49
+    np.testing.assert_array_equal(record.apply_five(image)[4].any(axis=2), inside)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "box"])
+def test_filters_that_jump_see_the_whole_jpeg(
+    interpolation: str, photographs: list[np.ndarray]
+) -> None:
+    record = Preprocessing(
+        crop_size=(20, 20), resize="exact", interpolation=interpolation
+    )
+    file = io.BytesIO()
+    Image.fromarray(photographs[0][:160, :160]).save(file, "JPEG")
+    found = record.apply(
+        read_rgb(file.getvalue(), 0, min_decode_size=record.min_decode_size)
+    )
+    whole = record.apply(Image.open(file).convert("RGB"))
+    np.testing.assert_array_equal(found, whole)
+
+
+def test_conventions_of_rounding() -> None:
+    def corner(rounding: str, width: int) -> tuple[tuple[int, int], int]:
+        record = Preprocessing(crop_size=(10, 10), rounding=rounding, resize_size=10)
+        return record.resized_size(100, width), record._corner(3)
+
+    assert corner("torchvision", 178) == ((10, 17), 2)
+    assert corner("huggingface", 178) == ((10, 17), 1)
+    assert corner("nearest", 178) == ((10, 18), 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop_size": (0, 4)}, "crop_size.*at least one pixel.*(0, 4)"),
+        ({"crop_size": "224"}, "crop_size.*'224'"),
+        ({"resize": "fit"}, r"resize: expected one of \['shorter'.*'fit'"),
+        ({"interpolation": "area"}, "interpolation.*'bilinear'.*'area'"),
+        ({"channels": "RBG"}, "channels.*'RBG'"),
+        ({"layout": "CHW"}, "layout.*'CHW'"),
+        ({"rounding": "up"}, "rounding.*'up'"),
+        ({"mean": (1, 2)}, r"mean: expected 3 finite numbers, got \(1, 2\)"),
+        ({"mean": (1, 2, float("nan"))}, "mean: expected 3 finite"),
+        ({"std": (1, 0, 1)}, "std: expected no zero"),
+        ({"scale": 0}, "scale: expected a number other than 0"),
+        ({"resize_size": (4, 4)}, "resize_size: expected an int"),
+        ({"resize_size": -1}, "resize_size: expected an int from 1"),
+        ({"resize": "exact", "resize_size": 4}, "resize_size: expected None"),
+    ],
+)
+def test_nonsense_is_refused(values: dict, message: str) -> None:
+    with pytest.raises(PreprocessingError, match=message):
+        Preprocessing(**({"crop_size": (32, 32)} | values))
+
+
+def test_dict_and_metadata_round_trip() -> None:
+    record = Preprocessing(
+        crop_size=(224, 192),
+        resize="squash",
+        resize_size=(256, 256),
+        interpolation="bicubic",
+        scale=1 / 255,
+        mean=(0.1, 0.2, 0.3),
+        channels="BGR",
+        layout="NHWC",
+    )
+    assert Preprocessing.from_dict(record.to_dict()) == record
+    assert Preprocessing.from_metadata(record.to_metadata()) == record
+    assert Preprocessing.from_metadata({"author": "me"}) is None
+    assert hash(record) == hash(Preprocessing.from_dict(record.to_dict()))
+    with pytest.raises(PreprocessingError, match="'size'.*Expected crop_size"):
+        Preprocessing.from_dict({"crop_size": (3, 3), "size": 3})
+    with pytest.raises(PreprocessingError, match="crop_size is missing"):
+        Preprocessing.from_dict({})
+    with pytest.raises(PreprocessingError, match="not JSON"):
+        Preprocessing.from_metadata({"sk_cnncodes.preprocessing": "{"})
+
+
+def test_gray_takes_one_value() -> None:
+    record = Preprocessing(crop_size=(28, 28), channels="GRAY", scale=1 / 255)
+    assert record.n_channels == 1
+    assert record.mean == (0.0,)
+    assert record.input_shape == (1, 1, 28, 28)
