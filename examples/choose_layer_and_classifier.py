@@ -28,8 +28,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from sk_cnncodes.heads.selection import code_search, score_table, verdict
-from sk_cnncodes.images.folders import find_labelled_images
+from sk_cnncodes import code_search, find_labelled_images, score_table, verdict
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -15,7 +15,6 @@ handwritten digits. FOLDER has one sub-folder of images for each class.
 # %%
 # The images: a list of paths, or an array, and a label for each.
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from sk_cnncodes import CNNCodeTransformer
+from sk_cnncodes import CNNCodeTransformer, find_labelled_images
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,12 +39,8 @@ if args.images is None:
     digits = load_digits()
     images, labels = digits.images / 16, digits.target
 else:
-    suffixes = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-    files = sorted(args.images.glob("*/*"))
-    images = [str(f) for f in files if f.suffix.lower() in suffixes]
-    labels = np.array([Path(f).parent.name for f in images])
-    if not images:
-        sys.exit(f"{args.images}: found no images in its sub-folders.")
+    found = find_labelled_images(args.images)
+    images, labels = found.paths, np.array(found.labels)
 
 held_in, held_out, y_in, y_out = train_test_split(
     images, labels, test_size=0.2, stratify=labels, random_state=0

@@ -36,7 +36,7 @@ def benchmark(
 
     Example: sk-cnncodes benchmark cnncodes-mini photos
     """
-    from sk_cnncodes.cli.images import listed_paths
+    from sk_cnncodes.cli.image_arguments import listed_paths
     from sk_cnncodes.cli.measurement import advice, constructor_call, measure_backbone
 
     paths = listed_paths([str(path) for path in images]) if images else None

@@ -20,11 +20,11 @@ from sk_cnncodes.cli.frame import (
     note,
     parse_layer,
 )
-from sk_cnncodes.cli.images import (
+from sk_cnncodes.cli.image_arguments import (
     ImagesArgument,
     compute_parts,
+    image_bar,
     listed_paths,
-    progress_bar,
 )
 
 
@@ -94,7 +94,7 @@ def embed(
     bad: list[str] = []
     with (
         interruptible(cache, f"{str(output)!r} was not written."),
-        progress_bar(len(paths), "Embed") as bar,
+        image_bar(len(paths), "Embed") as bar,
     ):
 
         def blocks() -> Iterator[np.ndarray]:

@@ -21,12 +21,12 @@ from sk_cnncodes.cli.frame import (
     end_with,
     interruptible,
 )
-from sk_cnncodes.cli.images import (
+from sk_cnncodes.cli.image_arguments import (
     ImagesArgument,
     compute_parts,
+    image_bar,
     image_paths,
     listed_paths,
-    progress_bar,
 )
 from sk_cnncodes.cli.models import code_transformers, set_up
 
@@ -100,7 +100,7 @@ def predict(
     )
     with (
         interruptible(cache, what),
-        progress_bar(total, "Predict", beside_rows=output is None) as bar,
+        image_bar(total, "Predict", beside_rows=output is None) as bar,
         _opened(output) as file,
     ):
         first = next(paths, None)

@@ -21,7 +21,7 @@ from sk_cnncodes.cli.frame import (
     parse_layer,
     print_table,
 )
-from sk_cnncodes.cli.images import compute_parts, listed_paths, progress_bar
+from sk_cnncodes.cli.image_arguments import compute_parts, image_bar, listed_paths
 from sk_cnncodes.cli.models import code_transformers
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _codes(
     """Images that can be read, and their codes."""
     kept: list[str] = []
     blocks = []
-    with progress_bar(len(paths), "Embed") as bar:
+    with image_bar(len(paths), "Embed") as bar:
         for part in compute_parts(transform, paths, bar):
             if part.result is not None:
                 kept += part.paths

@@ -26,7 +26,7 @@ from sk_cnncodes.cli.frame import (
     parse_layer,
     start_workers,
 )
-from sk_cnncodes.cli.images import compute_parts, note_ignored, progress_bar
+from sk_cnncodes.cli.image_arguments import compute_parts, image_bar, note_ignored
 from sk_cnncodes.cli.report import Report
 from sk_cnncodes.images.folders import find_labelled_images
 
@@ -246,7 +246,7 @@ def _embedded(
             transformer.set_params(layer=layer).fit(images.paths)
     labels = dict(zip(images.paths, images.labels, strict=True))
     paths, bad = images.paths, list[dict[str, str]]()
-    with progress_bar(len(paths) * len(transformers), "Embed") as bar:
+    with image_bar(len(paths) * len(transformers), "Embed") as bar:
         for transformer in transformers:
             good = list[str]()
             for part in compute_parts(_storing(transformer, layers), paths, bar):

@@ -144,8 +144,8 @@ class Explanation:
         rows = {
             "image": f"{self.source}: {self.format}, {width} x {height} pixels",
             "decoded": f"{turn} (EXIF orientation {self.orientation}){fraction}",
-            "resized": f"to {resized} (height x width), {self.preprocessing.interpolation}"
-            f", then {crop} cropped",
+            "resized": f"to {resized} (height x width), "
+            f"{self.preprocessing.interpolation}, then {crop} cropped",
             "normalised": f"(value * {self.preprocessing.scale:.6g} - "
             f"{_numbers(self.preprocessing.mean)}) / {_numbers(self.preprocessing.std)}"
             f", {self.preprocessing.channels}, {self.preprocessing.layout}",

@@ -16,6 +16,7 @@ import numpy as np
 
 from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.base.exceptions import BackboneError, ImageError
+from sk_cnncodes.base.logs import logger
 from sk_cnncodes.base.progress import progress_bar
 from sk_cnncodes.codes.cache import CodeCache
 from sk_cnncodes.codes.digests import Digest, ImageDigests
@@ -66,8 +67,10 @@ class Extraction:
     """Computes the codes of the images of one X.
 
     `Workers` decode and run what the cache does not have; everything else happens in
-    the thread that calls `run`. The session is opened when the first image is not in
-    the cache, and not before.
+    the thread that calls `run`. Rows are written in two places, both in that thread:
+    `_find_missing` writes those that the cache has, while it gives the others to the
+    workers, and `_store` writes those that the workers return. The session is opened
+    when the first image is not in the cache, and not before.
 
     Parameters
     ----------
@@ -76,13 +79,13 @@ class Extraction:
     specs : list of CodeSpec
         One for each output of the session. They differ in layer and pooling only.
     wanted : int
-        Position of the spec whose codes are returned; the others are stored only.
+        Position of the spec whose codes are returned; the others are only stored.
     code_length : int or None
-        Length of these codes; None where all specs' codes are to be stored, and none
+        Length of these codes; None where all specs' codes are stored and none
         returned.
     open_session : callable
-        Gives the `CodeSession`: with True one that spends all cores on each run, for
-        fewer images than threads; with False the one of most images a second.
+        Gives the `CodeSession`: with True one that uses all threads in each run, for
+        fewer images than threads; with False the one of most images per second.
     cache : CodeCache or None
     options : ExtractionOptions
     out : ndarray of float32, shape (n_images, code_length), or None
@@ -101,10 +104,11 @@ class Extraction:
         out: np.ndarray | None = None,
     ) -> None:
         self._images = images
-        self._digests_of_specs = [spec.digest for spec in specs]
+        self._spec_digests = [spec.digest for spec in specs]
         self._spec = specs[wanted]
         self._wanted = wanted
         self._open_session = open_session
+        self._session: CodeSession | None = None
         self._cache = cache
         self._options = options
         self._only_store = code_length is None
@@ -114,8 +118,9 @@ class Extraction:
         self._faults: list[ImageError] = []
         # Rows that wait for the code of an equal image.
         self._followers: dict[Digest, list[int]] = {}
-        self._computing = False
         self._unstored: list[tuple[Digest, list[np.ndarray]]] = []
+        self._bar = _ProgressBar(len(images), options.verbose)
+        self._n_cached = 0
 
     def run(self) -> np.ndarray:
         """The codes: row i is that of image i.
@@ -132,7 +137,7 @@ class Extraction:
         """
         options = self._options
         with (
-            _ProgressBar(len(self._images), options.verbose) as self._advance,
+            self._bar,
             Workers(
                 self._images,
                 self._spec,
@@ -142,14 +147,40 @@ class Extraction:
             ) as workers,
         ):
             self._compute(workers)
+        logger.debug(
+            "%d images: %d codes from the cache, %d bad images",
+            len(self._images),
+            self._n_cached,
+            len(self._faults),
+        )
         if self._faults:
             _warn_of(sorted(self._faults, key=_position), len(self._images))
         return self._codes
 
+    def _compute(self, workers: Workers) -> None:
+        """Decode, run and store the images that the cache does not have."""
+        missing = self._find_missing(workers)
+        # One image, or a few, are run by all cores together.
+        first = list(islice(missing, workers.n_threads))
+        if not first:
+            return
+        session = self._open_session(len(first) < self._options.n_threads)
+        self._session = session
+        size = self._options.batch_size
+        if size is None:
+            size = session.choose_batch_size(len(self._images))
+        size = max(1, size // VIEWS[self._spec.views])
+        logger.debug("batches of %d images on %s", size, session.provider)
+        try:
+            for batch in workers.run(chain(first, missing), session, size):
+                self._finish(batch, workers, session)
+        finally:
+            self._flush()
+
     # -- look up -------------------------------------------------------------
 
-    def _missing(self, workers: Workers) -> Iterator[tuple[int, Key]]:
-        """Fill rows from the cache; give the images that it does not have.
+    def _find_missing(self, workers: Workers) -> Iterator[tuple[int, Key]]:
+        """Write the rows that the cache has; give the images that it does not have.
 
         Images that cannot be read are given too, so that the first fault is that of
         the first bad image.
@@ -170,7 +201,8 @@ class Extraction:
                     yield index, digest
                 elif (code := found[digest]) is not None:
                     self._codes[index] = code
-                    self._advance(1)
+                    self._n_cached += 1
+                    self._bar.advance(1)
                 elif digest in self._followers:
                     self._followers[digest].append(index)
                 else:
@@ -181,10 +213,9 @@ class Extraction:
         """Cached codes of the wanted spec; of length 0 where they are only stored."""
         assert self._cache is not None
         if not self._only_store:
-            spec = self._digests_of_specs[self._wanted]
+            spec = self._spec_digests[self._wanted]
             return self._cache.get_many(spec, digests)
-        specs = self._digests_of_specs
-        found = [self._cache.get_many(spec, digests) for spec in specs]
+        found = [self._cache.get_many(spec, digests) for spec in self._spec_digests]
         empty = np.empty(0, np.float32)
         return [
             None if any(code is None for code in codes) else empty
@@ -192,7 +223,7 @@ class Extraction:
         ]
 
     def _chunks(self, count: int) -> Iterator[list[int]]:
-        """Positions in parts; beside other workers, the parts in an order of its own.
+        """Positions in chunks; beside other workers, the chunks in an order of its own.
 
         Workers that need the same images then seldom compute the same ones: what one
         has stored, the others find.
@@ -205,42 +236,22 @@ class Extraction:
             return
         start = 0
         while start < count:
-            step = size if self._computing else _LOOKED_UP
+            step = _LOOKED_UP if self._session is None else size
             yield list(range(start, min(start + step, count)))
             start += step
 
-    # -- compute -------------------------------------------------------------
+    # -- write and store -----------------------------------------------------
 
-    def _compute(self, workers: Workers) -> None:
-        """Decode, run and store the images that the cache does not have."""
-        missing = self._missing(workers)
-        # One image, or a few, are run by all cores together.
-        first = list(islice(missing, workers.n_threads))
-        if not first:
-            return
-        self._computing = True
-        few = len(first) < self._options.n_threads
-        self._session = self._open_session(few)
-        size = self._options.batch_size
-        if size is None:
-            size = self._session.choose_batch_size(len(self._images))
-        size = max(1, size // VIEWS[self._spec.views])
-        try:
-            for batch in workers.run(chain(first, missing), self._session, size):
-                self._finish(batch, workers)
-        finally:
-            self._flush()
-
-    def _finish(self, batch: Batch, workers: Workers) -> None:
+    def _finish(self, batch: Batch, workers: Workers, session: CodeSession) -> None:
         """Write the codes of a batch to their rows, and note what is bad."""
         rows: list[tuple[int, Digest | None]] = []
         for outcome in batch.outcomes:
             if outcome.fault is not None:
                 self._note_fault(outcome.fault)
-                self._run_followers(outcome.digest, workers)
+                self._run_followers(outcome.digest, workers, session)
                 continue
             if outcome.changed is not None:
-                self._run_followers(outcome.digest, workers)
+                self._run_followers(outcome.digest, workers, session)
             rows.append((outcome.index, outcome.changed or outcome.digest))
         if rows:
             self._store(batch.outputs, rows)
@@ -252,13 +263,13 @@ class Extraction:
         indices = [index for index, _ in rows]
         for part in outputs:
             _check_finite(part, indices, self._images)
-        for place, (index, digest) in enumerate(rows):
+        for position, (index, digest) in enumerate(rows):
             same = self._followers.pop(digest, []) if digest else []
             if not self._only_store:
-                self._codes[[index, *same]] = outputs[self._wanted][place]
-            self._advance(1 + len(same))
+                self._codes[[index, *same]] = outputs[self._wanted][position]
+            self._bar.advance(1 + len(same))
             if digest:
-                self._unstored.append((digest, [part[place] for part in outputs]))
+                self._unstored.append((digest, [part[position] for part in outputs]))
         if len(self._unstored) >= _STORED:
             self._flush()
 
@@ -269,7 +280,7 @@ class Extraction:
             layers = zip(*(codes for _, codes in self._unstored), strict=True)
             self._cache.put_many(
                 (spec, digests, np.stack(layer))
-                for spec, layer in zip(self._digests_of_specs, layers, strict=True)
+                for spec, layer in zip(self._spec_digests, layers, strict=True)
             )
         self._unstored.clear()
 
@@ -279,12 +290,14 @@ class Extraction:
         if self._options.on_error == "raise":
             raise fault
         self._faults.append(fault)
-        self._advance(1)
+        self._bar.advance(1)
 
-    def _run_followers(self, digest: Digest | None, workers: Workers) -> None:
-        """Compute rows alone whose equal image turned out bad, or changed."""
+    def _run_followers(
+        self, digest: Digest | None, workers: Workers, session: CodeSession
+    ) -> None:
+        """Compute rows alone whose equal image turned out to be bad, or changed."""
         for follower in self._followers.pop(digest, []) if digest else []:
-            batch = workers.run_now([(follower, digest)], self._session)
+            batch = workers.run_now([(follower, digest)], session)
             fault = batch.outcomes[0].fault
             if fault is not None:
                 self._note_fault(fault)
@@ -303,15 +316,21 @@ def _is_one_of_several_workers() -> bool:
 
 
 class _ProgressBar:
-    """Context of a function that moves a progress bar, if there is one."""
+    """A progress bar, if one is wanted; a context that opens and closes it."""
 
     def __init__(self, count: int, verbose: bool) -> None:
-        self._bar = None
-        if verbose:
-            self._bar = progress_bar(total=count, unit="image", desc="CNN codes")
+        self._count = count
+        self._verbose = verbose
+        self._bar: Any = None
 
-    def __enter__(self) -> Callable[[int], object]:
-        return self._bar.update if self._bar is not None else (lambda count: None)
+    def __enter__(self) -> None:
+        if self._verbose:
+            self._bar = progress_bar(total=self._count, unit="image", desc="CNN codes")
+
+    def advance(self, count: int) -> None:
+        """Count some images as done."""
+        if self._bar is not None:
+            self._bar.update(count)
 
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:

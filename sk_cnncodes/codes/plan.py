@@ -235,8 +235,7 @@ def _check_calibration(state: State, calibration: Calibration, spec: CodeSpec) -
             f"calibrated for another one. Expected sha256 "
             f"{calibration.backbone_sha256}, got {spec.backbone_sha256}. Fit again."
         )
-    known = ("", preprocessing_json(spec.preprocessing))
-    if calibration.preprocessing not in known:
+    if calibration.preprocessing != preprocessing_json(spec.preprocessing):
         raise BackboneError(
             f"preprocessing={state['preprocessing']!r}: precision='int8' was "
             "calibrated with another one. Fit again."

@@ -342,7 +342,7 @@ def _set_tensorrt_tf32(precision: str) -> None:
     wanted = "1" if precision == "tf32" else "0"
     if os.environ.setdefault(_TF32_VARIABLE, wanted) != wanted:
         raise DeviceError(
-            f"precision={precision!r} with TensorRT needs {_TF32_VARIABLE}={wanted} for "
+            f"precision={precision!r} with TensorRT needs {_TF32_VARIABLE}={wanted} in "
             f"the whole process, got {os.environ[_TF32_VARIABLE]!r}: the environment "
             "sets it, or another precision was used before. Use one of float32 and "
             "tf32 in a process, or device='cuda'."
@@ -416,6 +416,14 @@ def _nvidia_libraries(ort: ModuleType) -> Iterator[list[str]]:
             ort.preload_dlls(directory="")
     reported.extend(line for line in printed.getvalue().splitlines() if line.strip())
     yield reported
+
+
+def padded(images: np.ndarray, size: int) -> np.ndarray:
+    """A batch filled up to a size with copies of its last image."""
+    missing = size - len(images)
+    if missing <= 0:
+        return images
+    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

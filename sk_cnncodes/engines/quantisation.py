@@ -55,13 +55,13 @@ class Calibration:
         For each quantised tensor, the mean over the images of its smallest and of its
         largest value: single outliers would cost all others their resolution.
     preprocessing : str
-        That of the images, as JSON; "" where it is not known.
+        That of the images, as JSON.
     """
 
     backbone_sha256: str
     n_images: int
     ranges: dict[str, tuple[float, float]] = field(repr=False)
-    preprocessing: str = field(default="", repr=False)
+    preprocessing: str = field(repr=False)
 
     @property
     def digest(self) -> str:

@@ -15,7 +15,7 @@ from sk_cnncodes.base.forks import fork_lock
 from sk_cnncodes.base.threads import OrderedThreadPool, ResourcePool
 from sk_cnncodes.engines.devices import Device
 from sk_cnncodes.engines.execution import Execution
-from sk_cnncodes.engines.onnxruntime import is_out_of_memory, open_runner
+from sk_cnncodes.engines.onnxruntime import is_out_of_memory, open_runner, padded
 from sk_cnncodes.engines.quantisation import Calibration
 
 # Codes of one image alone and in a batch may differ by this much, relative to the
@@ -190,9 +190,8 @@ class CodeSession:
         for start in range(0, len(images), size):
             part = images[start : start + size]
             rows = len(part)
-            if fill and rows < size:
-                repeated = np.repeat(part[-1:], size - rows, axis=0)
-                part = np.concatenate([part, repeated])
+            if fill:
+                part = padded(part, size)
             made = self._run(part) if fill else self.run(part)
             parts.append([codes[:rows] for codes in made])
         return [np.concatenate(layer) for layer in zip(*parts, strict=True)]

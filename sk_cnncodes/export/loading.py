@@ -81,9 +81,9 @@ def load_model(path: str | os.PathLike[str]) -> Any:
         # Unpickling raises nearly anything on a damaged file.
         raise SavedModelError(
             f"model {str(path)!r}: cannot be loaded ({type(error).__name__}: "
-            f"{first_line(error)}). Expected a whole file of joblib.dump or skops.io.dump; this "
-            f"one of {file.stat().st_size} bytes is truncated or damaged, or needs "
-            "other versions of its packages."
+            f"{first_line(error)}). Expected a whole file of joblib.dump or "
+            f"skops.io.dump; this one of {file.stat().st_size} bytes is truncated or "
+            "damaged, or needs other versions of its packages."
         ) from error
 
 

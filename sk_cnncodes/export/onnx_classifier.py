@@ -23,6 +23,7 @@ from sk_cnncodes.engines.onnxruntime import (
     available_providers,
     is_out_of_memory,
     load_session,
+    padded,
 )
 from sk_cnncodes.engines.session_table import SessionTable
 from sk_cnncodes.export.exported_model import check_content, read_exported
@@ -319,8 +320,7 @@ def run_images(session: ort.InferenceSession, images: np.ndarray) -> list[np.nda
     parts = []
     for start in range(0, len(images), size):
         part = images[start : start + size]
-        missing = np.repeat(part[-1:], size - len(part), axis=0)
-        outputs = session.run(None, {value.name: np.concatenate([part, missing])})
+        outputs = session.run(None, {value.name: padded(part, size)})
         for output in outputs:
             if output.shape[:1] != (size,):
                 raise ExportError(

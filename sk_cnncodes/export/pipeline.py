@@ -22,6 +22,7 @@ from sk_cnncodes.base.public import public
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
 from sk_cnncodes.engines.devices import CPU, usable_threads
 from sk_cnncodes.engines.onnxruntime import load_session
+from sk_cnncodes.export.conversion import flat_steps, transformed
 from sk_cnncodes.export.exported_model import (
     CLASSES_KEY,
     DIGEST_KEY,
@@ -29,9 +30,8 @@ from sk_cnncodes.export.exported_model import (
     digest_of,
 )
 from sk_cnncodes.export.head_graph import at_opset
-from sk_cnncodes.export.heads import build_head, check_predictions, naming
+from sk_cnncodes.export.head_model import build_head, check_predictions, naming
 from sk_cnncodes.export.onnx_classifier import run_images
-from sk_cnncodes.export.steps import flat_steps, transformed
 from sk_cnncodes.graphs.builder import merge_opsets
 from sk_cnncodes.graphs.view import default_opset
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import stat
 from pathlib import PurePath
 from typing import Any
@@ -24,6 +25,7 @@ ACCEPTED = (
 )
 # One file object may stand in X twice, and be read by two threads.
 open_file_lock = fork_safe_lock()
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # What this process has too little of; no fault of an image.
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -117,6 +119,12 @@ def _path_content(path: str, index: int) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError as error:
+        if _URL.match(path):
+            raise ImageNotFoundError(
+                f"{name}: a URL. Nothing is downloaded: expected the path of an image "
+                "file, or its bytes.",
+                index,
+            ) from error
         raise ImageNotFoundError(
             f"{name}: no such file. Expected the path of an image; relative paths "
             f"start from {working_folder()}.",

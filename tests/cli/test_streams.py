@@ -70,6 +70,8 @@ def many(photograph_files: list[Path], tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_leaves_no_file(name: str, many: Path, tmp_path: Path) -> None:
     """Half an output and a cache in the folder for temporary files were left."""
+    if signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
+        pytest.skip(f"{name} is ignored here, as nohup has it")
     folder = tmp_path / "work"
     folder.mkdir()
     process = start(folder, "embed", many, "-o", "codes.npz")

@@ -210,7 +210,7 @@ def test_a_step_that_is_converted_wrongly_is_named(
     digits: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As skl2onnx 1.20 does with some classifiers."""
-    from sk_cnncodes.export import steps
+    from sk_cnncodes.export import conversion
 
     X, y = digits
     pipeline = make_pipeline(CODES, StandardScaler(), SVC()).fit(X, y)

@@ -11,9 +11,8 @@ import numpy as np
 from sklearn.base import is_classifier, is_regressor
 
 from sk_cnncodes.base.exceptions import ExportError, first_line
-from sk_cnncodes.export.classifiers import decision, probabilities
-from sk_cnncodes.export.head_graph import INPUT, HeadGraph, Output
-from sk_cnncodes.export.steps import (
+from sk_cnncodes.export.classifier_scores import decision, probabilities
+from sk_cnncodes.export.conversion import (
     ODD_ROWS,
     add_transformer,
     as_matrix,
@@ -22,6 +21,7 @@ from sk_cnncodes.export.steps import (
     run_model,
     transformed,
 )
+from sk_cnncodes.export.head_graph import INPUT, HeadGraph, Output
 
 if TYPE_CHECKING:
     import onnx

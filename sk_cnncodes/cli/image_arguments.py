@@ -11,8 +11,8 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 
-from sk_cnncodes.base import progress
 from sk_cnncodes.base.exceptions import ImageError
+from sk_cnncodes.base.progress import progress_bar
 from sk_cnncodes.cli.frame import note
 from sk_cnncodes.images.folders import find_images
 from sk_cnncodes.images.sources import describe_image
@@ -136,7 +136,7 @@ def _around_bad_images(
             return
 
 
-def progress_bar(total: int | None, what: str, beside_rows: bool = False) -> Any:
+def image_bar(total: int | None, what: str, beside_rows: bool = False) -> Any:
     """A bar on standard error, if that is a terminal.
 
     Parameters
@@ -147,7 +147,7 @@ def progress_bar(total: int | None, what: str, beside_rows: bool = False) -> Any
         Whether rows are printed meanwhile: on one terminal they would mix.
     """
     mixed = beside_rows and sys.stdout.isatty()
-    return progress.progress_bar(
+    return progress_bar(
         total=total,
         desc=what,
         unit="image",

@@ -18,13 +18,13 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline
 
 from sk_cnncodes.base.exceptions import ExportError
-from sk_cnncodes.export.head_graph import HeadGraph
-from sk_cnncodes.export.steps import (
+from sk_cnncodes.export.conversion import (
     add_transformer,
     converted,
     transformed,
     used_steps,
 )
+from sk_cnncodes.export.head_graph import HeadGraph
 
 # Added to probabilities before their logarithm, as scikit-learn's calibration does.
 _LOG_FLOOR = 1e-12
