@@ -214,10 +214,10 @@ def test_a_step_that_is_converted_wrongly_is_named(
 
     X, y = digits
     pipeline = make_pipeline(CODES, StandardScaler(), SVC()).fit(X, y)
-    right = steps.converted
+    right = conversion.converted
     other = StandardScaler().fit(np.random.default_rng(0).normal(size=(9, 800)))
     monkeypatch.setattr(
-        steps,
+        conversion,
         "converted",
         lambda step, *rest: right(
             other if isinstance(step, StandardScaler) else step, *rest
