@@ -2,9 +2,9 @@
 Choose backbone, layer and classifier by cross-validation, and save the winner
 ===============================================================================
 
-Images become CNN codes; a grid search finds out which backbone, which of its
-layers and which scikit-learn classifier suit them best; the fitted pipeline is
-saved with joblib, and a new process loads it and predicts.
+Images become CNN codes; a grid search finds the backbone, layer and scikit-learn
+classifier that suit them best; the fitted pipeline is saved with joblib, and a new
+process loads it and predicts.
 
     python examples/choose_layer_and_classifier.py
     python examples/choose_layer_and_classifier.py --images FOLDER \\
@@ -16,7 +16,7 @@ handwritten digits. FOLDER has one sub-folder of images for each class; the comm
 """
 
 # %%
-# The images: a list of paths, or an array, and a label for each.
+# The images, a list of paths or an array, and one label for each.
 import argparse
 import subprocess
 import sys
@@ -33,7 +33,7 @@ from sk_cnncodes import code_search, find_labelled_images, score_table, verdict
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
 )
-parser.add_argument("--images", type=Path, help="folder with a sub-folder a class")
+parser.add_argument("--images", type=Path, help="folder with one sub-folder per class")
 parser.add_argument(
     "--backbone", action="append", help="name or ONNX file; repeatable", default=None
 )
@@ -91,4 +91,4 @@ print(
     f"images; truth: {np.asarray(y_out[:5])}."
 )
 if not same:
-    sys.exit("The new process predicted otherwise than this one.")
+    sys.exit("The predictions of the new process differ from those of this one.")

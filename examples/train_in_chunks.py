@@ -13,7 +13,7 @@ handwritten digits. FOLDER has one sub-folder of images for each class.
 """
 
 # %%
-# The images: a list of paths, or an array, and a label for each.
+# The images, a list of paths or an array, and one label for each.
 import argparse
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from sk_cnncodes import CNNCodeTransformer, find_labelled_images
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
 )
-parser.add_argument("--images", type=Path, help="folder with a sub-folder a class")
+parser.add_argument("--images", type=Path, help="folder with one sub-folder per class")
 parser.add_argument("--backbone", default="cnncodes-mini", help="name or ONNX file")
 parser.add_argument("--layer", type=int, default=-1)
 parser.add_argument("--chunk", type=int, default=200, help="rows in memory")
@@ -47,8 +47,8 @@ held_in, held_out, y_in, y_out = train_test_split(
 )
 
 # %%
-# The codes go to files. With a path as `cache`, an interrupted run goes on where it
-# stopped; `codes` is a memory map, of which only the rows in use are read.
+# The codes go to files. With a path as `cache`, an interrupted run resumes where it
+# stopped. `codes` is a memory map, so only the rows in use are read.
 transformer = CNNCodeTransformer(
     args.backbone, layer=args.layer, norm="l2", cache="codes.sqlite3"
 )
@@ -56,7 +56,7 @@ codes = transformer.transform_to("codes_in.npy", held_in)
 print(f"{codes.shape[0]} codes of length {codes.shape[1]} in codes_in.npy.")
 
 # %%
-# One pass for the scale of the values, then some over the chunks in another order.
+# One pass to fit the scaler, then several over the chunks in random order.
 starts = np.arange(0, len(codes), args.chunk)
 scaler = StandardScaler()
 for start in starts:
@@ -71,7 +71,7 @@ for _ in range(args.epochs):
         classifier.partial_fit(scaler.transform(codes[rows]), y_in[rows], classes)
 
 # %%
-# Held-out images go the same way.
+# The held-out images are processed in the same way.
 codes = transformer.transform_to("codes_out.npy", held_out)
 accuracy = classifier.score(scaler.transform(codes), y_out)
 print(f"Held-out accuracy: {100 * accuracy:.2f}%")

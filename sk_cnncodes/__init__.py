@@ -1,8 +1,8 @@
 """CNN codes for scikit-learn: images -> activations of pretrained networks.
 
-The names in `__all__` are public, and no others. Folders hold one floor of the house
-each and import only from those below: base, graphs, images, engines, layers, backbones,
-codes, heads, export, cli.
+Only the names in `__all__` are public. Sub-packages import only from those before them
+in this list: base, graphs, images, engines, layers, backbones, codes, heads, export,
+cli.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import importlib
 from typing import Any
 
 from sk_cnncodes._version import __version__ as __version__
-from sk_cnncodes.base.logs import show_log
+from sk_cnncodes.base.logs import configure_logging
 
-# Where each public name is defined. It is imported when it is first used, so that
-# `OnnxClassifier` works where scikit-learn and onnx are not installed. Type checkers
-# and editors read the same from __init__.pyi.
+# The module that defines each public name. Names are imported on first use, so that
+# `OnnxClassifier` works without scikit-learn and onnx. Type checkers and editors read
+# __init__.pyi instead.
 _MODULE_OF = {
     "SKOPS_TRUSTED_TYPES": "export.loading",
     "Backbone": "backbones.backbone",
@@ -53,7 +53,7 @@ _MODULE_OF = {
 }
 __all__ = sorted(_MODULE_OF)
 
-show_log()
+configure_logging()
 
 
 def __getattr__(name: str) -> Any:

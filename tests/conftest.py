@@ -1,4 +1,4 @@
-"""Images and backbones for all tests."""
+"""Fixtures and helpers for all tests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def photographs() -> list[np.ndarray]:
-    """Eight different photographs: parts of the two that scikit-learn brings."""
+    """Eight different photographs: crops of the two that scikit-learn ships."""
     parts = []
     for image in load_sample_images().images:
         for top, left in [(0, 0), (0, 240), (160, 80), (200, 300)]:
@@ -51,7 +51,7 @@ def photograph_files(
 
 @pytest.fixture(scope="session")
 def plain() -> Preprocessing:
-    """What the small networks of `tests.networks` take: 32 x 32, [-1, 1]."""
+    """Preprocessing of the small networks of `tests.networks`: 32 x 32, [-1, 1]."""
     return Preprocessing(
         crop_size=(32, 32), resize_size=36, scale=1 / 127.5, mean=(1, 1, 1)
     )
@@ -63,9 +63,9 @@ def run_tensor(
     pixels: np.ndarray,
     preprocessing: Preprocessing,
 ) -> np.ndarray:
-    """Activations of one tensor by running the whole network on float images.
+    """Activations of one tensor from running the whole network on float images.
 
-    An independent way to what a code graph does: normalisation in numpy, nothing cut.
+    An independent check of a code graph: normalises in numpy and cuts nothing.
     """
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
@@ -83,18 +83,18 @@ def run_tensor(
         whole.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     rows = []
-    for image in data.astype(dtype):  # one by one: baked-in batch sizes do not matter
+    for image in data.astype(dtype):  # one by one, for fixed batch sizes
         rows.append(session.run([tensor], {"data": image[None]})[0])
     return np.concatenate(rows).astype(np.float32)
 
 
 def prepared(images: list[np.ndarray], preprocessing: Preprocessing) -> np.ndarray:
-    """Resized and cropped images, as one uint8 array."""
+    """Resize and crop images into one uint8 array."""
     return np.stack([preprocessing.apply(Image.fromarray(i)) for i in images])
 
 
 def run_python(program: str, **environment: str) -> str:
-    """What a program prints, in a process of its own; it must end well."""
+    """Output of a program run in a process of its own, which must exit with 0."""
     result = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | environment,

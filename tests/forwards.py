@@ -1,4 +1,4 @@
-"""Counts images that run through sessions; the self-test of a new one aside."""
+"""Counts images that run through sessions, except in the self-test of a session."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sk_cnncodes.engines import session as runtime
 
 
 class Forwards:
-    """Images that were run, and sessions that were opened."""
+    """Numbers of images run and sessions opened."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -23,9 +23,9 @@ class Forwards:
 
 @contextmanager
 def counted_forwards(*, keep_sessions: bool = False) -> Iterator[Forwards]:
-    """Count what ONNX Runtime is given while the context is open.
+    """Count images run and sessions opened inside the context.
 
-    Open sessions are forgotten first, so that opening them can be counted too.
+    Cached sessions are cleared first, unless `keep_sessions`, so that all are counted.
     """
     count = Forwards()
     testing = threading.local()

@@ -1,4 +1,4 @@
-"""Small networks as ONNX files, with random weights, as exporters write them."""
+"""Small ONNX networks with random weights, as exporters write them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIDE = 32
 
 
 class Net:
-    """Writes nodes one after another; every method returns a tensor's name."""
+    """Builds a network node by node; methods return the name of a tensor."""
 
     def __init__(self, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
@@ -44,7 +44,7 @@ class Net:
         return self.op("Conv", x, kernel_name, bias, out=out, **attrs)
 
     def conv_depthwise(self, x: str, channels: int) -> str:
-        """3x3, one filter for each channel, every second place."""
+        """3x3 depthwise convolution with a stride of 2."""
         kernel, bias = self.weight(channels, 1, 3, 3), self.weight(channels)
         attrs = {"pads": [1] * 4, "kernel_shape": [3, 3], "strides": [2, 2]}
         return self.op("Conv", x, kernel, bias, group=channels, **attrs)
@@ -100,7 +100,7 @@ def alexnet() -> onnx.ModelProto:
 
 
 def resnet(**options) -> onnx.ModelProto:
-    """A stem and four residual blocks in two stages; batch and opset can be given."""
+    """A stem and four residual blocks in two stages; options go to `Net.model`."""
     net = Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
     width = 8
@@ -138,7 +138,7 @@ def squeezenet() -> onnx.ModelProto:
 def vit(baked: bool = False) -> onnx.ModelProto:
     """Patches, a class token, two transformer blocks; the head reads the class token.
 
-    With `baked`, shapes hold a batch of one, as tracing exporters write them.
+    With `baked`, shapes contain a batch size of 1, as tracing exporters write them.
     """
     net = Net()
     d, tokens = 16, 17
@@ -177,7 +177,7 @@ def vit(baked: bool = False) -> onnx.ModelProto:
 
 
 def nhwc() -> onnx.ModelProto:
-    """A network whose input is NHWC and whose features are transposed to NHWC."""
+    """A network with an NHWC input and features transposed to NHWC."""
     net = Net()
     x = net.op("Transpose", "data", perm=[0, 3, 1, 2])
     x = net.op("Relu", net.conv(x, 3, 8, strides=[2, 2]))
@@ -228,9 +228,9 @@ def with_function() -> onnx.ModelProto:
 def quantised(
     model: onnx.ModelProto, data: np.ndarray, *, operators: bool = False
 ) -> onnx.ModelProto:
-    """A model in 8 bits, calibrated on some input, as ONNX Runtime's tool writes it.
+    """Quantise a model to 8 bits with ONNX Runtime's tool, calibrated on `data`.
 
-    With QuantizeLinear and DequantizeLinear, or with operators such as QLinearConv.
+    In QDQ format, or with `operators` such as QLinearConv.
     """
     from onnxruntime import quantization
 
@@ -243,21 +243,21 @@ def quantised(
 
     formats = quantization.QuantFormat
     with tempfile.TemporaryDirectory() as folder:
-        source, made = Path(folder, "float.onnx"), Path(folder, "quantised.onnx")
+        source, target = Path(folder, "float.onnx"), Path(folder, "quantised.onnx")
         onnx.save(model, source)
         quantization.quantize_static(
             source,
-            made,
+            target,
             Reader(),
             quant_format=formats.QOperator if operators else formats.QDQ,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
         )
-        return onnx.load(made)
+        return onnx.load(target)
 
 
 def save(model: onnx.ModelProto, path: Path, **external) -> str:
-    """Write a model; returns the path as a user gives it."""
+    """Write a model; return the path as users pass it."""
     onnx.save(model, path, **external)
     return str(path)

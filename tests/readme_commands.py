@@ -1,4 +1,4 @@
-"""The README's commands on Caltech-20: what is shown, and what they really print.
+"""The commands of the README on Caltech-20: the shown and the actual output.
 
     python -m tests.readme_commands ../shared
 
@@ -25,27 +25,27 @@ _SHOWN = re.compile(
 
 @dataclass(frozen=True)
 class Shown:
-    """A command of the README, and the output below it; "..." stands for lines."""
+    """A command of the README and its shown output; "..." stands for any lines."""
 
     command: str
     output: str
 
 
 def shown_commands() -> list[Shown]:
-    """In their order: later ones use files of earlier ones."""
+    """All shown commands in order; later ones use files of earlier ones."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return [Shown(m["command"], m["output"] or "") for m in _SHOWN.finditer(text)]
 
 
 def prepare(folder: Path, shared: Path) -> None:
-    """Give a folder what the commands expect in it."""
+    """Link the images and backbones that the commands use into a folder."""
     (folder / "caltech20").symlink_to(shared.resolve() / "data" / "caltech20")
     for name in ("mobilenet_v2.onnx", "squeezenet1.1.onnx"):
         (folder / name).symlink_to(shared.resolve() / "backbones" / name)
 
 
 def run_command(command: str, folder: Path) -> str:
-    """What a command prints, on both streams, in this Python's environment."""
+    """Run a command with this Python; return the output of both streams."""
     function = f'sk-cnncodes() {{ "{sys.executable}" -m sk_cnncodes "$@"; }}\n'
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     result = subprocess.run(

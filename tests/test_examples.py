@@ -1,4 +1,4 @@
-"""Every example runs, and says what the README shows."""
+"""Every example runs and prints the expected results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A wheel holds the models, and works where there is no checkout."""
+"""The wheel contains the models and works without a checkout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_wheel_holds_the_package_and_the_models(wheel: Path) -> None:
+def test_wheel_contains_the_package_and_the_models(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "sk_cnncodes/models/catalogue.toml" in names
     assert "sk_cnncodes/models/cnncodes-mini.onnx" in names

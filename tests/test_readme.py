@@ -1,4 +1,4 @@
-"""The README's code runs, and its commands are those that are documented."""
+"""The code and commands of the README run and print what it shows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_code_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Worker processes that another test left would look for paths in its folder.
+    # Workers of another test have its working directory.
     get_reusable_executor().shutdown(wait=True)
     for number in range(24):
         pixels = photographs[number % 8][number:, number:]
@@ -46,7 +46,7 @@ def test_code_runs(
     assert "china" in capsys.readouterr().out
 
 
-def test_two_commands_of_one_line() -> None:
+def test_first_two_commands_are_one_line_each() -> None:
     main, tests = blocks("bash")[:2]
     assert main.count("\n") == tests.count("\n") == 1
     assert "pip install ." in main
@@ -67,7 +67,7 @@ def test_commands_and_their_options_exist() -> None:
 
 
 def same(shown: str, printed: str) -> bool:
-    """Whether two words are equal; numbers up to what another processor may change."""
+    """Whether two words are equal, with a tolerance for numbers on other processors."""
     try:
         a, b = (float(word.rstrip("%,;.")) for word in (shown, printed))
     except ValueError:
@@ -92,4 +92,4 @@ def test_commands_print_what_is_shown(shared: Path, tmp_path: Path) -> None:
                 len(got) == len(words) and all(map(same, words, got))
                 for got in (re.split(r"[\s,]+", other.strip()) for other in rest)
             )
-            assert found, f"{shown.command}does not print {line!r} there: {printed}"
+            assert found, f"{shown.command}does not print {line!r} in order: {printed}"

@@ -1,6 +1,6 @@
-"""What the export recipes share: torch's exporters, metadata, and a check.
+"""Shared parts of the export recipes: torch's exporters, metadata, and a check.
 
-Needs: onnx; `export_torch` needs torch, and onnxscript for its newer exporter. Where
+Needs: onnx; `export_torch` needs torch, and onnxscript for its newer exporter. If
 onnxruntime is installed, the written file is run with one image and with two.
 """
 
@@ -16,13 +16,13 @@ from typing import Any
 # The key and the values are those of sk_cnncodes.Preprocessing.to_metadata.
 METADATA_KEY = "sk_cnncodes.preprocessing"
 EXPORTERS = ("dynamo", "torchscript")
-# A file of Protocol Buffers holds less than 2 GiB: larger weights lie beside it.
+# A Protocol Buffers file is limited to 2 GiB: larger weights go to a separate file.
 LARGEST_FILE = 1_900_000_000
 OPSET = 18
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """The arguments that all recipes take."""
+    """Parser with the arguments common to all recipes."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,18 +31,18 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--random-weights",
         action="store_true",
-        help="export without a download, for tests of what is done with the file",
+        help="export random weights, without a download, for tests",
     )
     return parser
 
 
 def add_exporter(parser: argparse.ArgumentParser) -> None:
-    """The choice between torch's two exporters."""
+    """Add the choice between torch's two exporters."""
     parser.add_argument(
         "--exporter",
         choices=EXPORTERS,
         default="dynamo",
-        help="dynamo needs onnxscript; torchscript is older and traces",
+        help="dynamo needs onnxscript; torchscript is the older, tracing exporter",
     )
 
 
@@ -53,30 +53,30 @@ def export_torch(
     exporter: str = "dynamo",
     forward: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Export a torch module with a free batch dimension and its module paths.
+    """Export a torch module with a dynamic batch size and its module paths.
 
     Parameters
     ----------
     model : torch.nn.Module
     input_shape : tuple of int
-        Without the batch.
+        Shape without the batch dimension.
     output : Path
     exporter : {"dynamo", "torchscript"}
     forward : callable, optional
-        Takes the output of the module and gives the tensor to export.
+        Maps the output of the module to the tensor to export.
     """
     import torch
 
     model.eval()
     if forward is not None:
-        # Not a wrapping module: it would stand in front of every module path.
+        # Not a wrapper module, which would prefix every module path.
         inner = model.forward
         model.forward = lambda image: forward(inner(image))
     images = torch.zeros(2, *input_shape)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     names = {"input_names": ["image"], "output_names": ["scores"]}
     with warnings.catch_warnings(), torch.no_grad():
-        # Tracing and deprecation notes of torch about its own exporters.
+        # Tracing and deprecation warnings from torch's own exporters.
         warnings.simplefilter("ignore")
         if exporter == "dynamo":
             torch.onnx.export(
@@ -114,7 +114,7 @@ def write_metadata(output: Path, preprocessing: dict[str, Any]) -> None:
 
 
 def check_file(output: Path) -> None:
-    """Run the file with one image and with two, where onnxruntime is installed."""
+    """Run the file with one image and with two, if onnxruntime is installed."""
     try:
         import onnxruntime as ort
     except ImportError:
@@ -130,8 +130,8 @@ def check_file(output: Path) -> None:
     for value, one, two in zip(session.get_outputs(), first, both, strict=True):
         if len(two) != 2 or not np.allclose(one[0], two[0], rtol=1e-2, atol=1e-4):
             raise SystemExit(
-                f"{output}: its output {value.name!r} of shape {two.shape} for a batch "
-                f"of two images differs from that for one, of shape {one.shape}. "
+                f"{output}: output {value.name!r} for a batch of two images (shape "
+                f"{two.shape}) differs from that for one image (shape {one.shape}). "
                 "Expected the same values."
             )
     print(f"{output}: written; runs with one image and with two")

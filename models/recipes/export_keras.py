@@ -6,13 +6,13 @@ Needs: keras, tensorflow (or tensorflow-cpu), tf2onnx, onnx.
     python models/recipes/export_keras.py NASNetMobile nasnet_mobile.onnx
     python models/recipes/export_keras.py InceptionResNetV2 inception_resnet_v2.onnx
 
-NAME is that of a function of `keras.applications`. The file has a free batch dimension
-and a channels-last input, keeps the names of Keras layers (`conv4_block6_out`) as layer
-names, and holds what the model's `preprocess_input` does in its metadata. Images are
-resized to the input as a whole, as in the examples of Keras' documentation.
+NAME is a function of `keras.applications`. The file has a dynamic batch size and a
+channels-last input, keeps the names of Keras layers (`conv4_block6_out`) as layer
+names, and contains the equivalent of the model's `preprocess_input` in its metadata.
+The whole image is resized to the input size, as in the examples of Keras.
 
 With KERAS_BACKEND=torch tensorflow and tf2onnx are not needed, but torch's exporter
-sees no Keras layers: tensors then have numbers for names.
+does not see Keras layers, so that tensors have numbers as names.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from typing import Any
 
 from export_common import argument_parser, check_file, write_metadata
 
-# Of the networks that take images of any size.
+# For networks that take images of any size.
 DEFAULT_SIZE = (224, 224)
 
 
 def preprocessing_of(name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """What `preprocess_input` does, found by giving it black and pure colours.
+    """The equivalent of `preprocess_input`, measured with black and pure colours.
 
-    It scales and shifts each channel (mode "tf" or "torch"), flips the channels and
-    shifts them (mode "caffe"), or leaves all to the model.
+    It scales and shifts each channel (mode "tf" or "torch"), reverses the channels and
+    shifts them (mode "caffe"), or leaves normalisation to the model.
     """
     import keras
     import numpy as np
@@ -64,7 +64,7 @@ def preprocessing_of(name: str, size: tuple[int, int]) -> dict[str, Any]:
 def build(
     name: str, random_weights: bool = False, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """A model and its preprocessing; `options` go to the function of Keras."""
+    """Build a model and its preprocessing; `options` go to the Keras function."""
     import keras
 
     if keras.config.image_data_format() != "channels_last":
@@ -78,16 +78,16 @@ def build(
 
 
 def export(model: Any, output: Path) -> None:
-    """Write a Keras model, with the names of its layers in those of the tensors."""
+    """Export a Keras model, with layer names in the tensor names."""
     import keras
     import numpy as np
     import onnx
 
     for layer in model.layers:
         if isinstance(layer, keras.layers.Normalization):
-            # As tensors, they would become inputs of the exported network.
+            # As tensors, these would become inputs of the exported network.
             layer.mean, layer.variance = map(np.asarray, (layer.mean, layer.variance))
-    model(np.zeros((1, *model.input_shape[1:]), np.float32))  # export wants it called
+    model(np.zeros((1, *model.input_shape[1:]), np.float32))  # build it for export
     model.export(output, format="onnx", verbose=False)
     if keras.backend.backend() == "tensorflow":
         exported = onnx.load(output)
@@ -98,7 +98,7 @@ def export(model: Any, output: Path) -> None:
 def _name_by_layers(model: Any, layers: set[str]) -> None:
     """Turn `network_1/layer_1/Relu:0` into `/layer/Relu:0`.
 
-    TensorFlow numbers a name that it meets again, as it does in an export.
+    TensorFlow appends numbers to names that repeat, as they do in an export.
     """
     scopes = {}
     for node in model.graph.node:

@@ -8,8 +8,8 @@ Needs: timm (which brings torch and torchvision), onnx, onnxscript.
     python models/recipes/export_timm.py vit_small_patch16_224.dino dino_s.onnx
 
 `--list` shows the names that match NAME, such as `'*dinov2*'`. Models without a
-classifier, such as DINO, put out their features. The file has a free batch dimension,
-keeps module paths (`blocks.3`) as layer names, and holds the preprocessing of the
+classifier, such as DINO, output their features. The file has a dynamic batch size,
+keeps module paths (`blocks.3`) as layer names, and contains the preprocessing of the
 model's `pretrained_cfg` in its metadata. Licences differ: see each model's card.
 """
 
@@ -28,7 +28,7 @@ from export_common import (
 
 
 def preprocessing_of(config: dict[str, Any]) -> dict[str, Any]:
-    """timm's data configuration, as sk_cnncodes.Preprocessing writes it."""
+    """Convert timm's data configuration to parameters of sk_cnncodes.Preprocessing."""
     channels, height, width = config["input_size"]
     mode, interpolation = config["crop_mode"], config["interpolation"]
     if mode not in ("center", "squash") or interpolation == "random":
@@ -54,7 +54,7 @@ def preprocessing_of(config: dict[str, Any]) -> dict[str, Any]:
 def build(
     name: str, random_weights: bool = False, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """A model in evaluation mode and its preprocessing.
+    """Build a model in evaluation mode and its preprocessing.
 
     `options` go to `timm.create_model`, such as `img_size=224`.
     """
@@ -64,7 +64,7 @@ def build(
         name, pretrained=not random_weights, exportable=True, **options
     )
     config = timm.data.resolve_model_data_config(model)
-    if "img_size" in options:  # of which timm's configuration knows nothing
+    if "img_size" in options:  # not part of timm's data configuration
         channels, side = config["input_size"][0], options["img_size"]
         config = config | {"input_size": (channels, side, side)}
     return model.eval(), preprocessing_of(config)
@@ -72,8 +72,10 @@ def build(
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--list", action="store_true", help="show names like NAME")
-    parser.add_argument("--image-size", type=int, help="another side of the input")
+    parser.add_argument(
+        "--list", action="store_true", help="show names that match NAME"
+    )
+    parser.add_argument("--image-size", type=int, help="side of the input, in pixels")
     add_exporter(parser)
     listed = sys.argv[1:] if arguments is None else arguments
     if "--list" in listed:

@@ -7,9 +7,9 @@ Needs: torch, torchvision, onnx, onnxscript.
     python models/recipes/export_torchvision.py vit_b_16 vit_b_16.onnx \\
         --weights IMAGENET1K_SWAG_LINEAR_V1
 
-`--list` shows all names. The file has a free batch dimension, keeps module paths
-(`layer3.5`) as layer names, and holds the preprocessing of the weights in its metadata.
-The weights have licences of their own: see torchvision's page on each of them.
+`--list` shows all names. The file has a dynamic batch size, keeps module paths
+(`layer3.5`) as layer names, and contains the preprocessing of the weights in its
+metadata. The weights have their own licences: see torchvision's page on each of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from export_common import (
 
 
 def preprocessing_of(weights: Any) -> dict[str, Any]:
-    """What `weights.transforms()` does, as sk_cnncodes.Preprocessing writes it."""
+    """Convert `weights.transforms()` to parameters of sk_cnncodes.Preprocessing."""
     preset = weights.transforms()
     (crop,), (resized,) = preset.crop_size, preset.resize_size
     return {
@@ -47,7 +47,7 @@ def preprocessing_of(weights: Any) -> dict[str, Any]:
 def build(
     name: str, weights_name: str = "DEFAULT", random_weights: bool = False
 ) -> tuple[Any, dict[str, Any]]:
-    """A classifier in evaluation mode and its preprocessing."""
+    """Build a classifier in evaluation mode and its preprocessing."""
     from torchvision import models
 
     weights = models.get_model_weights(name)[weights_name]

@@ -6,13 +6,13 @@ Needs: transformers, torch, onnx, onnxscript.
     python models/recipes/export_transformers.py facebook/dino-vits16 dino_s.onnx
     python models/recipes/export_transformers.py google/vit-base-patch16-224 vit.onnx
 
-NAME is that of a repository, or a folder with `config.json` and
-`preprocessor_config.json`. A model with a classifier puts out its scores; another,
-such as DINOv2, its last hidden state. The file has a free batch dimension, keeps module
-paths (`vit.layers.3`) as layer names, and holds the preprocessing of the model's image
-processor in its metadata. Licences differ: see each model's card.
+NAME is a repository, or a folder with `config.json` and `preprocessor_config.json`. A
+model with a classifier outputs its scores, others, such as DINOv2, their last hidden
+state. The file has a dynamic batch size, keeps module paths (`vit.layers.3`) as layer
+names, and contains the preprocessing of the model's image processor in its metadata.
+Licences differ: see each model's card.
 
-`--random-weights` reads the two configurations, and no weights.
+`--random-weights` reads only the two configurations.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from export_common import (
     write_metadata,
 )
 
-# Pillow's numbers, in which transformers states a resampling.
+# Indexed by Pillow's resampling numbers, which transformers uses.
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
 def preprocessing_of(processor: Mapping[str, Any]) -> dict[str, Any]:
-    """An image processor's `to_dict()`, as sk_cnncodes.Preprocessing writes it."""
+    """Convert a processor's `to_dict()` to parameters of sk_cnncodes.Preprocessing."""
     size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
     crops = bool(processor.get("do_center_crop") and crop)
     shorter = size.get("shortest_edge")
@@ -76,7 +76,7 @@ def preprocessing_of(processor: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(name: str, random_weights: bool = False) -> tuple[Any, dict[str, Any]]:
-    """A model in evaluation mode and its preprocessing."""
+    """Build a model in evaluation mode and its preprocessing."""
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -93,7 +93,7 @@ def build(name: str, random_weights: bool = False) -> tuple[Any, dict[str, Any]]
 
 
 def scores_or_features(output: Any) -> Any:
-    """The tensor of a model's output that is exported."""
+    """The tensor to export: scores, or the last hidden state."""
     scores = getattr(output, "logits", None)
     return output.last_hidden_state if scores is None else scores
 
@@ -101,7 +101,7 @@ def scores_or_features(output: Any) -> Any:
 def export(
     model: Any, preprocessing: dict[str, Any], output: Path, exporter: str = "dynamo"
 ) -> None:
-    """Write a model of transformers."""
+    """Export a transformers model."""
     shape = (3, *preprocessing["crop_size"])
     export_torch(model, shape, output, exporter, scores_or_features)
 

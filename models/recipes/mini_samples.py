@@ -1,9 +1,8 @@
-"""What ``train_mini.py`` learns from: crops of photographs, and drawn symbols.
+"""Training data of ``train_mini.py``: crops of photographs, and drawn symbols.
 
-Crops carry what two ImageNet networks, the teachers, see in them. Part of them are
-made gray and coarse before the teachers look, so that small gray pictures are
-something that the student has met. Symbols are a few random strokes, drawn by an
-unsteady hand; the student learns to tell one symbol from the others.
+The targets of crops are outputs of two ImageNet networks, the teachers. Some crops are
+made gray and coarse first, so that the student also trains on small gray images.
+Symbols are a few random strokes with distortions; the student learns to classify them.
 """
 
 from __future__ import annotations
@@ -30,16 +29,17 @@ NO_LABEL = -1
 
 @dataclass
 class Samples:
-    """Pictures and what is to be learned of each.
+    """Images and their training targets.
 
     Attributes
     ----------
     pixels : ndarray of uint8, shape (n, SIDE, SIDE, 3)
     targets : dict of ndarray of float16, shape (n_crops, d)
-        What the teachers say of the first `n_crops` pictures, which are crops.
+        Outputs of the teachers for the first `n_crops` images, which are crops.
     thumbnail_classes : ndarray of int64, shape (n,)
+        Class of each image; NO_LABEL if it has none.
     symbols : ndarray of int64, shape (n,)
-        Both are NO_LABEL where a picture has none.
+        Symbol of each image; NO_LABEL if it has none.
     """
 
     pixels: np.ndarray
@@ -70,14 +70,14 @@ class Samples:
 
 
 class Teachers:
-    """Two ImageNet networks, each with the tensors that the student predicts."""
+    """Two ImageNet networks, with the tensors that the student predicts."""
 
     def __init__(self, mobilenet: Path, squeezenet: Path, threads: int) -> None:
         self.mobilenet = _session(mobilenet, ["pool6", "conv6_2_sum", "fc7"], threads)
         self.squeezenet = _session(squeezenet, ["squeezenet0_concat7"], threads)
 
     def __call__(self, crops: np.ndarray) -> dict[str, np.ndarray]:
-        """uint8 [N, 224, 224, 3] -> float16 targets by name."""
+        """Return float16 targets by name for crops, uint8 [N, 224, 224, 3]."""
         rgb = crops.astype(np.float32)
         bgr = (rgb[..., ::-1] - np.float32([103.94, 116.78, 123.68])) * 0.017
         code, early, scores = self.mobilenet.run(
@@ -115,7 +115,7 @@ def _nchw(x: np.ndarray) -> np.ndarray:
 
 
 def read_archive(path: Path, prefix: str) -> list[tuple[str, bytes]]:
-    """Folder and content of the images of a zip archive under a prefix."""
+    """Folder name and content of each image under a prefix of a zip archive."""
     with zipfile.ZipFile(path) as archive:
         names = [n for n in sorted(archive.namelist()) if n.startswith(prefix)]
         images = [n for n in names if n.lower().endswith((".jpg", ".png"))]
@@ -125,7 +125,7 @@ def read_archive(path: Path, prefix: str) -> list[tuple[str, bytes]]:
 def random_crop(
     image: Image.Image, rng: np.random.Generator, smallest: float
 ) -> Image.Image:
-    """A random square of at least a share of the largest square, perhaps mirrored."""
+    """A random square, at least `smallest` of the largest one, perhaps mirrored."""
     side = int(min(image.size) * np.sqrt(rng.uniform(smallest, 1.0)))
     left = int(rng.integers(0, image.width - side + 1))
     top = int(rng.integers(0, image.height - side + 1))
@@ -135,7 +135,7 @@ def random_crop(
 
 
 def coarsen(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Gray, and as coarse as a thumbnail of 10 to 40 pixels."""
+    """Shrink to a thumbnail of 10 to 40 pixels, mostly gray."""
     side = int(rng.integers(10, 41))
     small = image.resize((side, side), BILINEAR)
     return small.convert("L").convert("RGB") if rng.random() < 0.8 else small
@@ -153,7 +153,7 @@ def make_samples(
     seed: int,
     batch_size: int = 32,
 ) -> Samples:
-    """All pictures that the student learns from; the same ones for the same seed."""
+    """Create all training samples; equal seeds give equal samples."""
     classes = sorted({name for name, _ in thumbnails})
     jobs = [(content, 0.35, NO_LABEL) for _, content in photographs] * crops
     jobs += [(content, 0.6, classes.index(name)) for name, content in thumbnails]
@@ -208,7 +208,7 @@ def make_samples(
 
 
 def random_symbol(rng: np.random.Generator) -> list[np.ndarray]:
-    """One to three strokes, each a curve through 60 points in the unit square."""
+    """One to three strokes, each 60 points in the unit square."""
     while True:
         strokes = _random_strokes(rng)
         if np.ptp(np.concatenate(strokes), axis=0).max() > 0.4:
@@ -231,7 +231,7 @@ def _random_strokes(rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def _curve(corners: np.ndarray, *, smooth: bool) -> np.ndarray:
-    """60 points on the polyline through the corners, perhaps with rounded corners."""
+    """60 points on the polyline through the corners, optionally smoothed."""
     at = np.linspace(0, len(corners) - 1, 60)
     where = np.arange(len(corners))
     points = np.c_[
@@ -248,7 +248,7 @@ def _curve(corners: np.ndarray, *, smooth: bool) -> np.ndarray:
 
 
 def draw_symbol(strokes: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """A drawing of a symbol, uint8 [SIDE, SIDE, 3]: bent, tilted, coarse, gray."""
+    """A distorted, coarse, gray drawing of a symbol, uint8 [SIDE, SIDE, 3]."""
     angle, shear = rng.normal(0, 0.15), rng.normal(0, 0.2)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = turn @ np.array([[1, shear], [0, 1]]) @ np.diag(rng.uniform(0.7, 1.1, 2))

@@ -2,10 +2,10 @@
 
 The network is SqueezeNet 1.1 (Iandola et al. 2016, arXiv:1602.07360) for images of
 half the side, with a second branch that keeps a coarse layout of the last map. It
-starts from SqueezeNet's weights and learns to predict what MobileNetV2 and SqueezeNet
-see at full size in unlabelled photographs: their codes and scores (knowledge
-distillation, Hinton et al. 2015, arXiv:1503.02531). Beside that it learns the classes
-of the thumbnails, and to tell drawn symbols apart.
+starts from SqueezeNet's weights and learns to predict the codes and scores of
+MobileNetV2 and SqueezeNet for unlabelled photographs at full size (knowledge
+distillation, Hinton et al. 2015, arXiv:1503.02531). It also learns to classify the
+thumbnails and the drawn symbols.
 
 Needs: torch, numpy, pillow, onnx, onnxruntime (or onnxruntime-gpu).
 
@@ -14,8 +14,8 @@ Needs: torch, numpy, pillow, onnx, onnxruntime (or onnxruntime-gpu).
         --mobilenet mobilenet_v2.onnx --squeezenet squeezenet1.1.onnx \\
         --output models/cnncodes-mini.onnx
 
-``--photographs`` and ``--thumbnails`` are zip archives of images; of the thumbnails
-only members ``train/CLASS/...`` are read.
+``--photographs`` and ``--thumbnails`` are zip archives of images; only the members
+``train/CLASS/...`` of the thumbnails are read.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from torch.nn import functional as F
 
 
 class Fire(nn.Module):
-    """A 1x1 convolution to few channels, then 1x1 and 3x3 ones side by side."""
+    """A 1x1 convolution to few channels, then parallel 1x1 and 3x3 convolutions."""
 
     def __init__(self, width_in: int, squeezed: int, width: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Fire(nn.Module):
 
 
 class Codes(nn.Module):
-    """Averages of the channels of a map, and a layout of 3 x 3 places of it."""
+    """Channel averages of a map, concatenated with its layout at 3 x 3 positions."""
 
     def __init__(self, width_in: int, layout: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Mini(nn.Sequential):
         super().__init__(OrderedDict(layers))
 
     def start_from(self, squeezenet: Path) -> None:
-        """Copy the convolutions of SqueezeNet 1.1, but for its last, the classifier."""
+        """Copy the convolutions of SqueezeNet 1.1, except the last, its classifier."""
         tensors = {
             tensor.name: onnx.numpy_helper.to_array(tensor)
             for tensor in onnx.load(squeezenet).graph.initializer
@@ -111,7 +111,7 @@ class Mini(nn.Sequential):
 
 
 def standardised(targets: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Zero mean and unit variance a column, so that no few columns rule the loss."""
+    """Standardise each column, so that a few columns do not dominate the loss."""
     result = {}
     for name, values in targets.items():
         values = values.astype(np.float32)
@@ -125,7 +125,7 @@ def standardised(targets: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 class Distillation(nn.Module):
-    """The losses of a batch, each with the linear head that it needs."""
+    """The losses of a batch, with their linear heads."""
 
     def __init__(self, samples: Samples, n_features: int) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class Distillation(nn.Module):
 def augmented(
     pixels: np.ndarray, may_mirror: np.ndarray, rng: np.random.Generator
 ) -> torch.Tensor:
-    """Normalised batch, some pictures mirrored, all shifted by up to 4 pixels."""
+    """Normalised batch, with random mirroring and a shift of up to 4 pixels."""
     x = torch.from_numpy(pixels)
     mirrored = torch.from_numpy(may_mirror & (rng.random(len(pixels)) < 0.5))
     x[mirrored] = x[mirrored].flip(2)
@@ -187,7 +187,7 @@ def train(
     learning_rate: float,
     snapshots: Path | None = None,
 ) -> Mini:
-    """Distil; returns the average of the weights over the last steps."""
+    """Distil the network; return a copy with weights averaged over the last steps."""
     distillation = Distillation(samples, net.codes.width)
     net = net.to(memory_format=torch.channels_last).train()
     averaged = copy.deepcopy(net)
@@ -244,7 +244,7 @@ def train(
 
 
 def export(net: Mini, path: Path) -> None:
-    """Write the network with its layer names and its preprocessing."""
+    """Export the network with its layer names and its preprocessing."""
     net = copy.deepcopy(net).eval()
     buffer = io.BytesIO()
     torch.onnx.export(
@@ -278,9 +278,9 @@ def export(net: Mini, path: Path) -> None:
 
 
 def _halve_classifier(model: onnx.ModelProto) -> None:
-    """Keep the classifier's weights in float16, which halves the largest tensor.
+    """Store the classifier's weights in float16, which halves the largest tensor.
 
-    Codes do not depend on it: it lies behind the penultimate layer.
+    The classifier comes after the penultimate layer, so codes do not change.
     """
     graph = model.graph
     (weights,) = (t for t in graph.initializer if t.name == "classifier.weight")
@@ -304,19 +304,23 @@ def main() -> None:
     parser.add_argument("--mobilenet", type=Path, required=True)
     parser.add_argument("--squeezenet", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--crops", type=int, default=6, help="crops a photograph")
+    parser.add_argument("--crops", type=int, default=6, help="crops per photograph")
     parser.add_argument(
         "--coarse", type=float, default=0.25, help="share of crops made gray and coarse"
     )
     parser.add_argument("--symbols", type=int, default=600, help="number of symbols")
-    parser.add_argument("--drawings", type=int, default=50, help="drawings a symbol")
+    parser.add_argument("--drawings", type=int, default=50, help="drawings per symbol")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--snapshots", type=Path, help="a folder for each epoch's net")
-    parser.add_argument("--samples-cache", type=Path, help="a folder to keep them in")
+    parser.add_argument(
+        "--snapshots", type=Path, help="folder for the network of each epoch"
+    )
+    parser.add_argument(
+        "--samples-cache", type=Path, help="folder to cache the samples in"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -337,7 +341,7 @@ def main() -> None:
         )
         if cache is not None:
             samples.save(cache)
-    print(f"{len(samples.pixels)} pictures", flush=True)
+    print(f"{len(samples.pixels)} images", flush=True)
     net = Mini()
     net.start_from(args.squeezenet)
     net = train(

@@ -1,5 +1,5 @@
-"""A name or a file -> a `Backbone` with its preprocessing -> code graphs.
+"""Backbones: from a name or a file to a `Backbone` with its preprocessing, and codes.
 
 The catalogue, downloads and their check on first use, code specs with their digests,
-and the part of a backbone that a saved pipeline brings along. Imports all below.
+and the code graph that a saved pipeline stores. Imports all lower layers.
 """

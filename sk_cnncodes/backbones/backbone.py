@@ -41,31 +41,31 @@ if TYPE_CHECKING:
 # 8 to 64 bits, float16, double, and bfloat16.
 IMAGE_ELEMENTS = frozenset([1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 16])
 
-# Names the penultimate tensor in the metadata of a file where it cannot be found.
+# Metadata key for the penultimate tensor of files in which it cannot be found.
 PENULTIMATE_KEY = "sk_cnncodes.penultimate"
 
 
 @public
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained network in an ONNX file, with the preprocessing that belongs to it.
+    """A pretrained network in an ONNX file, with its preprocessing.
 
-    `load_backbone` makes one from a name or a path.
+    `load_backbone` creates one from a name or a path.
 
     Parameters
     ----------
     path : Path
         The ONNX file.
     sha256 : str
-        Its digest, together with that of the files that hold its weights, if any.
+        Digest of the file and of its external weight files, if any.
     preprocessing : Preprocessing
     name : str or None
         Its name in the catalogue.
     penultimate : str or None
-        Tensor of layer -1 where the catalogue states it; None to find it.
+        Tensor of layer -1 if the catalogue states it; None to find it.
     preprocessing_origin : str
-        Where the preprocessing came from: the parameter, the file's metadata, a row of
-        the catalogue, or a JSON file.
+        Source of the preprocessing: the parameter, the file's metadata, a row of the
+        catalogue, or a JSON file.
     """
 
     path: Path
@@ -77,12 +77,12 @@ class Backbone:
 
     @property
     def description(self) -> str:
-        """What messages call it."""
+        """Name of the backbone in messages."""
         return f"backbone file {str(self.path)!r}"
 
     @property
     def graph(self) -> LayerGraph:
-        """The network of the file, without its weights."""
+        """The graph of the network, without its weights."""
         return _analysis(self).graph
 
     @property
@@ -92,16 +92,16 @@ class Backbone:
 
     @property
     def layer_decisions(self) -> list[LayerDecision]:
-        """Tensors that could have been numbered layers, and which rule decided."""
+        """Candidates for numbered layers, and the rule that decided on each."""
         return list(_analysis(self).decisions)
 
     def layer(self, which: int | str) -> Layer:
-        """A layer by its position, its label or the name of its tensor.
+        """Return a layer by its position, its label or the name of its tensor.
 
         Raises
         ------
         LayerError
-            If there is none; the message lists those there are.
+            If there is no such layer; the message lists the numbered layers.
         """
         analysis = _analysis(self)
         layers = analysis.layers
@@ -120,7 +120,7 @@ class Backbone:
                     raise LayerError(f"layer={which!r}: {error}") from error
         raise LayerError(
             f"layer={which!r} is not a layer of the backbone {str(self.path)!r}. "
-            f"Expected {_listed(layers)}; or the name of another tensor of the file."
+            f"Expected {_valid_layers(layers)}, or the name of another tensor."
             f"{_suggestion(which, analysis.graph)}"
         )
 
@@ -131,14 +131,14 @@ class Backbone:
         norm: str | None,
         views: str = "center",
     ) -> CodeSpec:
-        """The code spec of a layer, with everything resolved.
+        """Return the code spec of a layer, with pooling and layer name resolved.
 
         Raises
         ------
         LayerError
             If the layer does not exist, or the pooling does not fit it.
         PreprocessingError
-            If the preprocessing leaves no room for the views.
+            If the views do not fit the preprocessing.
         """
         check_views(self.preprocessing, views)
         found = self.layer(layer)
@@ -152,14 +152,14 @@ class Backbone:
         )
 
     def code_length(self, spec: CodeSpec) -> int:
-        """Number of values of the codes of a spec."""
+        """Length of the codes of a spec."""
         return code_length(self.layer(spec.layer), spec.pooling)
 
     def code_graphs(self, specs: list[CodeSpec]) -> Iterator[CodeGraph]:
-        """Code graphs with one output for each spec, the most capable first.
+        """Yield code graphs with one output per spec, the most capable first.
 
-        The specs may differ in layer and pooling only. Codes that are to be averaged
-        over views are not normalised yet.
+        The specs may differ in layer and pooling only. Codes that are averaged over
+        views later are not normalised in the graph.
         """
         first = specs[0]
         layers = [(self.layer(spec.layer), spec.pooling) for spec in specs]
@@ -172,7 +172,7 @@ class Backbone:
         )
 
     def _read(self) -> onnx.ModelProto:
-        """The whole model; codes of another file must not pass for its codes."""
+        """Read the whole model, and check that the file is still the same."""
         model = read_model(self.path)
         sha256 = digest_with_data(self.path, model)
         if sha256 != self.sha256:
@@ -183,8 +183,8 @@ class Backbone:
         return model
 
 
-def _listed(layers: list[Layer]) -> str:
-    """The valid layers, for a message."""
+def _valid_layers(layers: list[Layer]) -> str:
+    """The numbered layers, for a message."""
     names = [
         f"{layer.position} ({layer.label!r}, {layer.n_channels} channels)"
         for layer in reversed(layers)
@@ -193,6 +193,7 @@ def _listed(layers: list[Layer]) -> str:
 
 
 def _suggestion(which: Any, graph: LayerGraph) -> str:
+    """Similar tensor names, for a message; "" if there are none."""
     if not isinstance(which, str):
         return ""
     close = difflib.get_close_matches(which, graph.view.image_dependent, n=3)
@@ -204,7 +205,7 @@ def _suggestion(which: Any, graph: LayerGraph) -> str:
 
 @dataclass(frozen=True)
 class _Analysis:
-    """What was found out about a backbone's graph."""
+    """Analysis of a backbone's graph."""
 
     graph: LayerGraph
     layers: list[Layer]
@@ -238,15 +239,18 @@ def _analyse(backbone: Backbone) -> _Analysis:
             lambda known: measured_types(backbone.path, known, value, shape),
         )
         if penultimate is not None and penultimate not in graph.view.image_dependent:
-            raise BackboneError(f"its penultimate tensor {penultimate!r} is not in it.")
+            raise BackboneError(
+                f"its penultimate tensor {penultimate!r}, stated by {stated_by}, does "
+                "not exist or does not depend on the image."
+            )
         finder = BlockFinder(graph, penultimate, stated_by)
         return _Analysis(graph, finder.layers(), finder.decisions)
     except BackboneError as error:
-        its_input = isinstance(error, PreprocessingError)
-        kind = PreprocessingError if its_input else BackboneError
-        raise kind(f"{backbone.description}: {error}") from error
+        is_preprocessing = isinstance(error, PreprocessingError)
+        error_type = PreprocessingError if is_preprocessing else BackboneError
+        raise error_type(f"{backbone.description}: {error}") from error
     except (LookupError, TypeError, ValueError, StopIteration) as error:
-        # A file may break any rule of ONNX that the finding of layers relies on.
+        # A file may violate any ONNX rule that the analysis relies on.
         raise BackboneError(
             f"{backbone.description}: its graph is malformed "
             f"({type(error).__name__}: {first_line(error)})."
@@ -256,7 +260,7 @@ def _analyse(backbone: Backbone) -> _Analysis:
 def _input_shape(
     preprocessing: Preprocessing, value: onnx.ValueInfoProto
 ) -> tuple[int, ...]:
-    """Shape of the input for one image, or for as many as the file fixes."""
+    """Shape of the input; the batch size is 1, or the one that the file fixes."""
     stated = value_shape(value)
     batch = (stated[0] if stated else None) or 1
     check_batch(batch)
@@ -264,7 +268,7 @@ def _input_shape(
 
 
 def _check_integers(preprocessing: Preprocessing, value: onnx.ValueInfoProto) -> None:
-    """Refuse a preprocessing whose values an integer input would cut off."""
+    """Refuse a preprocessing whose values an integer input cannot represent."""
     import numpy as np
     import onnx
 
@@ -282,8 +286,8 @@ def _check_integers(preprocessing: Preprocessing, value: onnx.ValueInfoProto) ->
     raise PreprocessingError(
         f"the preprocessing gives values from {low:.6g} to {high:.6g} in steps of "
         f"{steps[0]:.6g}, but the backbone's input {value.name!r} takes {dtype.name}. "
-        f"Expected whole numbers from {bounds.min} to {bounds.max}: such a network "
-        "normalises by itself, mostly what scale=1, mean=0 and std=1 give."
+        f"Expected whole numbers from {bounds.min} to {bounds.max}. Such a network "
+        "usually normalises by itself: set scale=1, mean=0 and std=1."
     )
 
 

@@ -1,4 +1,4 @@
-"""The catalogue: the table of backbones that are known by name."""
+"""The catalogue: the table of known backbones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sk_cnncodes.base.public import public
 from sk_cnncodes.images.preprocessing import Preprocessing
 
 _PACKAGE = Path(__file__).parents[1]
-# In a wheel `models` lies inside of the package, in a checkout beside it.
+# `models` is inside the package in a wheel, and beside it in a checkout.
 MODELS = next(
     (f for f in (_PACKAGE / "models", _PACKAGE.parent / "models") if f.is_dir()),
     _PACKAGE / "models",
@@ -30,11 +30,13 @@ class CatalogueRow:
     Attributes
     ----------
     name : str
+        Name that `load_backbone` takes.
     file : str
-        File name in the home folder; a bundled file lies in `models`.
+        File name in the home folder, or in `models` for a bundled file.
     sha256 : str
+        Digest of the file.
     size : int
-        In bytes.
+        Size of the file in bytes.
     license : str
         SPDX identifier.
     source : str
@@ -44,13 +46,13 @@ class CatalogueRow:
     code_length : int
         Length of the codes of layer -1.
     penultimate : str
-        Tensor of layer -1; "" where it is found when the file is read.
+        Tensor of layer -1; "" if it is found from the graph.
     top1 : float or None
-        Stated top-1 accuracy on ImageNet, in %.
+        Published top-1 accuracy on ImageNet, in %.
     aliases : tuple of str
         Other names.
     addresses : tuple of str
-        Where the file can be downloaded, in order of preference.
+        Download addresses, in order of preference.
     bundled : bool
         Whether the file comes with the package.
     notes : str
@@ -85,7 +87,7 @@ def read_catalogue() -> dict[str, CatalogueRow]:
     Raises
     ------
     ValueError
-        If a row lacks a value or has one too many.
+        If a row lacks a value or has an unknown one.
     """
     with open(MODELS / "catalogue.toml", "rb") as file:
         tables = tomllib.load(file)
@@ -93,6 +95,7 @@ def read_catalogue() -> dict[str, CatalogueRow]:
 
 
 def _row(name: str, table: Mapping[str, Any]) -> CatalogueRow:
+    """Create a row from its TOML table."""
     values = dict(table)
     known = {field.name for field in fields(CatalogueRow)} - {"name"}
     unknown = sorted(set(values) - known)
@@ -109,7 +112,7 @@ def _row(name: str, table: Mapping[str, Any]) -> CatalogueRow:
 
 @public
 def list_backbones() -> list[CatalogueRow]:
-    """The known backbones, bundled ones first.
+    """Return the known backbones, bundled ones first.
 
     Returns
     -------
@@ -125,7 +128,7 @@ def list_backbones() -> list[CatalogueRow]:
 
 
 def find_row(name: str) -> CatalogueRow | None:
-    """The row with a name or an alias; None where there is none."""
+    """The row with a name or an alias; None if there is none."""
     rows = read_catalogue()
     if name in rows:
         return rows[name]
@@ -138,7 +141,7 @@ def bundled_file(row: CatalogueRow) -> Path:
 
 
 def local_file(row: CatalogueRow) -> Path | None:
-    """Where the file of a row lies on this machine, by its name and size; or None."""
+    """Path of a row's local file, matched by name and size; None if missing."""
     try:
         path = bundled_file(row) if row.bundled else cache_dir() / row.file
     except DownloadError:

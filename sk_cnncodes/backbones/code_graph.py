@@ -1,7 +1,7 @@
 """Code graphs: a cut backbone with its preprocessing and pooling as nodes.
 
-A code graph takes ``images``, uint8 [N, height, width, 3] in RGB, and gives one
-float32 [N, d] output for each of its layers, ``codes_0``, ``codes_1``, ...
+A code graph takes ``images``, uint8 [N, height, width, 3] in RGB, and returns one
+float32 [N, d] output per layer: ``codes_0``, ``codes_1``, ...
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ POOLINGS: dict[str, tuple[Pooling, ...]] = {
 # Generalised mean: exponent and floor of Radenovic et al. (2018), arXiv:1711.02512.
 GEM_EXPONENT = 3.0
 GEM_FLOOR = 1e-6
-# Element types of ONNX: float, float16, double and bfloat16.
+# ONNX element types: float, float16, double and bfloat16.
 _FLOATS = (1, 10, 11, 16)
-# Operators that round the images of a batch by the largest value of all of them.
+# Operators that quantise with a scale from all images of the batch.
 _SCALED_BY_BATCH = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 # Luma of ITU-R BT.601, as Pillow's convert("L").
 _LUMA = (0.299, 0.587, 0.114)
@@ -47,17 +47,17 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class CodeGraph:
-    """A model that gives codes, and how many images it takes at a time.
+    """A model that computes codes, and its batch size.
 
     Attributes
     ----------
     model : bytes
         The serialised `onnx.ModelProto`.
     batch_size : int or None
-        Number of images in each run; None where any number will do.
+        Fixed batch size; None if it is dynamic.
     batch_made_dynamic : bool
-        Whether the file had a batch size, which was taken out. Then any number will
-        do only if a run says so.
+        Whether a batch size fixed in the file was made dynamic. Only a run shows
+        whether the network then still works.
     """
 
     model: bytes
@@ -66,7 +66,7 @@ class CodeGraph:
 
 
 def resolve_pooling(layer: Layer, pooling: str) -> Pooling:
-    """The pooling that is used at a layer: what "auto" stands for there.
+    """Check a pooling for a layer, and resolve "auto".
 
     Raises
     ------
@@ -89,7 +89,7 @@ def resolve_pooling(layer: Layer, pooling: str) -> Pooling:
 
 
 def code_length(layer: Layer, pooling: Pooling) -> int:
-    """Number of values of a code."""
+    """Length of a code."""
     return int(np.prod(layer.shape)) if pooling == "flatten" else layer.n_channels
 
 
@@ -100,31 +100,31 @@ def build_code_graphs(
     preprocessing: Preprocessing,
     norm: str | None,
 ) -> Iterator[CodeGraph]:
-    """The code graphs of a backbone, the most capable first.
+    """Yield the code graphs of a backbone, the most capable first.
 
-    A backbone with a free batch dimension gives one graph for any number of images
-    and one for single images. Where the file fixes the batch size, the first graph has
-    it made dynamic, which not every network survives, and the second has it as it was.
-    Only a run shows which of them is right.
+    A backbone with a dynamic batch size gives one graph for any number of images and
+    one for single images. If the file fixes the batch size, the first graph makes it
+    dynamic, which does not work for every network, and the second keeps it. Only a run
+    shows whether the first one works.
 
     Parameters
     ----------
     read : callable
-        Gives the model in the normal form of `sk_cnncodes.graphs.reading.read_model`.
-        It is called for each graph: a model is large, and the second graph is rarely
-        asked for.
+        Returns the model in the normal form of
+        `sk_cnncodes.graphs.reading.read_model`. Called once per graph, because a model
+        is large and the second graph is rarely needed.
     folder : Path
-        Where the model's external data lie.
+        Folder of the model's external data.
     layers : list of (Layer, Pooling)
-        One for each output.
+        One per output.
     preprocessing : Preprocessing
         Its normalisation becomes nodes; its resize and crop do not.
     norm : "l2" or None
-        Whether codes are scaled to unit length.
+        "l2" scales codes to unit length.
     """
     names = [layer.name for layer, _ in layers]
     for dynamic in (True, False):
-        # In one expression: while the graph is loaded, nothing else holds weights.
+        # One expression: no variable keeps the model alive while the graph is loaded.
         yield _code_graph(
             *_cut(read(), folder, names), layers, preprocessing, norm, dynamic=dynamic
         )
@@ -133,7 +133,7 @@ def build_code_graphs(
 def _cut(
     model: onnx.ModelProto, folder: Path, outputs: list[str]
 ) -> tuple[onnx.ModelProto, onnx.ValueInfoProto]:
-    """What a backbone needs for some tensors, with its weights; its image input."""
+    """The part of a model up to some tensors, with weights, and its image input."""
     cut = cut_model(model, outputs)
     embed_external_data(cut, folder)
     rename_tensors(cut.graph, _backbone_name)
@@ -145,9 +145,9 @@ def _cut(
 
 
 def _backbone_name(name: str) -> str:
-    """The name of a backbone's tensor, where a code graph has its own of that name."""
-    own = name == INPUT or name.startswith((CODE_OUTPUT, CODE_PREFIX))
-    return f"backbone/{name}" if own else name
+    """Name of a backbone's tensor, with a prefix if the code graph reserves it."""
+    reserved = name == INPUT or name.startswith((CODE_OUTPUT, CODE_PREFIX))
+    return f"backbone/{name}" if reserved else name
 
 
 def _code_graph(
@@ -159,7 +159,7 @@ def _code_graph(
     *,
     dynamic: bool,
 ) -> CodeGraph:
-    """Turn a cut model into a code graph, with a free batch dimension or as it was."""
+    """Turn a cut model into a code graph, with a dynamic or its own batch size."""
     import onnx
 
     stated = value_shape(image)
@@ -169,7 +169,7 @@ def _code_graph(
         _make_batch_dynamic(model, image.name, fixed_batch)
     if dynamic and any(node.op_type in _SCALED_BY_BATCH for node in model.graph.node):
         batch_size = 1
-    # The types of inner tensors may hold a fixed batch size.
+    # Types of intermediate tensors may contain a fixed batch size.
     model.graph.ClearField("value_info")
     before, after = (
         GraphBuilder(f"{CODE_PREFIX}input/"),
@@ -184,8 +184,8 @@ def _code_graph(
     )
     model.graph.ClearField("output")
     for number, (layer, pooling) in enumerate(layers):
-        own = replace(layer, name=_backbone_name(layer.name))
-        code = _add_pooling(after, own, pooling)
+        renamed = replace(layer, name=_backbone_name(layer.name))
+        code = _add_pooling(after, renamed, pooling)
         if norm == "l2":
             code = after.node("LpNormalization", code, axis=1, p=2)
         name = f"{CODE_OUTPUT}{number}"
@@ -207,7 +207,7 @@ def _code_graph(
 def _add_normalisation(
     build: GraphBuilder, image: onnx.ValueInfoProto, preprocessing: Preprocessing
 ) -> None:
-    """From uint8 NHWC RGB to what the network's input was trained on."""
+    """Add nodes from uint8 NHWC RGB to the network's input."""
     import onnx
 
     element = image.type.tensor_type.elem_type
@@ -223,7 +223,7 @@ def _add_normalisation(
         pixels = build.node("Transpose", pixels, perm=[0, 3, 1, 2])
         channel_axis, shape = 1, (1, -1, 1, 1)
     if preprocessing.channels == "BGR":
-        # Of whole planes where possible: 20 times faster than pixel by pixel.
+        # Moves whole planes where possible: 20 times faster than pixel by pixel.
         order = build.constant([2, 1, 0], np.int64)
         pixels = build.node("Gather", pixels, order, axis=channel_axis)
     std = np.array(preprocessing.std, np.float64)
@@ -237,7 +237,7 @@ def _add_normalisation(
 
 
 def _add_pooling(build: GraphBuilder, layer: Layer, pooling: Pooling) -> str:
-    """From a layer's activations to a float32 matrix."""
+    """Add nodes from a layer's activations to a float32 matrix; return its name."""
     import onnx
 
     code = layer.name
@@ -246,13 +246,13 @@ def _add_pooling(build: GraphBuilder, layer: Layer, pooling: Pooling) -> str:
     if pooling == "cls":
         return build.node("Gather", code, build.constant(0, np.int64), axis=1)
     if pooling != "flatten":
-        # The channels go to axis 1, where ONNX's global poolings want them.
+        # ONNX's global poolings expect the channels on axis 1.
         if layer.kind == "tokens":
             code = build.node("Transpose", code, perm=[0, 2, 1])
         elif layer.channel_axis == 3:
             code = build.node("Transpose", code, perm=[0, 3, 1, 2])
     if pooling == "gem":
-        # Relu and a sum, because Max broadcasts only since opset 8.
+        # Relu and Add, because Max broadcasts only since opset 8.
         code = build.node("Relu", code)
         code = build.node("Add", code, build.constant(GEM_FLOOR))
         code = build.node("Pow", code, build.constant(GEM_EXPONENT))
@@ -268,9 +268,9 @@ def _add_pooling(build: GraphBuilder, layer: Layer, pooling: Pooling) -> str:
 def _make_batch_dynamic(
     model: onnx.ModelProto, input_name: str, fixed_batch: int
 ) -> None:
-    """Let a model with a baked-in batch size take any, as far as that is possible.
+    """Make the fixed batch size of a model dynamic, as far as possible.
 
-    A Reshape to [fixed_batch, ...] is told to copy the batch instead (0).
+    A Reshape to [fixed_batch, ...] becomes one to [0, ...], which copies the size.
     """
     from onnx import numpy_helper
 
@@ -282,7 +282,7 @@ def _make_batch_dynamic(
         if (
             not wanted
             or wanted[0] != fixed_batch
-            or _is_set(node.attribute, "allowzero")
+            or _has_flag(node.attribute, "allowzero")
         ):
             continue
         name = f"{CODE_PREFIX}reshape_{index}"
@@ -291,5 +291,5 @@ def _make_batch_dynamic(
         node.input[1] = name
 
 
-def _is_set(attributes: Iterable[onnx.AttributeProto], name: str) -> bool:
+def _has_flag(attributes: Iterable[onnx.AttributeProto], name: str) -> bool:
     return any(a.name == name and a.i for a in attributes)

@@ -1,7 +1,8 @@
-"""Files of the catalogue in the home folder: found there, or downloaded and checked.
+"""Files of the catalogue in the home folder, downloaded and checked if missing.
 
-A download goes to a file beside its place, is digested and run once, and only then
-moved to its place, all under a lock that processes share: what lies in place is whole.
+A download goes to a temporary file in the same folder. Its digest is compared and it is
+run once before an atomic move into place. All of this holds a lock between processes,
+so that a file in place is always complete.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from sk_cnncodes.base.logs import logger
 from sk_cnncodes.base.progress import progress_bar
 
 MIRROR_VARIABLE = "SK_CNNCODES_MIRROR"
-# Seconds to wait for a server to answer, and for each next piece of a file.
+# Seconds to wait for the server's answer and for each chunk.
 _TIMEOUT = 30.0
 _CHUNK = 2**18
 
 
 def download_addresses(row: CatalogueRow) -> list[str]:
-    """Where to get a file, in order of preference, by way of the mirror if one is set.
+    """Addresses of a file in order of preference, on the mirror if one is set.
 
     Raises
     ------
@@ -55,7 +56,7 @@ def download_addresses(row: CatalogueRow) -> list[str]:
 
 
 def obtain_file(row: CatalogueRow, progress: bool | None = None) -> Path:
-    """The whole and checked file of a row in the home folder; downloaded if need be.
+    """Return the checked file of a row in the home folder; download it if missing.
 
     Parameters
     ----------
@@ -66,53 +67,56 @@ def obtain_file(row: CatalogueRow, progress: bool | None = None) -> Path:
     Returns
     -------
     Path
+        Path of the file.
 
     Raises
     ------
     DownloadError
-        If the file is not there and cannot be downloaded, or does not work.
+        If the file is missing and cannot be downloaded, or fails its check.
     """
     path = cache_dir() / row.file
-    if _is_whole(path, row):
+    if _is_intact(path, row):
         if _read_record(path).get("sha256") != row.sha256:
             _write_record(path, row, _check_once(path, row))
         return path
     if is_offline():
         raise DownloadError(
-            f"backbone {row.name!r}: {_state(path, row)}, and {OFFLINE_VARIABLE} "
-            f"forbids to download it. {_how_to_place(path, row)}"
+            f"backbone {row.name!r}: {_file_fault(path, row)}, and {OFFLINE_VARIABLE} "
+            f"forbids downloads. {_manual_install(path, row)}"
         )
     addresses = download_addresses(row)
     if not addresses:
         raise DownloadError(
-            f"backbone {row.name!r}: {_state(path, row)}, and no public address is "
-            f"known for it. {_how_to_place(path, row)} {row.notes}"
+            f"backbone {row.name!r}: {_file_fault(path, row)}, and it has no public "
+            f"address. {_manual_install(path, row)} {row.notes}"
         )
     from filelock import FileLock
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f"{path.name}.lock")):
-            if not _is_whole(path, row):  # otherwise another process was faster
+            if not _is_intact(path, row):  # another process may have finished first
                 _download(row, path, addresses, progress)
-    except (OSError, NotImplementedError) as error:  # the latter of a lock
+    except (OSError, NotImplementedError) as error:  # the latter: locks
         raise DownloadError(
             f"backbone {row.name!r}: cannot write to the folder {str(path.parent)!r} "
             f"({error}); nothing was left there. Expected a folder that can be written "
-            f"and locked, with {row.size} bytes free; {HOME_VARIABLE} names another."
+            f"and locked, with {row.size} bytes free. Set {HOME_VARIABLE} to another."
         ) from error
     return path
 
 
-def _is_whole(path: Path, row: CatalogueRow) -> bool:
+def _is_intact(path: Path, row: CatalogueRow) -> bool:
+    """Whether a file exists with the size and digest of its row."""
     if not path.is_file() or path.stat().st_size != row.size:
         return False
     return file_sha256(path) == row.sha256
 
 
-def _state(path: Path, row: CatalogueRow) -> str:
+def _file_fault(path: Path, row: CatalogueRow) -> str:
+    """What is wrong with a file, for a message."""
     if not path.is_file():
-        return f"its file {str(path)!r} is not there"
+        return f"its file {str(path)!r} does not exist"
     size, digest = path.stat().st_size, file_sha256(path)
     return (
         f"its file {str(path)!r} is not the right one (expected {row.size} bytes, "
@@ -120,11 +124,12 @@ def _state(path: Path, row: CatalogueRow) -> str:
     )
 
 
-def _how_to_place(path: Path, row: CatalogueRow) -> str:
+def _manual_install(path: Path, row: CatalogueRow) -> str:
+    """How to install a file by hand, for a message."""
     sources = f" from {' or '.join(row.addresses)}" if row.addresses else ""
     return (
         f"Put the file{sources} ({row.size} bytes, sha256 {row.sha256}) at "
-        f"{str(path)!r}; or set {HOME_VARIABLE} to the folder that holds {row.file!r}."
+        f"{str(path)!r}, or set {HOME_VARIABLE} to the folder of {row.file!r}."
     )
 
 
@@ -134,16 +139,16 @@ def _how_to_place(path: Path, row: CatalogueRow) -> str:
 def _download(
     row: CatalogueRow, path: Path, addresses: list[str], progress: bool | None
 ) -> None:
-    """Try one address after the other, with the lock held."""
-    for left in path.parent.glob(f"{path.name}.*.part"):
-        left.unlink(missing_ok=True)  # of a process that was killed
-    was_wrong = _state(path, row) if path.is_file() else None
+    """Try the addresses in order; the caller holds the lock."""
+    for stale in path.parent.glob(f"{path.name}.*.part"):
+        stale.unlink(missing_ok=True)  # from a killed process
+    old_fault = _file_fault(path, row) if path.is_file() else None
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     faults = []
     try:
         for address in addresses:
             logger.info("backbone %r: downloading %s", row.name, address)
-            fault = _get(address, part, row, progress)
+            fault = _fetch(address, part, row, progress)
             if fault is not None:
                 faults.append(f"{address}: {fault}")
                 continue
@@ -153,24 +158,24 @@ def _download(
             break
         else:
             raise DownloadError(
-                f"backbone {row.name!r}: no address gave the right file; what arrived "
-                f"was removed. Tried {'; '.join(faults)}. Check the connection and its "
-                f"proxy, or set {MIRROR_VARIABLE} to a mirror. "
-                f"{_how_to_place(path, row)}"
+                f"backbone {row.name!r}: no address gave the right file; the downloads "
+                f"were removed. Tried {'; '.join(faults)}. Check the connection "
+                f"and its proxy, or set {MIRROR_VARIABLE} to a mirror. "
+                f"{_manual_install(path, row)}"
             )
     finally:
         part.unlink(missing_ok=True)
-    if was_wrong:
+    if old_fault:
         warnings.warn(
-            f"backbone {row.name!r}: {was_wrong}; it was replaced by a download.",
+            f"backbone {row.name!r}: {old_fault}; it was replaced by a download.",
             stacklevel=2,
         )
 
 
-def _get(
+def _fetch(
     address: str, part: Path, row: CatalogueRow, progress: bool | None
 ) -> str | None:
-    """Download to a file and digest it; what is wrong with it, if anything."""
+    """Download to a file and check its digest; return the fault, or None."""
     import pooch  # type: ignore[import-untyped]
     from requests import HTTPError, RequestException
 
@@ -187,13 +192,12 @@ def _get(
     try:
         downloader(address, os.fspath(part), None)
     except HTTPError as error:
-        answer = str(error).partition(" for url")[0]  # such as 404 ... Not Found
+        answer = str(error).partition(" for url")[0]  # e.g. 404 Client Error: Not Found
         return f"HTTP status {answer}"
     except RequestException as error:
-        # Of the nested reasons that such errors have, the last says most.
         reason = str(error).replace("\n", " ")[:300]
         got = part.stat().st_size if part.exists() else 0
-        return f"broke off after {got} of {row.size} bytes ({reason})"
+        return f"interrupted after {got} of {row.size} bytes ({reason})"
     finally:
         bar.close()
     size = part.stat().st_size
@@ -204,7 +208,7 @@ def _get(
     if digest != row.sha256:
         return (
             f"another file (expected {row.size} bytes, sha256 {row.sha256}; got {size} "
-            f"bytes, sha256 {digest}): it was changed by its publisher or on the way"
+            f"bytes, sha256 {digest}), changed by its publisher or in transit"
         )
     return None
 
@@ -214,16 +218,17 @@ def _get(
 
 @lru_cache(maxsize=64)
 def _check_once(path: Path, row: CatalogueRow) -> int | None:
-    """Check a file that was put there by hand; once in a process at most."""
+    """Check a file that was installed by hand, at most once per process."""
     return check_backbone(path, row)
 
 
 def _record_path(path: Path) -> Path:
+    """Path of the record of a file's check."""
     return path.with_name(f"{path.name}.json")
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """What the check on first use found; {} where there was none."""
+    """The record of the check on first use; {} if there is none."""
     try:
         record = json.loads(_record_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -232,8 +237,9 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _write_record(path: Path, row: CatalogueRow, batch_size: int | None) -> None:
+    """Record that a file passed the check, so that later processes skip it."""
     record = {"name": row.name, "sha256": row.sha256, "batch_size": batch_size}
     try:
         _record_path(path).write_text(json.dumps(record), encoding="utf-8")
     except OSError:
-        return  # a folder that others keep: each process checks for itself
+        return  # read-only folder: each process checks the file again

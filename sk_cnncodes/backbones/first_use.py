@@ -1,4 +1,4 @@
-"""The check of a downloaded backbone: it is run once before it is put in place."""
+"""The check of a backbone on first use, which runs it once."""
 
 from __future__ import annotations
 
@@ -13,25 +13,32 @@ from sk_cnncodes.base.exceptions import BackboneError, DownloadError
 from sk_cnncodes.engines.devices import CPU, usable_threads
 from sk_cnncodes.engines.session import open_session
 
-# Relative to the largest value: rounding stays below, other images lie far above.
-_SAME_CODE = 1e-3
+# Relative to the largest value: above rounding errors, far below the difference
+# between codes of different images.
+_CODE_TOLERANCE = 1e-3
 
 
 def check_backbone(path: Path, row: CatalogueRow) -> int | None:
-    """Whether a file is the backbone that its row describes, by running it once.
+    """Check that a file is the backbone that its row describes, by running it once.
 
     Input size and code length are compared with the row; codes of two different
     images must be finite, differ, and not depend on the batch.
 
+    Parameters
+    ----------
+    path : Path
+        The ONNX file.
+    row : CatalogueRow
+
     Returns
     -------
     int or None
-        Number of images in each run, where the network does not take any number.
+        Fixed batch size of the network; None if any batch size works.
 
     Raises
     ------
     DownloadError
-        If something is not as it should be.
+        If a check fails.
     """
     backbone = Backbone(
         path, row.sha256, row.preprocessing, row.name, row.penultimate or None
@@ -40,45 +47,53 @@ def check_backbone(path: Path, row: CatalogueRow) -> int | None:
         spec = backbone.spec(-1, "auto", None)
         length = backbone.code_length(spec)
         if length != row.code_length:
-            raise _failed(row, f"code length {row.code_length}", f"{length}")
-        # Rows that depend on their batch make this choose single images.
+            raise _check_error(row, f"code length {row.code_length}", f"{length}")
+        # Falls back to single images if rows depend on their batch.
         session = open_session(
             backbone.code_graphs([spec]),
             CPU,
             usable_threads(-1),
         )
-        photographs = [_photograph(0, slope=1.0), _photograph(1, slope=1.8)]
+        photographs = [
+            _synthetic_photograph(0, slope=1.0),
+            _synthetic_photograph(1, slope=1.8),
+        ]
         images = np.stack([row.preprocessing.apply(p) for p in photographs])
-        (together,) = session.run(images)
-        alone = np.concatenate([session.run(images[i : i + 1])[0] for i in (0, 1)])
+        (batched,) = session.run(images)
+        single = np.concatenate([session.run(images[i : i + 1])[0] for i in (0, 1)])
     except DownloadError:
         raise
     except BackboneError as error:
         size = " x ".join(map(str, row.preprocessing.crop_size))
-        raise _failed(
+        raise _check_error(
             row, f"a network for images of {size} pixels that runs", str(error)
         ) from error
-    if not np.isfinite(together).all():
-        raise _failed(row, "finite codes", "infinite or undefined values")
-    scale = np.abs(together).max(initial=1e-30)
-    if np.abs(together - alone).max() > _SAME_CODE * scale:
-        raise _failed(row, "codes that do not depend on the batch", "codes that do")
-    if np.abs(together[0] - together[1]).max() <= _SAME_CODE * scale:
-        raise _failed(row, "different codes of two different images", "equal ones")
+    if not np.isfinite(batched).all():
+        raise _check_error(row, "finite codes", "infinite or undefined values")
+    scale = np.abs(batched).max(initial=1e-30)
+    if np.abs(batched - single).max() > _CODE_TOLERANCE * scale:
+        raise _check_error(
+            row, "codes independent of the batch", "codes that depend on it"
+        )
+    if np.abs(batched[0] - batched[1]).max() <= _CODE_TOLERANCE * scale:
+        raise _check_error(
+            row, "different codes for two different images", "equal ones"
+        )
     return session.batch_size
 
 
-def _failed(row: CatalogueRow, expected: str, got: str) -> DownloadError:
+def _check_error(row: CatalogueRow, expected: str, got: str) -> DownloadError:
+    """The error for a failed check."""
     return DownloadError(
         f"backbone {row.name!r}: its file has the right sha256, but failed the check "
-        f"on first use: expected {expected}, got {got}. If it was being downloaded, it "
-        "was removed. Run `sk-cnncodes doctor`, and update onnxruntime; or choose "
+        f"on first use: expected {expected}, got {got}. If it was a new download, "
+        "it was removed. Run `sk-cnncodes doctor` and update onnxruntime, or choose "
         "another backbone."
     )
 
 
-def _photograph(seed: int, slope: float) -> Any:
-    """A picture with the spectrum of photographs: amplitudes fall with frequency."""
+def _synthetic_photograph(seed: int, slope: float) -> Any:
+    """Random image with the falling amplitude spectrum of photographs."""
     from PIL import Image
 
     rng = np.random.default_rng(seed)

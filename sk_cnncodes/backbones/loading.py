@@ -1,4 +1,4 @@
-"""A name or a path -> a Backbone, with the preprocessing that belongs to it."""
+"""Loading: from a name or a path to a Backbone with its preprocessing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @public
 def download_backbone(name: str, progress: bool | None = None) -> Path:
-    """Have the file of a known backbone on this machine.
+    """Download the file of a known backbone, unless it is already there.
 
     Parameters
     ----------
@@ -47,29 +47,30 @@ def download_backbone(name: str, progress: bool | None = None) -> Path:
     Returns
     -------
     Path
+        Path of the file.
 
     Raises
     ------
     BackboneError
         If no backbone has this name.
     DownloadError
-        If the file is not there and cannot be downloaded, or does not work.
+        If the file is missing and cannot be downloaded, or fails its check.
     """
     row = find_row(name)
     if row is None:
         raise BackboneError(
-            f"backbone={name!r}: not in the catalogue. Expected {_names_like(name)}."
+            f"backbone={name!r}: not in the catalogue. Expected {_similar_names(name)}."
         )
     return bundled_file(row) if row.bundled else obtain_file(row, progress)
 
 
-def _names_like(name: str) -> str:
-    """The names that could be meant, for a message."""
+def _similar_names(name: str) -> str:
+    """Similar names of known backbones, for a message."""
     rows = list_backbones()
     names = [each for row in rows for each in (row.name, *row.aliases)]
     close = difflib.get_close_matches(name.strip().lower(), names, n=4)
     nearest = " or ".join(repr(each) for each in close or [rows[0].name])
-    return f"a name that list_backbones() shows, such as {nearest}"
+    return f"a name in list_backbones(), such as {nearest}"
 
 
 @public
@@ -77,19 +78,19 @@ def load_backbone(
     name_or_path: str | os.PathLike[str],
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """Find a backbone and the preprocessing that belongs to it.
+    """Load a backbone and its preprocessing.
 
     Parameters
     ----------
     name_or_path : str or path-like
         The name or an alias of a known backbone, such as ``"cnncodes-mini"`` or
-        ``"resnet50"``, or the path of an ONNX file. A string that is a name is never
-        read as a path: should a file be called the same, a warning says so, and
-        ``"./resnet50"`` or a `pathlib.Path` stands for the file.
+        ``"resnet50"``, or the path of an ONNX file. A string that is a known name is
+        never read as a path. If a file has the same name, a warning is issued; use
+        ``"./resnet50"`` or a `pathlib.Path` to load the file.
     preprocessing : Preprocessing, dict or None, default=None
-        None takes, in this order: the file's own metadata, the catalogue's row of the
-        file's SHA-256, a Hugging Face `preprocessor_config.json` beside the file, a
-        timm `config.json` beside the file.
+        None takes the first of: the file's own metadata, the catalogue's row for the
+        file's SHA-256, and a Hugging Face `preprocessor_config.json` or a timm
+        `config.json` in the same folder.
 
     Returns
     -------
@@ -100,18 +101,18 @@ def load_backbone(
     BackboneError
         If there is no such backbone, or the file is not an ONNX image network.
     DownloadError
-        If the file of a known backbone is not there and cannot be downloaded.
+        If the file of a known backbone is missing and cannot be downloaded.
     PreprocessingError
         If no preprocessing is known for the file.
 
     Notes
     -----
-    The file of a name is looked for in the package, then in the home folder, and
-    else downloaded to it. The home folder is `SK_CNNCODES_HOME`, or the user's cache
-    folder. A download is compared with the catalogue's SHA-256, run once, and only
-    then put in place. `SK_CNNCODES_OFFLINE=1` forbids the network;
-    `SK_CNNCODES_MIRROR`, such as ``"https://mirror.example.org"``, replaces scheme and
-    host of the addresses.
+    The file of a known backbone is searched for in the package and in the home folder;
+    otherwise it is downloaded to the home folder. The home folder is
+    `SK_CNNCODES_HOME`, or the user's cache folder. A download is compared with the
+    catalogue's SHA-256 and run once before it is moved into place.
+    `SK_CNNCODES_OFFLINE=1` disables downloads. `SK_CNNCODES_MIRROR`, such as
+    ``"https://mirror.example.org"``, replaces scheme and host of the addresses.
 
     Examples
     --------
@@ -159,15 +160,15 @@ def load_backbone(
 def load_network(
     name_or_path: str | os.PathLike[str], size: tuple[int, int] | None = None
 ) -> Backbone:
-    """A backbone whose layers are to be looked at, and no codes to be computed.
+    """Load a backbone to inspect its layers, not to compute codes.
 
-    Its preprocessing need not be known: where it is not, height and width of the input
-    are `size`, or those that the file states.
+    If its preprocessing is unknown, a placeholder is used, with the input size `size`
+    (height, width) or the one that the file states.
 
     Raises
     ------
     PreprocessingError
-        If neither is there.
+        If the input size is unknown too.
     """
     try:
         return load_backbone(name_or_path)
@@ -175,26 +176,26 @@ def load_network(
         model = read_outline(_find_file(name_or_path))
         value = image_input(model)
         stated = list(value_shape(value) or (None,) * 4)[1:]
-        last = stated[0] not in (1, 3) and stated[2] in (1, 3)
-        channels = stated[2] if last else stated[0]
-        height, width = stated[:2] if last else stated[1:]
+        channels_last = stated[0] not in (1, 3) and stated[2] in (1, 3)
+        channels = stated[2] if channels_last else stated[0]
+        height, width = stated[:2] if channels_last else stated[1:]
         if height is not None and width is not None:
             size = size or (height, width)
         if size is None:
             raise PreprocessingError(
-                f"{error} To list the layers only, --size gives height and width of "
-                "the input, which the file does not state."
+                f"{error} To list the layers only, use --size to give height and width "
+                "of the input, which the file does not state."
             ) from error
-        shown = Preprocessing(
+        placeholder = Preprocessing(
             crop_size=size,
             channels="GRAY" if channels == 1 else "RGB",
-            layout="NHWC" if last else "NCHW",
+            layout="NHWC" if channels_last else "NCHW",
         )
-        return load_backbone(name_or_path, shown)
+        return load_backbone(name_or_path, placeholder)
 
 
 def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
-    """Path of the ONNX file that a name or a path stands for."""
+    """Resolve a name or a path to the path of an ONNX file."""
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(
             "backbone: expected the name of a known backbone or the path of an ONNX "
@@ -203,14 +204,14 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
     path = Path(name_or_path)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
-    except OSError as error:  # a name too long, a folder that may not be entered
+    except OSError as error:  # name too long, or no permission
         raise BackboneError(f"backbone={str(name_or_path)!r}: {error}.") from error
     if isinstance(name_or_path, str) and find_row(name_or_path) is not None:
         if is_file:
             warnings.warn(
                 f"backbone={name_or_path!r} is taken as the name of a known backbone, "
-                f"not as the file of that name in {working_folder()}. If the file is "
-                f"meant, write {f'.{os.sep}{name_or_path}'!r}.",
+                f"not as the file of that name in {working_folder()}. For the file, "
+                f"write {f'.{os.sep}{name_or_path}'!r}.",
                 stacklevel=3,
             )
         return download_backbone(name_or_path)
@@ -218,58 +219,59 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
         return path
     what = "is a folder" if is_folder else "no such file"
     if find_row(str(path)) is not None:
-        what += f"; the known backbone of this name is {str(path)!r}, a string"
+        what += f"; for the known backbone of this name, pass {str(path)!r}, a string"
     else:
         what += ", and no known backbone has this name"
     raise BackboneError(
         f"backbone={str(name_or_path)!r}: {what}. "
-        f"Expected {_names_like(str(name_or_path))}, or the path of an ONNX file; "
-        f"relative paths start from {working_folder()}."
+        f"Expected {_similar_names(str(name_or_path))}, or the path of an ONNX file. "
+        f"Relative paths start from {working_folder()}."
     )
 
 
 def _known_preprocessing(
     path: Path, digest: str, metadata: dict[str, str], row: CatalogueRow | None
 ) -> tuple[Preprocessing, str]:
-    """The preprocessing stated in or for a file, and where; never a guess."""
+    """The preprocessing stated in or for a file, and its source; never a guess."""
     own = _read_values(path, Preprocessing.from_metadata, metadata)
     if own is not None:
         return own, f"the file's metadata {METADATA_KEY!r}"
     if row is not None:
         return row.preprocessing, f"the catalogue's row {row.name!r}"
-    beside = path.parent / "preprocessor_config.json"
-    if beside.is_file():
-        config = _read_json(beside)
-        return _read_values(beside, read_huggingface, config), f"{str(beside)!r}"
-    beside = path.parent / "config.json"
-    if beside.is_file():
-        config = _read_json(beside)
+    sidecar = path.parent / "preprocessor_config.json"
+    if sidecar.is_file():
+        config = _read_json(sidecar)
+        return _read_values(sidecar, read_huggingface, config), f"{str(sidecar)!r}"
+    sidecar = path.parent / "config.json"
+    if sidecar.is_file():
+        config = _read_json(sidecar)
         if "pretrained_cfg" in config or "input_size" in config:
-            return _read_values(beside, read_timm, config), f"{str(beside)!r}"
+            return _read_values(sidecar, read_timm, config), f"{str(sidecar)!r}"
     raise PreprocessingError(
-        f"backbone {str(path)!r}: its preprocessing is not known: neither its metadata "
-        f"({METADATA_KEY}) nor the catalogue (sha256 {digest[:12]}...) nor a "
-        "preprocessor_config.json or timm config.json beside it states it. Expected "
+        f"backbone {str(path)!r}: its preprocessing is not known. It is not in its "
+        f"metadata ({METADATA_KEY}), in the catalogue (sha256 {digest[:12]}...), or in "
+        "a preprocessor_config.json or timm config.json in its folder. Expected "
         "preprocessing=Preprocessing(crop_size=..., resize_size=..., scale=..., "
-        "mean=..., std=...), as the network was trained."
+        "mean=..., std=...), with the values that the network was trained with."
     )
 
 
 def _read_values(
     path: Path, read: Callable[[Mapping[str, Any]], T], config: Mapping[str, Any]
 ) -> T:
-    """What a reader makes of values in a file; faults name the file."""
+    """Read values with a reader; errors name the file."""
     try:
         return read(config)
     except PreprocessingError as error:
         raise PreprocessingError(f"{str(path)!r}: {error}") from error
     except (TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise PreprocessingError(
-            f"{str(path)!r}: a value is not of the kind it should be ({error})."
+            f"{str(path)!r}: a preprocessing value is invalid ({error})."
         ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

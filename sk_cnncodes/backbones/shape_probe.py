@@ -1,4 +1,4 @@
-"""Types of tensors that shape inference does not find: one run of the network."""
+"""Types of tensors that shape inference does not find, from a run of the network."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def measured_types(
     image: onnx.ValueInfoProto,
     shape: tuple[int, ...],
 ) -> dict[str, TensorType]:
-    """Types of tensors, found by running a network once on black images.
+    """Measure the types of tensors by running a network once on black images.
 
-    Of tensors whose element type is known, only the shapes leave the network.
+    For tensors of known element type, the network outputs only the shape.
 
     Parameters
     ----------
     path : Path
         The ONNX file.
     known : mapping of str to TensorType or None
-        The tensors, and what shape inference found out about each.
+        The tensors, each with the type that shape inference found, if any.
     image : onnx.ValueInfoProto
         The image input.
     shape : tuple of int
@@ -65,14 +65,14 @@ def measured_types(
         outputs.append(output)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(image.type.tensor_type.elem_type)
     options = session_options(n_threads=usable_threads(-1))
-    # One run does not pay for preparations, which take long on large graphs.
+    # Optimisation takes long on large graphs and does not pay off for one run.
     levels = import_onnxruntime().GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_DISABLE_ALL
     options.enable_mem_pattern = options.enable_mem_reuse = False
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = make_session(cut.SerializeToString(), options)
-        # What is computed from weights alone needs no image.
+        # Tensors computed from weights alone need no image.
         read = {value.name for value in cut.graph.input} & {image.name}
         arrays = session.run(outputs, dict.fromkeys(read, np.zeros(shape, dtype)))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""CodeSpec: everything but the image that decides a code, and its digest."""
+"""CodeSpec: everything except the image that determines a code, and its digest."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from sk_cnncodes.backbones.code_graph import Pooling
 from sk_cnncodes.images.preprocessing import Preprocessing
 
-# Raise it when codes change for the same backbone and parameters.
+# Increment when codes change for the same backbone and parameters.
 CODE_VERSION = 4
 
 
 @dataclass(frozen=True)
 class CodeSpec:
-    """Everything but the image that decides a code.
+    """Everything except the image that determines a code.
 
     Attributes
     ----------
@@ -23,19 +23,19 @@ class CodeSpec:
     layer : str
         Name of the tensor.
     pooling : str
-        Never "auto": what it stands for at the layer.
+        Pooling at the layer; "auto" is resolved.
     norm : "l2" or None
     preprocessing : Preprocessing
     views : {"center", "flip", "five_crop", "ten_crop"}
     precision : str, default="float32"
     calibration : str or None, default=None
-        Digest of the ranges that int8 takes its scales from.
+        Digest of the calibration ranges that int8 scales are computed from.
     engine : str or None, default=None
-        What runs the network: in float32 it does not matter, in 8 bits codes of two
-        engines differ by 1%.
+        Inference engine. It does not matter in float32; in 8 bits, codes of two engines
+        differ by 1%.
     version : int or str
-        Of the code that makes the codes: `CODE_VERSION`, except for a stored graph
-        that another version made.
+        Version of the code computation: `CODE_VERSION`, except for a stored graph from
+        another version.
     """
 
     backbone_sha256: str
@@ -59,7 +59,7 @@ class CodeSpec:
 
     @property
     def _exact_digest(self) -> str:
-        """The digest of the same codes in float32."""
+        """SHA-256 of the spec for the same codes in float32."""
         values = asdict(self)
         del values["precision"], values["calibration"], values["engine"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""StoredBackbone: the part of a backbone that a saved pipeline brings along."""
+"""StoredBackbone: the code graph of a backbone that a saved pipeline stores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sk_cnncodes.images.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class StoredBackbone:
-    """A backbone of which only the code graph of one layer is there."""
+    """A backbone that has only the code graph of one layer."""
 
     spec: CodeSpec
     length: int
@@ -26,26 +26,26 @@ class StoredBackbone:
     description = "stored backbone"
 
     def code_length(self, spec: CodeSpec) -> int:
-        """Number of values of the codes."""
+        """Length of the codes."""
         return self.length
 
     def code_graphs(self, specs: list[CodeSpec]) -> Iterator[CodeGraph]:
-        """The stored graph."""
+        """Yield the stored graph."""
         yield self.graph
 
 
 def store_graph(
     parameters: Mapping[str, Any], spec: CodeSpec, length: int, graph: CodeGraph
 ) -> dict[str, Any]:
-    """A code graph as plain values, to be saved.
+    """Turn a code graph into plain values that can be saved.
 
     Parameters
     ----------
     parameters : mapping
-        Parameters that decide the codes, as plain values.
+        Parameters that determine the codes, as plain values.
     spec : CodeSpec
     length : int
-        Number of values of a code.
+        Length of a code.
     graph : CodeGraph
     """
     stored = {
@@ -61,13 +61,13 @@ def store_graph(
 def stored_backbone(
     stored: Mapping[str, Any], parameters: Mapping[str, Any]
 ) -> StoredBackbone | None:
-    """The stored graph as a backbone; None if it was made with other parameters."""
+    """The stored graph as a backbone; None if its parameters differ."""
     if stored["parameters"] != parameters:
         return None
     values = dict(stored["spec"])
     values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
     if values["version"] != CODE_VERSION:
-        # Neither that version's codes nor those of this version's graphs.
+        # Its codes may differ from those of either version alone.
         values["version"] = f"graph of {values['version']}, run by {CODE_VERSION}"
     spec = CodeSpec(**values)
     graph = CodeGraph(stored["model"], stored["batch_size"])
@@ -75,7 +75,7 @@ def stored_backbone(
 
 
 def is_intact(record: Mapping[str, Any]) -> bool:
-    """Whether a saved record is as it was saved, by its digests."""
+    """Whether a saved record is unchanged, judged by its digests."""
     try:
         plain = {key: value for key, value in record.items() if key != "model"}
         if "model" in record:
@@ -88,7 +88,7 @@ def is_intact(record: Mapping[str, Any]) -> bool:
 
 
 def record_digest(values: Mapping[str, Any]) -> str:
-    """SHA-256 of plain values, without their entry `check`."""
+    """SHA-256 of plain values, without the entry `check`."""
     plain = {key: value for key, value in values.items() if key != "check"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -96,18 +96,18 @@ def record_digest(values: Mapping[str, Any]) -> str:
 def working_graph(
     backbone: Backbone | StoredBackbone, spec: CodeSpec
 ) -> tuple[CodeGraph, CodeSession]:
-    """The most capable code graph of a spec that runs, and its session on the CPU.
+    """Find the most capable code graph of a spec that runs; open it on the CPU.
 
     Raises
     ------
     BackboneError
-        If none runs.
+        If no graph runs.
     """
     tried: list[CodeGraph] = []
 
     def graphs() -> Iterator[CodeGraph]:
         for graph in backbone.code_graphs([spec]):
-            tried[:] = [graph]  # they are large: only the last one is kept
+            tried[:] = [graph]  # graphs are large: keep only the last one
             yield graph
 
     session = open_session(graphs(), CPU, usable_threads(-1))

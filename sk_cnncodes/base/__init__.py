@@ -1,5 +1,5 @@
-"""What a process owes its user, whatever the library does.
+"""Infrastructure that all other sub-packages share.
 
-Exceptions, files that are written whole or not at all, the cache folder and the offline
-switch, forks, threads, progress bars, the log. Imports nothing else of the package.
+Exceptions, atomic writes, the cache folder and the offline switch, forks, threads,
+progress bars, logging. Imports nothing else from the package.
 """

@@ -1,4 +1,4 @@
-"""Errors of the library, all of them subclasses of `ValueError` or `RuntimeError`."""
+"""Exceptions of the library, all subclasses of `ValueError` or `RuntimeError`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class ImageError(ValueError):
     Attributes
     ----------
     index : int or None
-        Position of the image in X, where it is known.
+        Position of the image in X; None if it is unknown.
     """
 
     def __init__(self, message: str, index: int | None = None) -> None:
-        # Both arguments go to the base class so that the error pickles, as it
-        # must to travel from a worker process to its parent.
+        # Both arguments go to the base class so that the error can be pickled, as
+        # worker processes do.
         super().__init__(message, index)
         self.message = message
         self.index = index
@@ -28,7 +28,7 @@ class ImageError(ValueError):
 
 @public
 class ImageNotFoundError(ImageError, FileNotFoundError):
-    """An element of X is a path at which there is no file."""
+    """An element of X is a path to a file that does not exist."""
 
     def __str__(self) -> str:
         return self.message
@@ -36,12 +36,12 @@ class ImageNotFoundError(ImageError, FileNotFoundError):
 
 @public
 class BackboneError(ValueError):
-    """A file is not an ONNX image network that can give codes."""
+    """A file is not an ONNX image network that codes can be computed with."""
 
 
 @public
 class LayerError(BackboneError):
-    """A layer does not exist in the backbone, or a pooling does not fit it."""
+    """A backbone has no such layer, or a pooling does not apply to it."""
 
 
 @public
@@ -51,7 +51,7 @@ class PreprocessingError(BackboneError):
 
 @public
 class DownloadError(BackboneError):
-    """A known backbone is missing and cannot be downloaded, or fails its check."""
+    """A known backbone cannot be downloaded, or its checksum is wrong."""
 
 
 @public
@@ -61,18 +61,18 @@ class ExportError(ValueError):
 
 @public
 class SavedModelError(ValueError):
-    """A saved pipeline is damaged, was edited, or a newer version saved it."""
+    """A saved pipeline is damaged, was edited, or is from a newer version."""
 
 
 @public
 class DeviceError(RuntimeError):
-    """The device that was asked for does not work on this machine."""
+    """The requested device does not work on this machine."""
 
 
 class CacheError(RuntimeError):
-    """A code cache cannot be used; callers go on without it."""
+    """A code cache cannot be used; callers continue without it."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error of another library, cut off if it is long."""
+    """First line of another library's error, truncated to 300 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all."""
+"""Atomic writes, file identities and checksums."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-# A file that changed less than this ago may change again without a new time stamp.
+# A file modified more recently than this may change again within one time stamp.
 SETTLED_NS = 2_000_000_000
-_TOO_LITTLE_DISK = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.EFBIG))
+_DISK_FULL_ERRORS = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.EFBIG))
 
-# Device and inode of the databases that are open in this process, by who opened them.
+# Device and inode of the databases open in this process, by the id of their owner.
 open_databases: dict[int, tuple[int, int] | None] = {}
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place when all went well.
+    """Yield a temporary path beside `path`, which replaces it on success.
 
-    On an error, and on Ctrl-C, what was written is removed, and a file that was at
-    `path` before is as it was. A link stays one: what it leads to is replaced. What is
-    no file, such as ``/dev/stdout`` or a pipe, is written to as it is.
+    On any error, Ctrl-C included, the temporary file is removed and an existing file
+    at `path` is left unchanged. If `path` is a symlink, its target is replaced. If it
+    is not a regular file, such as ``/dev/stdout`` or a pipe, it is yielded itself.
 
     Raises
     ------
     OSError
-        If there is no such folder, or a folder of that name.
+        If the parent folder does not exist, or `path` is a folder.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with atomic_write(Path(folder, "notes.txt")) as part:
     ...         _ = part.write_text("whole")
-    ...     [place.name for place in Path(folder).iterdir()]
+    ...     [file.name for file in Path(folder).iterdir()]
     ['notes.txt']
     """
     target = Path(os.path.realpath(path))
@@ -53,24 +53,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
         return
     if not target.parent.is_dir():
         raise FileNotFoundError(
-            f"{str(path)!r}: there is no folder {str(target.parent)!r}. Make it first."
+            f"{str(path)!r}: there is no folder {str(target.parent)!r}. "
+            "Create it first."
         )
-    # The suffix stays: writers look at it. Threads may write to one path at once.
-    own = f"{os.getpid()}-{secrets.token_hex(4)}"
-    part = target.with_name(f".{path.stem}.{own}.part{path.suffix}")
+    # Writers choose a format by the suffix. The token separates concurrent threads.
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    part = target.with_name(f".{path.stem}.{unique}.part{path.suffix}")
     try:
         yield part
         part.replace(target)
     except OSError as error:
-        if error.filename is None and error.errno in _TOO_LITTLE_DISK:
-            error.filename = str(path)  # writing to an open file names none
+        if error.filename is None and error.errno in _DISK_FULL_ERRORS:
+            error.filename = str(path)  # write errors of open files carry no name
         raise
     finally:
         part.unlink(missing_ok=True)
 
 
 def working_folder() -> str:
-    """Where relative paths start from, as messages say it."""
+    """The working directory, as it appears in error messages."""
     try:
         return repr(os.getcwd())  # noqa: PTH109
     except OSError:
@@ -78,9 +79,9 @@ def working_folder() -> str:
 
 
 def is_open_database(path: str) -> bool:
-    """Whether a file, or what its log belongs to, is a database that is open here.
+    """Whether a file, or the database that its log belongs to, is open here.
 
-    To close such a file, after reading it, would end all locks of this process on it.
+    Reading and closing such a file would release all locks of this process on it.
     """
     main = re.sub("-(wal|shm|journal)$", "", path)
     identity = file_identity(main) if open_databases else None
@@ -88,7 +89,7 @@ def is_open_database(path: str) -> bool:
 
 
 def file_identity(path: str) -> tuple[int, int] | None:
-    """Device and inode of a file; None where there is none."""
+    """Device and inode of a file, or None if it does not exist."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError:
@@ -97,17 +98,17 @@ def file_identity(path: str) -> tuple[int, int] | None:
 
 
 def check_not_an_input(output: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse an output that would replace what it is made from.
+    """Refuse an output that would replace one of its inputs.
 
     Parameters
     ----------
     output : Path
-    inputs : iterable of path
+    inputs : iterable of str or path-like
 
     Raises
     ------
     ValueError
-        Naming the output.
+        If `output` is one of the inputs.
     """
     for path in inputs:
         if _is_same_file(output, path):
@@ -118,22 +119,22 @@ def check_not_an_input(output: Path, inputs: Iterable[str | os.PathLike[str]]) -
 
 
 def _is_same_file(path: Path, other: str | os.PathLike[str]) -> bool:
-    """Whether two paths lead to one file, or would if there were one."""
+    """Whether two paths refer to one file, or would if it existed."""
     try:
         return os.path.realpath(path) == os.path.realpath(other) or path.samefile(other)
-    except (OSError, ValueError):  # one is not there, or no possible path
+    except (OSError, ValueError):  # a path is missing or invalid
         return False
 
 
 def reserve_disk(path: Path) -> None:
-    """Have the disk hold a file as large as it claims to be.
+    """Allocate disk space for the full size of a sparse file.
 
-    A file that is mapped into memory ends the process where the disk is too full.
+    Writing to a memory-mapped file on a full disk would kill the process.
 
     Raises
     ------
     OSError
-        If the disk is too full.
+        If the disk is full.
     """
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
@@ -141,17 +142,17 @@ def reserve_disk(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, remembered by all that changes with its content."""
+    """SHA-256 of a file, cached by its path, inode, size and time stamps."""
     status = path.stat()
     times = (status.st_mtime_ns, status.st_ctime_ns)
     state = (status.st_dev, status.st_ino, status.st_size, *times)
     if time.time_ns() - max(times) < SETTLED_NS:
         return _sha256(os.path.realpath(path))
-    return _remembered_sha256(os.path.realpath(path), state)
+    return _cached_sha256(os.path.realpath(path), state)
 
 
 @lru_cache(maxsize=1024)
-def _remembered_sha256(path: str, _state: tuple[int, ...]) -> str:
+def _cached_sha256(path: str, _state: tuple[int, ...]) -> str:
     return _sha256(path)
 
 

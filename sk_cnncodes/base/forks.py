@@ -1,15 +1,15 @@
-"""What a process that forks must finish first, and what its child must make anew.
+"""What a process finishes before a fork, and what its child recreates.
 
-A child gets the locks of its parent as they are at that moment, but not the threads
-that would release them. All of the package's hooks are here, in one order.
+A child inherits the state of its parent's locks, but not the threads that would release
+them. All fork hooks of the package are here, in a fixed order.
 """
 
 from __future__ import annotations
 
 import importlib
 
-# Before a fork, hooks run in reverse: that of logging, which is registered first, must
-# not have its lock when ours wait for a thread that imports something and wants to log.
+# Before a fork, hooks run in reverse order of registration. Importing logging first
+# makes its hook run after ours, which wait for other threads' imports: these may log.
 import logging  # noqa: F401
 import os
 import sys
@@ -20,76 +20,79 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
-# Packages that this one imports where they are first needed, perhaps in a thread.
+# Packages that this one imports on first use, perhaps in a thread.
 _IMPORTED_LATE = {"PIL", "onnx", "onnxruntime", "openvino", "sk_cnncodes", "tqdm"}
 
-# Held by whatever a fork must not interrupt, such as the loading of a network: ONNX
-# Runtime has locks for that.
+# Held during whatever a fork must not interrupt, such as loading a network, when ONNX
+# Runtime holds locks of its own.
 fork_lock = threading.RLock()
-# Further locks that a fork waits for, in the order in which it takes them.
-_held: list[Any] = []
-_before: list[Callable[[], object]] = []
-_in_child: list[Callable[[], object]] = []
-_renewed: weakref.WeakSet[Any] = weakref.WeakSet()
+# Other locks that a fork acquires, in this order.
+_fork_locks: list[Any] = []
+_before_hooks: list[Callable[[], object]] = []
+_child_hooks: list[Callable[[], object]] = []
+_renewed_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def fork_safe_lock() -> threading.Lock:
-    """A lock that is free in a forked child, whoever held it in the parent."""
+    """Return a lock that is free in forked children, whoever held it before."""
     lock = threading.Lock()
-    _renewed.add(lock)
+    _renewed_locks.add(lock)
     return lock
 
 
 def hold_during_fork(lock: Any) -> None:
-    """Have forks wait for a reentrant lock; the one named last is taken first."""
+    """Make forks acquire a reentrant lock; the last one registered comes first."""
     with fork_lock:
-        _held.insert(0, lock)
+        _fork_locks.insert(0, lock)
 
 
 def before_fork(action: Callable[[], object]) -> None:
-    """Call a function before each fork, with all locks held."""
-    _before.append(action)
+    """Register a function to call before each fork, with all locks held."""
+    _before_hooks.append(action)
 
 
 def after_fork_in_child(action: Callable[[], object]) -> None:
-    """Call a function in each forked child."""
-    _in_child.append(action)
+    """Register a function to call in each forked child."""
+    _child_hooks.append(action)
 
 
 def import_fork_safe(name: str) -> ModuleType:
-    """Import a module; a fork waits until it is there."""
+    """Import a module; forks wait until it is imported."""
     with fork_lock:
         return importlib.import_module(name)
 
 
 def finish_imports() -> None:
-    """Wait for imports that other threads have begun: modules have locks."""
+    """Wait for imports in progress in other threads: they hold module locks."""
     for name, module in list(sys.modules.items()):
         if module is not None and name.partition(".")[0] in _IMPORTED_LATE:
             importlib.import_module(name)
 
 
 def _prepare() -> None:
+    """Acquire all locks and run the hooks before a fork."""
     fork_lock.acquire()
-    for lock in _held:
+    for lock in _fork_locks:
         lock.acquire()
     finish_imports()
-    for action in _before:
+    for action in _before_hooks:
         action()
 
 
 def _release() -> None:
-    for lock in (*reversed(_held), fork_lock):
-        # An interrupt may have ended the wait for a lock: then it is not held.
+    """Release all locks after a fork."""
+    for lock in (*reversed(_fork_locks), fork_lock):
+        # An interrupt may have ended the wait for a lock, which is then not held.
         with suppress(RuntimeError):
             lock.release()
 
 
 def _renew() -> None:
+    """Release and renew the locks, and run the hooks, in a child."""
     _release()
-    for lock in _renewed:
+    for lock in _renewed_locks:
         lock._at_fork_reinit()
-    for action in _in_child:
+    for action in _child_hooks:
         action()
 
 

@@ -13,14 +13,14 @@ OFFLINE_VARIABLE = "SK_CNNCODES_OFFLINE"
 
 
 def cache_dir() -> Path:
-    """Where downloaded backbones lie: `SK_CNNCODES_HOME`, or the user's cache folder.
+    """Folder of downloaded backbones: `SK_CNNCODES_HOME` or the user's cache folder.
 
     The folder need not exist.
 
     Raises
     ------
     DownloadError
-        If the user has no home, as in containers whose user has no name.
+        If the user has no home folder, as in containers whose user has no name.
     """
     chosen = os.environ.get(HOME_VARIABLE)
     try:
@@ -28,7 +28,7 @@ def cache_dir() -> Path:
             return Path(chosen).expanduser().absolute()
         folder = Path(import_fork_safe("pooch").os_cache("sk_cnncodes"))
         if not folder.is_absolute():
-            raise RuntimeError(f"{str(folder)!r} is no absolute path")
+            raise RuntimeError(f"{str(folder)!r} is not an absolute path")
     except (OSError, RuntimeError) as error:
         raise DownloadError(
             f"there is no folder for downloaded backbones ({error}). Expected "

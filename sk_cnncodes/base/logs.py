@@ -1,4 +1,4 @@
-"""The package's logger; `SK_CNNCODES_LOG=debug` shows it in any program."""
+"""The package's logger; `SK_CNNCODES_LOG=debug` shows its messages."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ logger = logging.getLogger("sk_cnncodes")
 logger.addHandler(logging.NullHandler())
 
 
-def show_log() -> None:
-    """Write the log to standard error, as `SK_CNNCODES_LOG` says.
+def configure_logging() -> None:
+    """Log to standard error at the level in `SK_CNNCODES_LOG`, if it is set.
 
     Raises
     ------
     ValueError
-        If it names no level.
+        If it is not a level.
     """
     level = os.environ.get(LOG_VARIABLE, "").strip().upper()
     if not level:

@@ -1,4 +1,4 @@
-"""Progress bars that neither end nor stop the work that they tell of."""
+"""Progress bars that neither abort nor block the work they show."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sk_cnncodes.base.forks import hold_during_fork
 
 
 def progress_bar(*, disable: bool | None = False, **options: Any) -> Any:
-    """A bar of tqdm; none where there is no standard error to show it on.
+    """A tqdm bar, disabled if there is no standard error.
 
     Parameters
     ----------
     disable : bool or None, default=False
-        None shows it on a terminal only.
+        None shows it only on a terminal.
     **options
-        As tqdm takes them.
+        Passed to tqdm.
     """
     disable = True if sys.stderr is None else disable
     return _bar_class()(disable=disable, file=sys.stderr, **options)
@@ -30,10 +30,10 @@ def _bar_class() -> Any:
     from tqdm.std import TqdmDefaultWriteLock
 
     class Bar(tqdm):
-        # No thread of its own, which would be left over.
+        # No monitor thread, which would outlive the bar.
         monitor_interval = 0
-        # tqdm's lock for threads, without its lock for processes: one that is killed
-        # while it writes would have all others wait for ever.
+        # tqdm's lock for threads, without its lock for processes: a process killed
+        # while writing would block all others forever.
         _lock = TqdmDefaultWriteLock.th_lock
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -41,14 +41,14 @@ def _bar_class() -> Any:
                 super().__init__(*arguments, **options)
 
         def display(self, *arguments: Any, **options: Any) -> Any:
-            """A pipe that nobody reads, or a full disk, ends the bar alone."""
+            """Disable the bar if standard error is a closed pipe or a full disk."""
             try:
                 return super().display(*arguments, **options)
             except (OSError, ValueError):
                 self.disable = True
 
         def refresh(self, nolock: bool = False, lock_args: Any = None) -> Any:
-            """Without leaving the lock taken where it is interrupted."""
+            """Refresh the bar; an interrupt does not leave the lock held."""
             with nullcontext() if nolock else self._lock:
                 return super().refresh(nolock=True)
 
@@ -56,6 +56,6 @@ def _bar_class() -> Any:
             with self._lock, suppress(OSError, ValueError):
                 super().close()
 
-    # A child would wait for a thread that writes: here, and in sys.stderr itself.
+    # A child would wait for this lock, or that of sys.stderr, if a thread writes.
     hold_during_fork(Bar.get_lock())
     return Bar

@@ -1,4 +1,4 @@
-"""Public names: what a pickle, a traceback and the documentation call them."""
+"""Decorator for public names: their module in pickles, tracebacks and docs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 T = TypeVar("T", bound=Callable[..., Any])
 
 
-def public(thing: T) -> T:
-    """Have a class or function say that it is of `sk_cnncodes`, whatever file holds it.
+def public(obj: T) -> T:
+    """Set the module of a class or function to `sk_cnncodes`.
 
-    A saved model names its classes by module: files can then move without breaking it.
+    Saved models name classes by module; files can then move without breaking them.
     """
-    thing.__module__ = "sk_cnncodes"
-    return thing
+    obj.__module__ = "sk_cnncodes"
+    return obj

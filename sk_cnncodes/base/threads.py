@@ -1,4 +1,4 @@
-"""A few threads that call functions, and give what these return in order."""
+"""A thread pool with ordered results, and a pool of shared resources."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from typing import Any, Generic, Self, TypeVar
 S = TypeVar("S")
 T = TypeVar("T")
 
-# What a function gave, or its error; and a function, its argument, where that goes.
+# Value and error of a call; a function, its argument and the queue for its outcome.
 _Outcome = tuple[Any, BaseException | None]
 _Task = tuple[Callable[[Any], Any], Any, "SimpleQueue[_Outcome]"]
 
 
 class OrderedThreadPool:
-    """Threads of one user, which end with it; a context.
+    """Thread pool with ordered results; a context manager that ends its threads.
 
-    The executors of `concurrent.futures` have locks whose holder is Python code: an
-    interrupt between two of its steps leaves one locked, and a thread waiting for
-    ever. Here everything passes through queues that an interrupt cannot cut in two.
+    In the executors of `concurrent.futures`, Python code holds locks: an interrupt
+    between two of its steps can leave one locked and block a thread forever. Here
+    everything passes through queues whose operations an interrupt cannot split.
 
     Parameters
     ----------
     n_threads : int
-        They start when they are needed. With 1 there are none: whoever asks for a
-        result computes it.
+        Threads are started on demand. With 1 there are none: the caller computes
+        the results.
     name : str
-        What their names begin with.
+        Prefix of the thread names.
     """
 
-    # Of the class, so that one whose making was interrupted can be deleted.
+    # On the class, so that `__del__` works if `__init__` was interrupted.
     _tasks: SimpleQueue[_Task | None] | None = None
 
     def __init__(self, n_threads: int, name: str) -> None:
@@ -44,13 +44,13 @@ class OrderedThreadPool:
         self._name = name
         self._threads: list[threading.Thread] = []
         self._tasks = SimpleQueue()
-        _live.add(self)
+        _live_pools.add(self)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Drop what was not begun, and wait for the rest."""
+        """Drop pending tasks and wait for running ones."""
         assert self._tasks is not None
         with suppress(Empty):
             while True:
@@ -60,32 +60,32 @@ class OrderedThreadPool:
             thread.join()
 
     def __del__(self) -> None:
-        # An interrupt may have kept the context from its end.
+        # An interrupt may have skipped `__exit__`.
         if self._tasks is not None:
             self._tasks.put(None)
 
     def in_order(
         self, function: Callable[[S], T], items: Iterable[S], ahead: int
     ) -> Iterator[T]:
-        """Results in the order of the items, computed up to `ahead` in advance."""
+        """Yield results in the order of the items, up to `ahead` of them in advance."""
         if self._n_threads <= 1:
             for item in items:
-                # Not by `map`: a StopIteration of the function would be its end.
+                # `map` would end silently on a StopIteration of the function.
                 yield function(item)
             return
         waiting: deque[SimpleQueue[_Outcome]] = deque()
         for item in items:
-            waiting.append(self._begin(function, item))
+            waiting.append(self._submit(function, item))
             if len(waiting) == ahead:
                 yield _result(waiting.popleft())
         while waiting:
             yield _result(waiting.popleft())
 
-    def _begin(
+    def _submit(
         self, function: Callable[[Any], Any], item: Any
     ) -> SimpleQueue[_Outcome]:
         if _exiting:
-            raise RuntimeError("the process is ending")
+            raise RuntimeError("the process is exiting")
         assert self._tasks is not None
         if len(self._threads) < self._n_threads:
             name = f"{self._name}_{len(self._threads)}"
@@ -100,65 +100,66 @@ class OrderedThreadPool:
 
 
 def _work(tasks: SimpleQueue[_Task | None]) -> None:
-    """What a thread does until it is told to end."""
+    """Run tasks until a None arrives."""
     while (task := tasks.get()) is not None:
         function, item, outcome = task
         try:
             outcome.put((function(item), None))
         except BaseException as error:
             outcome.put((None, error))
-        del task, function, item, outcome  # nothing is kept while it waits
+        del task, function, item, outcome  # keep nothing alive while waiting
     tasks.put(None)  # for the next thread
 
 
 def _result(outcome: SimpleQueue[_Outcome]) -> Any:
+    """Wait for an outcome and return its value, or raise its error."""
     value, error = outcome.get()
     if error is None:
         return value
     try:
         raise error
     finally:
-        del error  # its traceback has this frame: they would keep each other
+        del error  # breaks the reference cycle with its traceback
 
 
 class ResourcePool(Generic[T]):
-    """Things that threads use in turns, each by one at a time.
+    """Resources that threads share, each used by one thread at a time.
 
     Parameters
     ----------
-    things : iterable
+    resources : iterable
     """
 
-    def __init__(self, things: Iterable[T]) -> None:
+    def __init__(self, resources: Iterable[T]) -> None:
         self._free: SimpleQueue[T] = SimpleQueue()
-        for thing in things:
-            self._free.put(thing)
+        for resource in resources:
+            self._free.put(resource)
 
     def use(self, function: Callable[[T], S]) -> S:
-        """What a function gives for the thing that has waited longest."""
+        """Call a function with the resource that has been free longest."""
         taken: list[T] = []
         try:
-            # In one step of C: an interrupt after `get` would lose what it gave.
+            # A single step in C: an interrupt after `get` would lose its result.
             taken.extend(islice(iter(self._free.get, None), 1))
             return function(taken[0])
         finally:
-            for thing in taken:
-                self._free.put(thing)
+            for resource in taken:
+                self._free.put(resource)
 
 
-_live: weakref.WeakSet[OrderedThreadPool] = weakref.WeakSet()
+_live_pools: weakref.WeakSet[OrderedThreadPool] = weakref.WeakSet()
 _exiting = False
 
 
 def _end_all() -> None:
-    """End threads that a daemon thread of the user still needs.
+    """End pools that a daemon thread of the user still uses.
 
-    Where the interpreter ended them, in the middle of C++, the process would abort.
+    If the interpreter ended their threads inside C++ code, the process would abort.
     """
     global _exiting
     _exiting = True
-    for threads in list(_live):
-        threads.__exit__()
+    for pool in list(_live_pools):
+        pool.__exit__()
 
 
 atexit.register(_end_all)

@@ -1,7 +1,7 @@
-"""The command `sk-cnncodes`: a module for each of its commands, or for a few.
+"""The command `sk-cnncodes`, with one module per command or group of commands.
 
-Arguments, tables, exit codes and messages on the terminal; whatever is computed comes
-from the folders below. Imports all of them, late, so that `--help` is quick.
+Contains arguments, tables, exit codes and terminal messages; the folders below do the
+computation. Imports all of them, late, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="CNN codes for scikit-learn: train a classifier of images, use it, look at "
+    help="CNN codes for scikit-learn: train and use image classifiers, inspect "
     "backbones and layers.",
     epilog="Exit codes: 0 done; 1 an error, and no file was written, or doctor found "
     "a problem; 2 wrong usage; 3 done, but some images could not be read; 130 "
-    "interrupted; 143 terminated. Results go to the standard output, all else to "
+    "interrupted; 143 terminated. Results go to standard output, everything else to "
     "standard error.",
 )
 for name, command in (
@@ -54,9 +54,9 @@ for name, command in (
 
 
 def main() -> None:
-    """Run the command, as the script `sk-cnncodes` and `python -m sk_cnncodes` do."""
+    """Entry point of `sk-cnncodes` and `python -m sk_cnncodes`."""
     _open_closed_streams()
-    _clean_up_when_ended()
+    _clean_up_on_signals()
     # File names need not be UTF-8.
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -66,27 +66,27 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Let those that were closed, as by `2>&-`, read and write nothing.
+    """Connect standard streams that were closed, as by `2>&-`, to the null device.
 
-    They are None else, and a file that is opened next takes the place of one.
+    Otherwise they are None, and the next opened file gets the descriptor of one.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             stream = open(os.devnull, mode)  # noqa: SIM115
-            os.set_inheritable(stream.fileno(), True)  # workers need them, too
+            os.set_inheritable(stream.fileno(), True)  # for worker processes
             setattr(sys, name, stream)
 
 
-def _clean_up_when_ended() -> None:
-    """Have SIGTERM and SIGHUP end as an error does: without files or workers left."""
+def _clean_up_on_signals() -> None:
+    """Make SIGTERM and SIGHUP exit like an error, leaving no files or workers."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        # `nohup` has it ignored.
+        # `nohup` ignores SIGHUP.
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, _end)
+            signal.signal(number, _exit_on_signal)
 
 
-def _end(number: int, _: object) -> None:
+def _exit_on_signal(number: int, _: object) -> None:
     raise SystemExit(128 + number)
 
 

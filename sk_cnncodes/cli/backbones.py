@@ -1,4 +1,4 @@
-"""The commands that show and get backbones."""
+"""Commands that list, inspect and download backbones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def backbones(as_json: AsJson = False) -> None:
     """List the known backbones.
 
-    The last column says which of them are on this machine.
+    The last column shows which of them are on this machine.
 
     Example: sk-cnncodes backbones
     """
@@ -27,8 +27,8 @@ def backbones(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([_backbone_facts(row) for row in rows], indent=1))
         return
-    heads = "name,also,architecture,input,code,MB,top-1,license,here"
-    table = [heads.split(",")]
+    header = "name,aliases,architecture,input,code,MB,top-1,license,local"
+    table = [header.split(",")]
     for row in rows:
         height, width = row.input_size
         table.append(
@@ -41,19 +41,19 @@ def backbones(as_json: AsJson = False) -> None:
                 f"{row.size / 1e6:.1f}",
                 "" if row.top1 is None else f"{row.top1:.1f}",
                 row.license,
-                _where(row),
+                _availability(row),
             ]
         )
     print_table(table, right={"code", "MB", "top-1"})
 
 
-def _where(row: catalogue.CatalogueRow) -> str:
+def _availability(row: catalogue.CatalogueRow) -> str:
     """Whether a backbone can be used offline."""
     if row.bundled:
         return "bundled"
     if catalogue.local_file(row) is not None:
         return "yes"
-    return "no" if row.addresses else "no, nor to download"
+    return "no" if row.addresses else "no, cannot be downloaded"
 
 
 def _backbone_facts(row: catalogue.CatalogueRow) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def layers(
         bool,
         typer.Option(
             "--explain",
-            help="Show all tensors that could be layers, and the rule that decided.",
+            help="Show all candidate tensors, and the rule that decided on each.",
         ),
     ] = False,
     size: Annotated[
@@ -78,16 +78,17 @@ def layers(
             min=1,
             metavar="PIXELS",
             show_default=False,
-            help="Height and width of the input, where the preprocessing is not known "
-            "and the file does not state them.",
+            help="Height and width of the input, if the preprocessing is not known and "
+            "the file does not state them.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the layers of a backbone.
 
-    It can be cut at each of them; the penultimate (-1) is the last. The shares are of
-    the multiply-adds and of the parameters of the whole network.
+    The backbone can be cut at each of them; the last one listed, -1, is the penultimate
+    layer. Compute and parameters are shares of the multiply-adds and parameters of the
+    whole network.
 
     \b
     Examples:
@@ -108,7 +109,9 @@ def _list_layers(backbone: Backbone, as_json: bool) -> None:
     from sk_cnncodes.layers.multiply_adds import layer_multiply_adds
 
     found = backbone.layers
-    work, total = layer_multiply_adds(backbone.graph, [layer.name for layer in found])
+    multiply_adds, total = layer_multiply_adds(
+        backbone.graph, [layer.name for layer in found]
+    )
     facts = [
         {
             "position": layer.position,
@@ -116,8 +119,8 @@ def _list_layers(backbone: Backbone, as_json: bool) -> None:
             "tensor": layer.name,
             "shape": list(layer.shape),
             "code_length": code_length(layer, resolve_pooling(layer, "auto")),
-            "multiply_adds": work[layer.name],
-            "compute_share": work[layer.name] / max(total, 1),
+            "multiply_adds": multiply_adds[layer.name],
+            "compute_share": multiply_adds[layer.name] / max(total, 1),
             "parameter_share": layer.parameter_share,
         }
         for layer in found
@@ -161,7 +164,7 @@ def _explain_layers(backbone: Backbone, as_json: bool) -> None:
 def download(
     names: Annotated[list[str], typer.Argument(help="Names of known backbones.")],
 ) -> None:
-    """Get backbones, to use them offline.
+    """Download backbones for offline use.
 
     Example: sk-cnncodes download resnet50 vgg16
     """

@@ -1,4 +1,4 @@
-"""The command that measures which way of running a backbone is fastest."""
+"""The command that measures the fastest configuration of a backbone."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def benchmark(
     ] = None,
     batch_sizes: Annotated[
         list[int] | None,
-        typer.Option("--batch-size", min=1, help="Try this one; may be repeated."),
+        typer.Option("--batch-size", min=1, help="Batch size to try; repeatable."),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=1, help="How often each way is timed.")
+        int, typer.Option(min=1, help="Number of timings per configuration.")
     ] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Measure engines, precisions and batch sizes, and tell which to use.
+    """Measure engines, precisions and batch sizes, and recommend the fastest.
 
-    Prints images a second from files to codes, how far the codes agree with those of
-    float32 on the CPU, and the line of code that is fastest.
+    Prints images per second from files to codes, the cosine similarity of the codes
+    with float32 codes from the CPU, and the code of the fastest configuration.
 
     Example: sk-cnncodes benchmark cnncodes-mini photos
     """
@@ -45,11 +45,11 @@ def benchmark(
         facts = [asdict(m) | {"code": constructor_call(backbone, m)} for m in measured]
         typer.echo(json.dumps(facts, indent=1))
         return
-    heads = ["device", "engine", "precision", "batch", "img/s", "cosine", "least"]
-    table = [heads]
+    header = ["device", "engine", "precision", "batch", "img/s", "cosine", "least"]
+    table = [header]
     for m in measured:
         figures = [f"{m.images_per_second:.1f}"]
         figures += [f"{cosine:.5f}" for cosine in (m.median_cosine, m.least_cosine)]
         table.append([m.device, m.engine, m.precision, f"{m.batch_size}", *figures])
-    print_table(table, right=set(heads[3:]))
+    print_table(table, right=set(header[3:]))
     typer.echo("\n" + "\n".join(advice(backbone, measured)))

@@ -1,4 +1,4 @@
-"""Files of codes and paths, written in parts: memory does not grow with them."""
+"""Write files of codes and paths block by block, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Blocks = Iterable[np.ndarray]
 
 
 def write_npz(path: Path, paths: list[str], length: int, blocks: Blocks) -> None:
-    """Arrays `codes` and `paths`, as `numpy.load` reads them."""
+    """Write arrays `codes` and `paths`, for `numpy.load`."""
     with (
         atomic_write(path) as part,
         zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive,
@@ -29,7 +29,7 @@ def write_npz(path: Path, paths: list[str], length: int, blocks: Blocks) -> None
 
 
 def write_npy(path: Path, paths: list[str], length: int, blocks: Blocks) -> None:
-    """An array of codes, which can be memory-mapped; paths in a JSON file beside it."""
+    """Write codes that can be memory-mapped, and their paths in a JSON file beside."""
     with atomic_write(path) as part, atomic_write(paths_beside(path)) as part_of_paths:
         with open(part, "wb") as file:
             _write_codes(file, len(paths), length, blocks)
@@ -37,7 +37,7 @@ def write_npy(path: Path, paths: list[str], length: int, blocks: Blocks) -> None
 
 
 def paths_beside(path: Path) -> Path:
-    """Where the paths of an .npy file are."""
+    """The JSON file with the image paths of an .npy file."""
     return path.with_suffix(".paths.json")
 
 
@@ -49,7 +49,7 @@ def _write_codes(file: IO[bytes], count: int, length: int, blocks: Blocks) -> No
 
 
 def write_parquet(path: Path, paths: list[str], length: int, blocks: Blocks) -> None:
-    """Columns `path` and `code`, a list of float32."""
+    """Write columns `path` and `code`, a list of float32."""
     import pyarrow
     import pyarrow.parquet
 
@@ -58,7 +58,7 @@ def write_parquet(path: Path, paths: list[str], length: int, blocks: Blocks) -> 
             name.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{name!r}: its name is no UTF-8, as Parquet files want it. Expected "
+                f"{name!r}: its name is not UTF-8, which Parquet requires. Expected "
                 "an output that ends in .npz or .npy, or another name."
             ) from error
     code = pyarrow.list_(pyarrow.float32(), length)

@@ -1,4 +1,4 @@
-"""What of the library's surroundings works here, and what to do about the rest."""
+"""Diagnose the environment: what works here, and how to fix the rest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 PACKAGES = ("numpy", "pillow", "scikit-learn", "onnx")
-# Providers that look for an NVIDIA GPU, and complain where there is none.
+# Providers that look for an NVIDIA GPU, and print errors if there is none.
 _NVIDIA = (
     "CUDAExecutionProvider",
     "TensorrtExecutionProvider",
@@ -32,25 +32,26 @@ _NVIDIA = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found.
+    """Result of `diagnose`.
 
     Attributes
     ----------
     versions : dict of str to str
-        Of Python and the packages; "" for one that is missing.
+        Versions of Python and the packages; "" for a missing package.
     onnxruntime_packages : dict of str to str
         Installed distributions of ONNX Runtime and their versions.
     gpus : int
-        Number of GPUs that the NVIDIA driver shows.
+        Number of GPUs that the NVIDIA driver reports.
     providers : dict of str to bool
-        Execution providers of ONNX Runtime, and whether a session really ran on them.
+        Whether a session ran on each execution provider of ONNX Runtime.
     precisions : dict of str to str
-        Why a precision cannot be computed here; "" for one that can.
+        Why a precision does not work here; "" for one that does.
     home : str
         Folder of downloaded backbones.
     offline : bool
+        Whether downloads are forbidden.
     problems : list of str
-        Each with its cure.
+        Problems, each with its cure.
     """
 
     versions: dict[str, str]
@@ -64,7 +65,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at versions, providers, GPUs and folders."""
+    """Check versions, providers, GPUs and folders."""
     versions = {"python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
     if openvino := _version("openvino"):
@@ -106,7 +107,7 @@ def _version(package: str) -> str:
 
 
 def onnxruntime_packages() -> dict[str, str]:
-    """Installed distributions that bring the module `onnxruntime`."""
+    """Versions of installed distributions that provide the module `onnxruntime`."""
     found = {}
     for distribution in importlib.metadata.distributions():
         name = str(distribution.metadata["Name"] or "").lower().replace("_", "-")
@@ -117,7 +118,7 @@ def onnxruntime_packages() -> dict[str, str]:
 
 
 def package_problems(versions: dict[str, str], packages: dict[str, str]) -> list[str]:
-    """What is wrong with the installed packages."""
+    """Problems of the installed packages."""
     problems = [
         f"{name} is not installed. Cure: pip install {name}"
         for name, version in versions.items()
@@ -141,10 +142,10 @@ def package_problems(versions: dict[str, str], packages: dict[str, str]) -> list
 
 
 def working_providers(ort: ModuleType, gpus: int) -> tuple[dict[str, bool], list[str]]:
-    """Providers on which a small session really runs, and what is wrong with others.
+    """Whether a small session runs on each provider, and problems of those that fail.
 
-    The list of available providers names those that were compiled in, whether or not
-    their libraries and devices are there.
+    ONNX Runtime lists as available all providers that were compiled in, even if their
+    libraries or devices are missing.
     """
     works: dict[str, bool] = {}
     problems = []
@@ -173,7 +174,7 @@ def working_providers(ort: ModuleType, gpus: int) -> tuple[dict[str, bool], list
 
 
 def _provider_fault(ort: ModuleType, provider: str) -> str | None:
-    """Why a provider does not compute a small convolution; None where it does."""
+    """Why a provider cannot compute a small convolution; None if it can."""
     import numpy as np
 
     options = session_options(n_threads=1)
@@ -183,14 +184,14 @@ def _provider_fault(ort: ModuleType, provider: str) -> str | None:
             ort.preload_dlls(directory="")
         try:
             session = ort.InferenceSession(_small_model(), options, [provider])
-            (made,) = session.run(None, {"x": np.ones((1, 1, 2, 2), np.float32)})
+            (output,) = session.run(None, {"x": np.ones((1, 1, 2, 2), np.float32)})
         except Exception as error:
             return first_line(error)
     got = session.get_providers()[0]
     if got != provider:
         reasons = [line for line in printed.getvalue().splitlines() if line.strip()]
         return f"it fell back to {got}" + (f" ({reasons[0][:300]})" if reasons else "")
-    return None if np.allclose(made, 3) else f"it computed {made.ravel()[0]}, not 3"
+    return None if np.allclose(output, 3) else f"it computed {output.ravel()[0]}, not 3"
 
 
 def _small_model() -> bytes:
@@ -212,18 +213,18 @@ def _small_model() -> bytes:
 
 
 def folder_problems(home: Path) -> list[str]:
-    """Whether backbones can be put into the home folder."""
+    """Problems of writing backbones to the home folder."""
     nearest = next(f for f in (home, *home.parents) if f.exists())
     if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
         return []
     return [
-        f"the home folder {str(home)!r} cannot be written: backbones cannot be "
-        f"downloaded to it. Cure: set {HOME_VARIABLE} to a folder that can"
+        f"the home folder {str(home)!r} is not writable, so backbones cannot be "
+        f"downloaded to it. Cure: set {HOME_VARIABLE} to a writable folder"
     ]
 
 
 def as_text(found: Diagnosis) -> str:
-    """A diagnosis as lines for a terminal."""
+    """Format a diagnosis for a terminal."""
     lines = [
         f"{name:<13} {version or 'missing'}" for name, version in found.versions.items()
     ]
@@ -235,7 +236,7 @@ def as_text(found: Diagnosis) -> str:
         state = "works" if works else "does not work here"
         lines.append(f"{'provider':<13} {provider}: {state}")
     for precision, fault in found.precisions.items():
-        state = f"not here: {fault}" if fault else "works"
+        state = f"does not work here: {fault}" if fault else "works"
         lines.append(f"{'precision':<13} {precision}: {state}")
     lines.append(f"{'home':<13} {found.home}{' (offline)' if found.offline else ''}")
     lines += [f"Problem: {problem}." for problem in found.problems]
@@ -245,5 +246,5 @@ def as_text(found: Diagnosis) -> str:
 
 
 def as_dict(found: Diagnosis) -> dict[str, Any]:
-    """A diagnosis as plain values."""
+    """Convert a diagnosis to values for JSON."""
     return asdict(found) | {"executable": sys.executable}

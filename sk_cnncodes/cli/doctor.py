@@ -1,4 +1,4 @@
-"""The command that tells what works on a machine."""
+"""The command that checks what works on a machine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sk_cnncodes.cli.frame import ERROR, AsJson
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Tell what works on this machine.
+    """Check what works on this machine.
 
-    Shows versions, working providers and folders, and how to cure what is wrong.
-    The exit code is 1 where there is a problem.
+    Shows versions, working providers and folders, and how to fix problems. The exit
+    code is 1 if there is a problem.
 
     Example: sk-cnncodes doctor
     """

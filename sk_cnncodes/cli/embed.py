@@ -38,7 +38,7 @@ def embed(
             metavar="FILE",
             show_default=False,
             help=".npz: arrays codes and paths; .npy: codes, which can be "
-            "memory-mapped, and beside codes.npy their paths in codes.paths.json; "
+            "memory-mapped, with their paths beside codes.npy in codes.paths.json; "
             ".parquet: columns path and code (needs pyarrow).",
         ),
     ],
@@ -47,23 +47,23 @@ def embed(
     ] = "cnncodes-mini",
     layer: Annotated[
         str,
-        typer.Option(help="-1 the penultimate, -2 the one before, ...; or a name."),
+        typer.Option(help="-1: penultimate, -2: the one before, and so on; or a name."),
     ] = "-1",
     pooling: Annotated[
         str, typer.Option(help="auto, avg, max, gem, cls, mean or flatten.")
     ] = "auto",
     norm: Annotated[
         str | None,
-        typer.Option(help="l2: codes of unit length.", show_default=False),
+        typer.Option(help="l2: scale codes to unit length.", show_default=False),
     ] = None,
     cache: CacheOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Write the codes of images to a file.
 
-    Each has its path beside it. An image that cannot be read has a row of NaN, and
-    the others go on; the exit code is 3 then. Memory does not grow with the number of
-    images.
+    Each code is stored with its path. An image that cannot be read gets a row of NaN
+    and does not stop the others; the exit code is then 3. Memory use does not grow with
+    the number of images.
 
     \b
     Examples:

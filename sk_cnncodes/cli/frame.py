@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, errors, Ctrl-C, options and tables."""
+"""Exit codes, errors, Ctrl-C, options and tables, shared by all commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ERROR, BAD_IMAGES, INTERRUPTED = 1, 3, 130
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DeviceOption = Annotated[
     str,
-    typer.Option(help="cpu, cuda, cuda:N, or auto: a GPU that works, else the CPU."),
+    typer.Option(help="cpu, cuda, cuda:N, or auto: a working GPU, otherwise the CPU."),
 ]
 CacheOption = Annotated[
     Path | None,
@@ -27,23 +27,23 @@ CacheOption = Annotated[
         "--cache",
         metavar="FILE",
         dir_okay=False,
-        help="A file that keeps codes: what it holds is not computed again, so that "
-        "an interrupted command goes on where it stopped. Made if need be.",
+        help="File that stores codes, created if missing. Stored codes are not "
+        "computed again, so an interrupted command can resume.",
     ),
 ]
 
 
 class Commands(TyperGroup):
-    """Commands whose errors are one line, and whose interruption is said."""
+    """Command group that reports errors in one line, and interruptions."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; an error of its user ends in exit code 1."""
+        """Run a command; user errors end with exit code 1."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _end_interrupted("Nothing was left half written; run the command again.")
+            _end_interrupted("No partial output was left; run the command again.")
         except BrokenPipeError:
-            raise  # a reader such as `head` has enough
+            raise  # the reader, such as `head`, has finished
         except (ValueError, OSError, ImportError, DeviceError) as error:
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(ERROR) from error
@@ -51,36 +51,37 @@ class Commands(TyperGroup):
 
 @contextmanager
 def interruptible(cache: Path | None, output: str) -> Iterator[None]:
-    """Say on Ctrl-C what became of the output, and how to go on.
+    """On Ctrl-C, report what became of the output and how to resume.
 
     Parameters
     ----------
     cache : Path or None
-        Of codes.
+        Cache file of codes.
     output : str
-        A sentence about what was written.
+        A sentence about what has been written.
     """
     try:
         yield
     except KeyboardInterrupt:
         if cache is None:
             how = (
-                "Run it again to start anew; with --cache FILE, codes are kept, and an "
-                "interrupted command goes on where it stopped."
+                "Run it again to start over; with --cache FILE, codes are kept, and an "
+                "interrupted command resumes where it stopped."
             )
         else:
             how = (
-                f"Run the same command again to go on: {str(cache)!r} keeps the codes "
-                "that were computed."
+                f"Run the same command again to resume: {str(cache)!r} has the codes "
+                "computed so far."
             )
         _end_interrupted(f"{output} {how}")
 
 
 def start_workers(count: int) -> None:
-    """Start the processes of joblib so that they leave Ctrl-C to this one.
+    """Start joblib's worker processes with SIGINT blocked.
 
-    It ends them itself; each would print a traceback else. They inherit the mask of
-    signals from the thread that starts them. A Ctrl-C meanwhile is not lost.
+    On Ctrl-C, this process ends them; otherwise each would print a traceback. Workers
+    inherit the signal mask of the thread that starts them. A Ctrl-C during the start is
+    delivered after it.
     """
     import joblib
 
@@ -90,7 +91,7 @@ def start_workers(count: int) -> None:
 
     from joblib.externals.loky.backend import resource_tracker as loky_resource_tracker
 
-    # Either starts with the first worker else, and resets the mask.
+    # Otherwise they would start with the first worker, and reset the signal mask.
     resource_tracker.ensure_running()
     loky_resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -106,7 +107,7 @@ def _end_interrupted(message: str) -> None:
 
 
 def end_with(bad_images: int) -> None:
-    """End a command that is done, by an exit code that tells of bad images."""
+    """Exit with code 3 if there were bad images; otherwise return."""
     if bad_images:
         noun = "image" if bad_images == 1 else "images"
         typer.echo(f"{bad_images} {noun} could not be read.", err=True)
@@ -114,12 +115,12 @@ def end_with(bad_images: int) -> None:
 
 
 def note(message: str) -> None:
-    """Say something that is no result."""
+    """Print a message to standard error."""
     typer.echo(message, err=True)
 
 
 def parse_layer(text: str) -> int | str:
-    """A layer option: a negative number or a name."""
+    """Parse a layer option: a negative number or a name."""
     try:
         return int(text)
     except ValueError:
@@ -131,11 +132,14 @@ def check_output(
     suffixes: tuple[str, ...] = (),
     inputs: Iterable[str | Path | None] = (),
 ) -> None:
-    """Fail before the work, not after it, where a file cannot or must not be written.
+    """Check, before any work is done, that an output can be written.
 
     Raises
     ------
     typer.BadParameter
+        If the path is not a possible file name.
+    ValueError
+        If the output is one of the inputs.
     """
     if suffixes and path.suffix.lower() not in suffixes:
         raise typer.BadParameter(
@@ -145,21 +149,21 @@ def check_output(
         raise typer.BadParameter(f"{str(path)!r} is a folder. Expected a file name.")
     if not path.parent.is_dir():
         raise typer.BadParameter(
-            f"{str(path)!r}: there is no folder {str(path.parent)!r}. Make it first."
+            f"{str(path)!r}: there is no folder {str(path.parent)!r}. Create it first."
         )
     if str(path) == "-":
         raise typer.BadParameter(
-            "'-': expected a file name; /dev/stdout is the standard output."
+            "'-': expected a file name; use /dev/stdout for standard output."
         )
     check_not_an_input(path, [name for name in inputs if name is not None])
 
 
 def print_table(table: list[list[str]], right: set[str]) -> None:
-    """Print rows below their heads, some columns aligned to the right."""
+    """Print a table with a header row; `right` names right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for cells in table:
         padded = [
-            cell.rjust(width) if head in right else cell.ljust(width)
-            for cell, width, head in zip(cells, widths, table[0], strict=True)
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for cell, width, name in zip(cells, widths, table[0], strict=True)
         ]
         typer.echo("  ".join(padded).rstrip())

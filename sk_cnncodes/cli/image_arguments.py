@@ -1,4 +1,4 @@
-"""Images of a command: paths from its arguments, work in parts, bad ones apart."""
+"""Image arguments: list the paths, process them in chunks, isolate bad images."""
 
 from __future__ import annotations
 
@@ -17,48 +17,49 @@ from sk_cnncodes.cli.frame import note
 from sk_cnncodes.images.folders import find_images
 from sk_cnncodes.images.sources import describe_image
 
-# Images that are asked for at once: memory does not grow with their number.
-PART = 256
+# Images per chunk, so that memory does not grow with the number of images.
+CHUNK_SIZE = 256
 
 ImagesArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="IMAGES",
         show_default=False,
-        help="Image files; folders, with all that lies in them; or - to read paths "
-        "from the standard input, one a line.",
+        help="Image files; folders, searched recursively; or - to read paths from "
+        "standard input, one per line.",
     ),
 ]
 T = TypeVar("T")
 
 
 def image_paths(arguments: list[str]) -> Iterator[str]:
-    """Paths of the images that arguments name; standard input is read as it comes.
+    """Yield the image paths that arguments name, reading standard input lazily.
 
-    What is named itself is taken, whatever its name; of folders, files whose suffix
-    is that of an image format.
+    Files that are named themselves are taken whatever their suffix; in folders, only
+    files with the suffix of an image format are taken.
     """
     ignored = 0
-    for argument in _lines_for_dash(arguments):
+    for argument in _expand_dash(arguments):
         if not Path(argument).is_dir():
             yield argument
             continue
         found = find_images(argument)
         ignored += found.ignored
         if not found.paths:
-            note(f"{argument!r}: this folder holds no images.")
+            note(f"{argument!r}: this folder contains no images.")
         yield from found.paths
     note_ignored(ignored)
 
 
 def note_ignored(count: int) -> None:
-    """Say how many files of folders were not taken."""
+    """Report how many entries of folders were ignored."""
     if count:
         what = "entry that is" if count == 1 else "entries that are"
-        note(f"Ignored {count} {what} hidden or no image.")
+        note(f"Ignored {count} {what} hidden or without an image suffix.")
 
 
-def _lines_for_dash(arguments: list[str]) -> Iterator[str]:
+def _expand_dash(arguments: list[str]) -> Iterator[str]:
+    """Yield arguments, with the lines of standard input in place of ``-``."""
     for argument in arguments:
         if argument != "-":
             yield argument
@@ -70,23 +71,24 @@ def _lines_for_dash(arguments: list[str]) -> Iterator[str]:
 
 
 def listed_paths(arguments: list[str]) -> list[str]:
-    """All of `image_paths`; an error where there are none."""
+    """List `image_paths`; raise a ValueError if there are none."""
     paths = list(image_paths(arguments))
     if not paths:
-        raise ValueError("found no images in what was given.")
+        raise ValueError("found no images in the arguments.")
     return paths
 
 
 @dataclass(frozen=True)
 class Part(Generic[T]):
-    """Images and what was computed of them; or a bad image, and why it is bad.
+    """Images and their result; or one bad image and its fault.
 
     Attributes
     ----------
     paths : list of str
     result : object or None
-        None for a bad image, which is alone.
+        None for a bad image, which is a part by itself.
     fault : str
+        Why the image is bad.
     """
 
     paths: list[str]
@@ -97,19 +99,19 @@ class Part(Generic[T]):
 def compute_parts(
     compute: Callable[[list[str]], T], paths: Iterable[str], bar: Any
 ) -> Iterator[Part[T]]:
-    """Apply a function to images in parts, around bad images, in their order.
+    """Apply a function to images in order, in parts that leave out bad images.
 
-    Bad images are said on standard error.
+    Bad images are reported on standard error.
 
     Parameters
     ----------
     compute : callable
-        Raises an ImageError that has the position of a bad image.
+        Takes paths; raises an ImageError with the index of a bad image.
     paths : iterable of str
     bar : tqdm
     """
     rest = iter(paths)
-    while chunk := list(islice(rest, PART)):
+    while chunk := list(islice(rest, CHUNK_SIZE)):
         for part in _around_bad_images(compute, chunk):
             if part.result is None:
                 bar.write(f"{part.paths[0]}: {part.fault}", file=sys.stderr)
@@ -120,6 +122,7 @@ def compute_parts(
 def _around_bad_images(
     compute: Callable[[list[str]], T], paths: list[str]
 ) -> Iterator[Part[T]]:
+    """Apply a function to paths, split at bad images."""
     while paths:
         try:
             result = compute(paths)
@@ -137,14 +140,17 @@ def _around_bad_images(
 
 
 def image_bar(total: int | None, what: str, beside_rows: bool = False) -> Any:
-    """A bar on standard error, if that is a terminal.
+    """Progress bar on standard error, if that is a terminal.
 
     Parameters
     ----------
     total : int or None
+        Number of images, if known.
     what : str
+        Label of the bar.
     beside_rows : bool, default=False
-        Whether rows are printed meanwhile: on one terminal they would mix.
+        Whether rows are printed at the same time; there is no bar if they go to a
+        terminal, where both would mix.
     """
     mixed = beside_rows and sys.stdout.isatty()
     return progress_bar(

@@ -1,4 +1,4 @@
-"""Which engine, precision and batch size are fastest on this machine for a backbone."""
+"""Measure engines, precisions and batch sizes of a backbone on this machine."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ _ENGINES = ("onnxruntime", "openvino")
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one way of running a backbone gave.
+    """Result of one configuration of a backbone.
 
     Attributes
     ----------
     parameters : dict
-        Of `CNNCodeTransformer`, where they are not its defaults.
+        Parameters of `CNNCodeTransformer` for this configuration.
     device, engine, precision : str
-        What ran.
+        What the network ran on and with.
     batch_size : int
+        Images per run of the network.
     images_per_second : float
-        From images to codes, decoding included: the median over rounds.
+        From images to codes, including decoding: the median over rounds.
     least_cosine, median_cosine : float
-        Cosine similarity of the codes with those of ONNX Runtime on the CPU in
-        float32: the smallest of all images, and the median.
+        Cosine similarity of the codes with float32 codes of ONNX Runtime on the CPU:
+        minimum and median over the images.
     """
 
     parameters: dict[str, Any]
@@ -59,24 +60,29 @@ def measure_backbone(
     rounds: int = 3,
     n_images: int = 64,
 ) -> list[Measurement]:
-    """Run a backbone in all ways that this machine has; the fastest comes first.
+    """Time a backbone in all configurations that work on this machine.
 
-    The ways take turns, so that a machine that slows down meanwhile slows all of them.
+    Configurations take turns, so that a slowdown of the machine affects all of them.
 
     Parameters
     ----------
     backbone : str
         As `CNNCodeTransformer` takes it.
     images : sequence or None, default=None
-        None takes the two photographs that scikit-learn brings, as JPEG files of
+        None takes the two sample photographs of scikit-learn, as JPEG files of
         640 x 427 pixels.
     preprocessing : Preprocessing, dict or None, default=None
     batch_sizes : sequence of int or None, default=None
         None takes 1, 4 and 16 on CPUs, 32 and 128 on GPUs.
     rounds : int, default=3
-        How often each way is timed.
+        Number of timings per configuration.
     n_images : int, default=64
-        How many images a round has; `images` are repeated, or cut off.
+        Number of images per round; `images` are repeated or truncated to it.
+
+    Returns
+    -------
+    list of Measurement
+        The fastest comes first.
 
     Raises
     ------
@@ -88,26 +94,27 @@ def measure_backbone(
     common: dict[str, Any] = {"backbone": backbone, "cache": None}
     if preprocessing is not None:
         common["preprocessing"] = preprocessing
-    exact = CNNCodeTransformer(**common, device="cpu").transform(distinct)
-    found = []
-    for way in _ways():
-        on_cpu = way.pop("on_cpu")
+    reference = CNNCodeTransformer(**common, device="cpu").transform(distinct)
+    candidates = []
+    for configuration in _configurations():
+        on_cpu = configuration.pop("on_cpu")
         for size in batch_sizes or (CPU_BATCH_SIZES if on_cpu else GPU_BATCH_SIZES):
-            transformer = CNNCodeTransformer(**common, **way, batch_size=size)
-            codes = transformer.fit(distinct).transform(distinct)  # and a warm-up
-            found.append((way, transformer, _cosines(codes, exact)))
-    seconds: list[list[float]] = [[] for _ in found]
+            transformer = CNNCodeTransformer(**common, **configuration, batch_size=size)
+            codes = transformer.fit(distinct).transform(distinct)  # also warms up
+            candidates.append((configuration, transformer, _cosines(codes, reference)))
+    seconds: list[list[float]] = [[] for _ in candidates]
     for _ in range(rounds):
-        for times, (_, transformer, _) in zip(seconds, found, strict=True):
+        for times, (_, transformer, _) in zip(seconds, candidates, strict=True):
             start = time.perf_counter()
             transformer.transform(batch)
             times.append(time.perf_counter() - start)
     measured = []
-    for times, (way, transformer, cosines) in zip(seconds, found, strict=True):
-        execution = resolve_execution(**way)
+    for times, candidate in zip(seconds, candidates, strict=True):
+        configuration, transformer, cosines = candidate
+        execution = resolve_execution(**configuration)
         measured.append(
             Measurement(
-                {**way, "batch_size": transformer.batch_size},
+                {**configuration, "batch_size": transformer.batch_size},
                 ", ".join(map(str, execution.devices)),
                 execution.engine,
                 execution.precision,
@@ -120,21 +127,26 @@ def measure_backbone(
     return sorted(measured, key=lambda m: -m.images_per_second)
 
 
-def _ways() -> Iterator[dict[str, Any]]:
-    """Parameters of all that works here."""
+def _configurations() -> Iterator[dict[str, Any]]:
+    """Yield the parameters of each configuration that works here."""
     devices = ["cuda", "cpu"] if count_gpus() else ["cpu"]
     for device in devices:
         for engine in _ENGINES:
             for precision in PRECISIONS:
-                way = {"device": device, "engine": engine, "precision": precision}
+                parameters = {
+                    "device": device,
+                    "engine": engine,
+                    "precision": precision,
+                }
                 try:
-                    execution = resolve_execution(**way)
+                    execution = resolve_execution(**parameters)
                 except (DeviceError, ValueError):
                     continue
-                yield way | {"on_cpu": execution.on_cpu}
+                yield parameters | {"on_cpu": execution.on_cpu}
 
 
 def _photographs() -> list[bytes]:
+    """The sample photographs of scikit-learn as JPEG files."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -146,29 +158,30 @@ def _photographs() -> list[bytes]:
     return files
 
 
-def _cosines(codes: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(codes, axis=1) * np.linalg.norm(exact, axis=1)
-    cosines: np.ndarray = (codes * exact).sum(1) / np.maximum(lengths, 1e-30)
+def _cosines(codes: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Cosine similarity of each row with that of the reference."""
+    lengths = np.linalg.norm(codes, axis=1) * np.linalg.norm(reference, axis=1)
+    cosines: np.ndarray = (codes * reference).sum(1) / np.maximum(lengths, 1e-30)
     return cosines
 
 
 def constructor_call(backbone: str, measurement: Measurement) -> str:
-    """How to write a transformer that runs so."""
+    """The constructor call for a measured configuration, without default values."""
     chosen = dict(measurement.parameters)
-    way = {name: chosen[name] for name in ("device", "engine", "precision")}
-    meant = str(resolve_execution(**way))
+    parameters = {name: chosen[name] for name in ("device", "engine", "precision")}
+    expected = str(resolve_execution(**parameters))
     for name, default in (("device", "auto"), ("engine", "auto")):
-        if str(resolve_execution(**(way | {name: default}))) == meant:
-            way[name] = default
+        if str(resolve_execution(**(parameters | {name: default}))) == expected:
+            parameters[name] = default
             del chosen[name]
     if chosen["precision"] == "float32":
         del chosen["precision"]
-    written = [f"{name}={value!r}" for name, value in chosen.items()]
-    return f"CNNCodeTransformer({', '.join([repr(backbone), *written])})"
+    arguments = [f"{name}={value!r}" for name, value in chosen.items()]
+    return f"CNNCodeTransformer({', '.join([repr(backbone), *arguments])})"
 
 
 def advice(backbone: str, measured: list[Measurement]) -> list[str]:
-    """Lines that say which parameters to use."""
+    """Lines that recommend parameters."""
     fastest = measured[0]
     exact = next(m for m in measured if m.precision == "float32")
     lines = [f"In float32:  {constructor_call(backbone, exact)}"]
@@ -176,9 +189,9 @@ def advice(backbone: str, measured: list[Measurement]) -> list[str]:
         ratio = fastest.images_per_second / exact.images_per_second
         lines += [
             f"Fastest:     {constructor_call(backbone, fastest)}",
-            f"That is {ratio:.2f} times as fast. Its codes have the cosine similarity "
-            f"{fastest.median_cosine:.4f} with those of float32, "
-            f"{fastest.least_cosine:.4f} at least; what that costs in accuracy, only "
-            "your data tells.",
+            f"It is {ratio:.2f} times as fast. The cosine similarity of its codes with "
+            f"float32 codes is {fastest.median_cosine:.4f} (median), at least "
+            f"{fastest.least_cosine:.4f}; measure the effect on accuracy with your own "
+            "data.",
         ]
     return lines

@@ -1,4 +1,4 @@
-"""Models that commands are given: their transformers, and what these use."""
+"""The transformers of loaded models, and their settings in a command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
 
-# For the codes of a part, which `predict_proba` asks for after `predict`.
+# For the codes of one chunk, which `predict_proba` reuses after `predict`.
 _PART_BYTES = 128 * 2**20
 
 
@@ -27,7 +27,10 @@ def code_transformers(model: Any) -> list[CNNCodeTransformer]:
 
 
 def set_up(model: Any, cache: Path | None, device: str | None) -> None:
-    """Make the transformers of a model use a cache and a device."""
+    """Configure the transformers of a model for a command.
+
+    Without `cache`, codes are kept in memory; without `device`, the model's is used.
+    """
     from sk_cnncodes.codes.cache import CodeCache
 
     for transformer in code_transformers(model):

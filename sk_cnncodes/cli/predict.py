@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sk_cnncodes.export.onnx_classifier import OnnxClassifier
 
 FIELDS = ("path", "label", "probability", "error")
-# The label of an image, and its probability where the model gives one.
+# The label of an image, and its probability if the model gives one.
 Prediction = tuple[Any, float | None]
 
 
@@ -44,9 +44,9 @@ def predict(
         typer.Argument(
             metavar="MODEL",
             show_default=False,
-            help="What train wrote: a joblib file, or an ONNX file; or a skops file. "
-            "Loading a joblib file runs code that it holds: take none from people you "
-            "do not trust; the others run none.",
+            help="Joblib or ONNX file that train wrote, or a skops file. Loading a "
+            "joblib file runs the code in it: use only files from people you trust. "
+            "The other formats run no code.",
         ),
     ],
     images: ImagesArgument,
@@ -57,7 +57,7 @@ def predict(
             "-o",
             metavar="FILE",
             show_default=False,
-            help="Write to a file, which is there when all is done; default: print.",
+            help="Write to a file, which appears when all is done; default: print.",
         ),
     ] = None,
     as_json: Annotated[
@@ -67,16 +67,17 @@ def predict(
     device: Annotated[
         str | None,
         typer.Option(
-            help="cpu, cuda, cuda:N or auto; default: as the model says.",
+            help="cpu, cuda, cuda:N or auto; default: the setting of the model.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Classify images with a saved model.
 
-    Gives CSV or JSON lines with path, label, probability and error. The probability
-    is that of the label, and empty where the model gives none. An image that cannot
-    be read has an error and no label, and the others go on; the exit code is 3 then.
+    Writes CSV or JSON lines with path, label, probability and error. The probability
+    is that of the label, and empty if the model gives none. An image that cannot be
+    read gets an error and no label, and does not stop the others; the exit code is then
+    3.
 
     \b
     Examples:
@@ -93,19 +94,19 @@ def predict(
     if output is not None and not streamed:
         check_output(output, inputs=listed)
     bad = 0
-    what = (
-        "The rows that were printed are whole."
+    written = (
+        "The printed rows are complete."
         if output is None
         else f"{str(output)!r} was not written."
     )
     with (
-        interruptible(cache, what),
+        interruptible(cache, written),
         image_bar(total, "Predict", beside_rows=output is None) as bar,
         _opened(output) as file,
     ):
         first = next(paths, None)
         if first is None:
-            raise ValueError("found no images in what was given.")
+            raise ValueError("found no images in the arguments.")
         write = _row_writer(file, as_json)
         for part in compute_parts(predictions, chain([first], paths), bar):
             rows = part.result or [(None, None)]
@@ -118,7 +119,7 @@ def predict(
 
 @contextmanager
 def _opened(output: Path | None) -> Iterator[TextIO]:
-    """The file to write rows to; standard output without one."""
+    """Open the file for the rows; without one, use standard output."""
     if output is None:
         yield sys.stdout
         return
@@ -130,6 +131,7 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
 
 
 def _row_writer(file: TextIO, as_json: bool) -> Callable[[tuple[Any, ...]], object]:
+    """Return a function that writes one row; for CSV, write the header."""
     if as_json:
         return lambda row: file.write(
             json.dumps(dict(zip(FIELDS, row, strict=True))) + "\n"
@@ -145,59 +147,59 @@ def _row_writer(file: TextIO, as_json: bool) -> Callable[[tuple[Any, ...]], obje
 def _predictor(
     path: Path, cache: Path | None, device: str | None
 ) -> Callable[[list[str]], list[Prediction]]:
-    """A function that gives the predictions of images."""
+    """Load a model; return a function that predicts images."""
     from sk_cnncodes.export.loading import load_model
     from sk_cnncodes.export.onnx_classifier import OnnxClassifier
 
     model = load_model(path)
     if not hasattr(model, "predict"):
         raise ValueError(
-            f"model {str(path)!r}: holds a {type(model).__name__}, which does not "
-            "predict. Expected a fitted pipeline with a classifier at its end."
+            f"model {str(path)!r}: contains a {type(model).__name__}, which "
+            "cannot predict. Expected a fitted pipeline that ends with a classifier."
         )
     if not isinstance(model, OnnxClassifier) and not code_transformers(model):
         raise ValueError(
-            f"model {str(path)!r}: holds a {type(model).__name__} that takes no "
+            f"model {str(path)!r}: contains a {type(model).__name__}, which takes no "
             "images. Expected a pipeline that starts with a CNNCodeTransformer."
         )
     if isinstance(model, OnnxClassifier):
         if cache is not None:
             raise typer.BadParameter(
-                f"{str(path)!r} gives labels, and no codes that --cache could keep. "
-                "Expected --cache with a joblib file only."
+                f"{str(path)!r} gives labels, and no codes that --cache could store. "
+                "Expected --cache only with a joblib or skops file."
             )
         model.device = device or model.device
-        return lambda images: _predictions_of_onnx(model, images)
+        return lambda images: _onnx_predictions(model, images)
     set_up(model, cache, device)
     return lambda images: _predictions(model, images)
 
 
-def _predictions_of_onnx(model: OnnxClassifier, images: list[str]) -> list[Prediction]:
+def _onnx_predictions(model: OnnxClassifier, images: list[str]) -> list[Prediction]:
     outputs = model.run(images)
     if "label" not in outputs:
         values = outputs["values"]
-        one = values[:, 0] if values.shape[1] == 1 else values
-        return [(value, None) for value in _one_each(one)]
-    labels = _one_each(outputs["label"])
+        column = values[:, 0] if values.shape[1] == 1 else values
+        return [(value, None) for value in _as_list(column)]
+    labels = _as_list(outputs["label"])
     if "probabilities" not in outputs:
         return [(label, None) for label in labels]
     return _with_probabilities(labels, model.classes_, outputs["probabilities"])
 
 
 def _predictions(model: Any, images: list[str]) -> list[Prediction]:
-    labels = _one_each(model.predict(images))
+    labels = _as_list(model.predict(images))
     if not hasattr(model, "predict_proba"):
         return [(label, None) for label in labels]
     return _with_probabilities(labels, model.classes_, model.predict_proba(images))
 
 
-def _one_each(predicted: Any) -> list[Any]:
-    """Predictions as plain values."""
+def _as_list(predicted: Any) -> list[Any]:
+    """Predictions, one per image, as plain values."""
     labels = np.asarray(predicted)
     if labels.ndim != 1:
         raise ValueError(
             f"the model gives predictions of shape {labels.shape}. Expected one label "
-            "an image."
+            "per image."
         )
     return list(labels.tolist())
 
@@ -205,6 +207,7 @@ def _one_each(predicted: Any) -> list[Any]:
 def _with_probabilities(
     labels: list[Any], classes: Any, table: Any
 ) -> list[Prediction]:
+    """Pair labels with their probabilities from a table with one column per class."""
     column = {label: i for i, label in enumerate(np.asarray(classes).tolist())}
     return [
         (label, round(float(row[column[label]]), 6))

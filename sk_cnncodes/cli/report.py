@@ -1,4 +1,4 @@
-"""The report of a training: search table, held-out images, confusion matrix."""
+"""The training report: search table, held-out images, confusion matrix."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     from sklearn.model_selection import GridSearchCV
 
 # Wider confusion matrices do not fit a terminal.
-_MOST_CLASSES = 20
-_MOST_CONFUSIONS = 20
+_MAX_CLASSES = 20
+_MAX_CONFUSIONS = 20
 
 
 class Report:
-    """What a fitted search found, and how it does on images that were held out.
+    """Results of a fitted search, and its accuracy on held-out images.
 
     Parameters
     ----------
     search : GridSearchCV
         A fitted `code_search`.
     n_train : int
-        Number of images it was fitted on.
+        Number of images that the search was fitted on.
     held_out : sequence of str
-        Paths; none for no report on them.
+        Paths of held-out images; may be empty.
     labels : sequence of str
-        Their classes.
+        Classes of the held-out images.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class Report:
         self._n_train = n_train
         self._labels = list(labels)
         self._classes = [str(name) for name in search.classes_]
-        self._found = list(search.predict(list(held_out))) if held_out else []
+        self._predicted = list(search.predict(list(held_out))) if held_out else []
         self._matrix = (
-            confusion_matrix(self._labels, self._found, labels=search.classes_)
+            confusion_matrix(self._labels, self._predicted, labels=search.classes_)
             if held_out
             else np.zeros((0, 0), int)
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the report as values for JSON."""
         from sklearn.metrics import classification_report
 
         from sk_cnncodes.heads.selection import chosen, scores
@@ -63,7 +63,7 @@ class Report:
                 "images": len(self._labels),
                 "accuracy": self._accuracy,
                 "classes": classification_report(
-                    self._labels, self._found, output_dict=True, zero_division=0
+                    self._labels, self._predicted, output_dict=True, zero_division=0
                 ),
                 "confusion_matrix": self._matrix.tolist(),
             }
@@ -76,7 +76,7 @@ class Report:
         }
 
     def as_text(self) -> str:
-        """Lines for a terminal."""
+        """Return the report as text for a terminal."""
         from sklearn.metrics import classification_report
 
         from sk_cnncodes.heads.selection import score_table, verdict
@@ -92,9 +92,9 @@ class Report:
         if self._labels:
             parts[-1] += f"\nHeld-out accuracy: {100 * self._accuracy:.2f}%"
             parts.append(
-                classification_report(self._labels, self._found, zero_division=0).strip(
-                    "\n"
-                )
+                classification_report(
+                    self._labels, self._predicted, zero_division=0
+                ).strip("\n")
             )
             parts.append(confusions(self._classes, self._matrix))
         return "\n\n".join(parts)
@@ -105,15 +105,15 @@ class Report:
 
 
 def confusions(classes: list[str], matrix: np.ndarray) -> str:
-    """The confusion matrix; of many classes, what was mistaken most often.
+    """Format the confusion matrix; for many classes, the most frequent confusions.
 
     Parameters
     ----------
     classes : list of str
     matrix : ndarray of int, shape (n_classes, n_classes)
-        Rows are true classes, columns predicted ones.
+        Rows are true classes, columns are predicted classes.
     """
-    if len(classes) <= _MOST_CLASSES:
+    if len(classes) <= _MAX_CLASSES:
         cell = max(len(str(matrix.max())), len(str(len(classes)))) + 1
         name = max(map(len, classes))
         numbers = "".join(f"{i:{cell}}" for i in range(1, len(classes) + 1))
@@ -124,12 +124,12 @@ def confusions(classes: list[str], matrix: np.ndarray) -> str:
             lines.append(f"{label:<{name}}  {i:2}{cells}")
         return "\n".join(lines)
     wrong = matrix - np.diag(matrix.diagonal())
-    places = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSIONS]
-    pairs = zip(*np.unravel_index(places, wrong.shape), strict=True)
+    positions = np.argsort(-wrong, axis=None, kind="stable")[:_MAX_CONFUSIONS]
+    pairs = zip(*np.unravel_index(positions, wrong.shape), strict=True)
     listed = [
-        f"{wrong[truth, taken]:5}  {classes[truth]} taken for {classes[taken]}"
-        for truth, taken in pairs
-        if wrong[truth, taken]
+        f"{wrong[row, column]:5}  {classes[row]} predicted as {classes[column]}"
+        for row, column in pairs
+        if wrong[row, column]
     ]
-    head = "What was mistaken most often (--json has the whole confusion matrix):"
-    return "\n".join([head, "", *(listed or ["nothing"])])
+    head = "Most frequent confusions (--json prints the whole confusion matrix):"
+    return "\n".join([head, "", *(listed or ["none"])])

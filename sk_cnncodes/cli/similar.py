@@ -1,4 +1,4 @@
-"""The command that finds the images most like another one."""
+"""The command that finds the images most similar to others."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def similar(
         typer.Argument(
             metavar="MODEL_OR_BACKBONE",
             show_default=False,
-            help="A joblib file that train wrote, whose backbone and layer are taken "
-            "(loading it runs code that it holds); or the name of a known backbone; "
-            "or the path of its ONNX file.",
+            help="Joblib file that train wrote, whose backbone and layer are used "
+            "(loading it runs the code in it); or the name of a known backbone; or the "
+            "path of a backbone's ONNX file.",
         ),
     ],
     query: Annotated[
@@ -57,19 +57,21 @@ def similar(
         typer.Option(
             metavar="IMAGES",
             show_default=False,
-            help="A folder, with all that lies in it, or an image; repeatable; or - "
-            "to read paths from the standard input.",
+            help="Folder, searched recursively, or image; repeatable; or - to read "
+            "paths from standard input.",
         ),
     ],
     count: Annotated[
-        int, typer.Option("--count", "-k", min=1, help="How many to show.")
+        int, typer.Option("--count", "-k", min=1, help="Number of images per query.")
     ] = 5,
-    metric: Annotated[Metric, typer.Option(help="Distance.")] = Metric.cosine,
+    metric: Annotated[
+        Metric, typer.Option(help="Distance between codes.")
+    ] = Metric.cosine,
     layer: Annotated[
         str | None,
         typer.Option(
-            help="Layer of a backbone: -1 the penultimate, -2 the one before, ...; or "
-            "a name.  [default: -1]",
+            help="Layer of a backbone; -1: penultimate, -2: the one before, and so on; "
+            "or a name.  [default: -1]",
             show_default=False,
         ),
     ] = None,
@@ -78,11 +80,11 @@ def similar(
     cache: CacheOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Find the images most like others.
+    """Find the images most similar to query images.
 
-    They are those whose codes lie nearest. A query that is itself among the images
-    comes first. Images that cannot be read are said and left out; the exit code is 3
-    then.
+    These are the images with the nearest codes. A query that is itself among the images
+    comes first. Images that cannot be read are reported and skipped; the exit code is
+    then 3.
 
     \b
     Examples:
@@ -92,59 +94,62 @@ def similar(
     from sklearn.neighbors import NearestNeighbors
 
     if as_csv and as_json:
-        raise typer.BadParameter("--csv, --json: expected one of them.")
+        raise typer.BadParameter("--csv, --json: expected only one of them.")
     transformer = _transformer(model, layer).set_params(
         cache=cache, device=device, on_error="raise", cache_layers=None
     )
     paths = listed_paths(among)
     with interruptible(cache, "Nothing was written."):
-        asked, queries = _codes(transformer.transform, query, "QUERY")
+        readable_queries, queries = _codes(transformer.transform, query, "QUERY")
         kept, codes = _codes(transformer.transform, paths, "--among")
         nearest = NearestNeighbors(
             n_neighbors=min(count, len(kept)), metric=metric.value, algorithm="brute"
         ).fit(codes)
-        distances, places = nearest.kneighbors(queries)
+        all_distances, all_indices = nearest.kneighbors(queries)
+    neighbours = zip(readable_queries, all_indices, all_distances, strict=True)
     rows = [
-        (image, rank, kept[place], round(float(distance), 6))
-        for image, near, far in zip(asked, places, distances, strict=True)
-        for rank, (place, distance) in enumerate(zip(near, far, strict=True), 1)
+        (image, rank, kept[index], round(float(distance), 6))
+        for image, indices, distances in neighbours
+        for rank, (index, distance) in enumerate(
+            zip(indices, distances, strict=True), 1
+        )
     ]
     _print(rows, as_csv, as_json)
-    end_with(len(query) - len(asked) + len(paths) - len(kept))
+    end_with(len(query) - len(readable_queries) + len(paths) - len(kept))
 
 
 def _transformer(model: str, layer: str | None) -> CNNCodeTransformer:
-    """The transformer of a saved model, or one of a backbone."""
+    """The transformer of a saved model, or a new one for a backbone."""
     from sk_cnncodes.base.exceptions import BackboneError
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
     from sk_cnncodes.export.loading import load_model
 
     if Path(model).suffix.lower() not in (".joblib", ".pkl", ".pickle", ".skops"):
-        own = CNNCodeTransformer(model, layer=parse_layer(layer or "-1"))
+        transformer = CNNCodeTransformer(model, layer=parse_layer(layer or "-1"))
         try:
-            return own.fit([model])
+            return transformer.fit([model])
         except BackboneError as error:
             if _is_classifier(model):
                 raise ValueError(
-                    f"{model!r} is a classifier in one ONNX file, which gives labels "
-                    "and no codes. Expected the joblib file, or a backbone."
+                    f"{model!r} is an exported classifier, which gives labels and no "
+                    "codes. Expected its joblib file, or a backbone."
                 ) from error
             raise
     if layer is not None:
         raise typer.BadParameter(
-            f"{model!r} has its own layer. Expected --layer with a backbone only."
+            f"{model!r} has its own layer. Expected --layer only with a backbone."
         )
     found = code_transformers(load_model(model))
     if len(found) != 1:
         raise ValueError(
-            f"model {model!r}: holds {len(found)} transformers of images to codes. "
-            "Expected one; or give a backbone."
+            f"model {model!r}: contains {len(found)} CNNCodeTransformers. "
+            "Expected one, or a backbone."
         )
     return found[0]
 
 
 def _is_classifier(model: str) -> bool:
-    """Whether a file is one that `to_onnx` wrote."""
+    """Whether `to_onnx` wrote a file."""
     from sk_cnncodes.base.exceptions import ExportError
     from sk_cnncodes.export.onnx_classifier import OnnxClassifier
 
@@ -157,7 +162,7 @@ def _is_classifier(model: str) -> bool:
 def _codes(
     transform: Callable[[list[str]], np.ndarray], paths: list[str], argument: str
 ) -> tuple[list[str], np.ndarray]:
-    """Images that can be read, and their codes."""
+    """Compute codes; return the paths of readable images and their codes."""
     kept: list[str] = []
     blocks = []
     with image_bar(len(paths), "Embed") as bar:
@@ -171,6 +176,7 @@ def _codes(
 
 
 def _print(rows: list[tuple[Any, ...]], as_csv: bool, as_json: bool) -> None:
+    """Print rows as JSON lines, CSV or a table."""
     if as_json:
         for row in rows:
             typer.echo(json.dumps(dict(zip(FIELDS, row, strict=True))))

@@ -33,7 +33,7 @@ from sk_cnncodes.images.folders import find_labelled_images
 if TYPE_CHECKING:
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
 
-# As `sk_cnncodes.heads.selection` has them, whose import takes a second.
+# Same as in `sk_cnncodes.heads.selection`, whose import takes a second.
 LAYERS = ["-1", "-2", "-4"]
 
 
@@ -68,12 +68,13 @@ def train(
     ],
     backbone: Annotated[
         list[str],
-        typer.Option(help="Known backbone, or path of an ONNX file; repeatable."),
+        typer.Option(help="Name of a backbone, or path of an ONNX file; repeatable."),
     ] = ["cnncodes-mini"],  # noqa: B006
     layer: Annotated[
         list[str],
         typer.Option(
-            help="-1 the penultimate, -2 the one before, ...; or a name; repeatable."
+            help="-1: penultimate, -2: the one before, and so on; or a name; "
+            "repeatable."
         ),
     ] = LAYERS,
     head: Annotated[
@@ -86,31 +87,31 @@ def train(
     held_out: Annotated[
         float,
         typer.Option(
-            min=0, max=0.9, help="Share of the images held out for the report; or 0."
+            min=0, max=0.9, help="Share of images held out for the report; 0: none."
         ),
     ] = 0.2,
     cv: Annotated[int, typer.Option(min=2, help="Folds of the search.")] = 5,
     seed: Annotated[
         int,
-        typer.Option(min=0, max=2**32 - 1, help="Of what is held out, and of folds."),
+        typer.Option(min=0, max=2**32 - 1, help="Seed of held-out images and folds."),
     ] = 0,
     jobs: Annotated[
-        int, typer.Option(help="Processes that the search uses; -1: all cores.")
+        int, typer.Option(help="Number of search processes; -1: all cores.")
     ] = 1,
     onnx: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             show_default=False,
-            help="Write the model as an ONNX file as well (needs skl2onnx).",
+            help="Also write the model as an ONNX file (needs skl2onnx).",
         ),
     ] = None,
     store_backbone: Annotated[
         bool,
         typer.Option(
             "--store-backbone",
-            help="Put the backbone into the joblib file, for machines without it; an "
-            "ONNX file always has it.",
+            help="Store the backbone in the joblib file, for machines without it; an "
+            "ONNX file always contains it.",
         ),
     ] = False,
     as_json: Annotated[
@@ -122,9 +123,9 @@ def train(
     """Train a classifier on a folder of images.
 
     Backbone, layer and classifier are chosen by cross-validation on the images that
-    are not held out, and the model is trained on these. The report is on the images
-    held out, which took no part in either. Images that cannot be read are said and
-    left out; the exit code is 3 then.
+    are not held out, and the model is trained on the same images. The report is about
+    the held-out images, which are used for neither. Images that cannot be read are
+    reported and skipped; the exit code is then 3.
 
     \b
     Examples:
@@ -139,7 +140,7 @@ def train(
     if output.suffix.lower() == ".onnx":
         raise typer.BadParameter(
             f"{str(output)!r}: expected the name of a joblib file, such as "
-            "model.joblib; --onnx FILE writes an ONNX file as well."
+            "model.joblib; --onnx FILE also writes an ONNX file."
         )
     check_output(output, inputs=[*backbone, cache])
     if onnx is not None:
@@ -156,33 +157,33 @@ def train(
     backbones = list(dict.fromkeys(backbone))
     found = find_labelled_images(folder)
     note_ignored(found.ignored)
-    for written in filter(None, [output, onnx]):
-        check_output(written, inputs=found.paths)
+    for path in filter(None, [output, onnx]):
+        check_output(path, inputs=found.paths)
     if found.without_images:
         note(
-            "No class is made of these sub-folders, in which no image lies directly: "
+            "These sub-folders contain no images themselves and are skipped: "
             f"{', '.join(map(repr, found.without_images))}."
         )
     if found.outside:
         note(
-            f"Ignored {found.outside} images that lie in no class's folder, or in a "
-            "folder within one."
+            f"Ignored {found.outside} images outside the class folders, or in folders "
+            "within them."
         )
-    wanted = f"{str(output)!r} was not written."
-    with interruptible(cache, wanted), _cache_file(cache) as codes:
+    written = f"{str(output)!r} was not written."
+    with interruptible(cache, written), _cache_file(cache) as codes:
         transformers = [
             CNNCodeTransformer(
                 name, norm="l2", cache=codes, cache_layers=layers, device=device
             )
             for name in backbones
         ]
-        everything = _Images(found.paths, found.labels, [])
-        _split(everything, held_out, seed, cv, heads)  # too few is said at once
-        images = _embedded(transformers, layers, everything)
+        all_images = _Images(found.paths, found.labels, [])
+        _split(all_images, held_out, seed, cv, heads)  # fail early on too few images
+        images = _embed(transformers, layers, all_images)
         split = _split(images, held_out, seed, cv, heads)
         combinations = len(backbones) * len(layers) * len(heads)
         start_workers(jobs)
-        note(f"Compare {combinations} combinations in {cv}-fold cross-validation ...")
+        note(f"Comparing {combinations} combinations in {cv}-fold cross-validation ...")
         search = code_search(
             backbones,
             layers,
@@ -196,7 +197,7 @@ def train(
         report = Report(
             search, len(split.paths), split.held_out_paths, split.held_out_labels
         )
-        # Nothing of this run's cache is kept.
+        # The saved model does not refer to the cache of this run.
         search.best_estimator_["codes"].set_params(
             cache="memory", cache_layers=None, store_backbone=store_backbone
         )
@@ -216,9 +217,9 @@ def train(
 
 @contextmanager
 def _cache_file(cache: Path | None) -> Iterator[Path]:
-    """The cache to use: one for this run alone, where none is wanted.
+    """The cache file to use: a temporary one if none is given.
 
-    A file, since processes share it, and since it has room for any number of codes.
+    A file can be shared by processes, and holds any number of codes.
     """
     if cache is not None:
         yield cache
@@ -232,17 +233,19 @@ def _cache_file(cache: Path | None) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class _Images:
+    """Images with their labels, and bad images with their errors."""
+
     paths: list[str]
     labels: list[str]
     bad: list[dict[str, str]]
 
 
-def _embedded(
+def _embed(
     transformers: list[CNNCodeTransformer], layers: list[int | str], images: _Images
 ) -> _Images:
-    """Put all codes into the cache; the images that can be read."""
+    """Store all codes in the cache; return the images that can be read."""
     for transformer in transformers:
-        for layer in layers:  # a wrong one is said before the work
+        for layer in layers:  # fail early on a wrong layer
             transformer.set_params(layer=layer).fit(images.paths)
     labels = dict(zip(images.paths, images.labels, strict=True))
     paths, bad = images.paths, list[dict[str, str]]()
@@ -261,11 +264,11 @@ def _embedded(
 def _storing(
     transformer: CNNCodeTransformer, layers: list[int | str]
 ) -> Callable[[list[str]], bool]:
-    """A function that has the cache hold the codes of all layers of images."""
+    """Return a function that caches the codes of images at all layers."""
 
     def store(paths: list[str]) -> bool:
-        # The first one's forward pass stores all; the others are found, but for what
-        # an older cache lacks.
+        # The first layer's forward pass stores all layers; the others are cache hits,
+        # except for codes that an older cache lacks.
         for layer in layers:
             transformer.set_params(layer=layer).transform(paths)
         return True
@@ -286,7 +289,7 @@ class _Split:
 def _split(
     images: _Images, held_out: float, seed: int, cv: int, heads: list[str]
 ) -> _Split:
-    """Hold images of each class out; an error where too few are left."""
+    """Hold out images of each class; raise a ValueError if too few are left."""
     from sklearn.model_selection import train_test_split
 
     from sk_cnncodes.heads.selection import NEIGHBOURS
@@ -294,8 +297,8 @@ def _split(
     classes = Counter(images.labels)
     if len(classes) < 2:
         raise ValueError(
-            f"found images of {len(classes)} class: {sorted(classes)}. Expected a "
-            "sub-folder for each of at least 2 classes."
+            f"found images of {len(classes)} class: {sorted(classes)}. Expected "
+            "one sub-folder per class, for at least 2 classes."
         )
     paths, labels = images.paths, images.labels
     split = _Split(paths, labels, [], [])
@@ -304,24 +307,26 @@ def _split(
         parts = train_test_split(
             paths,
             labels,
-            # Of each class at least one.
+            # At least one of each class.
             test_size=max(round(held_out * len(paths)), len(classes)),
             stratify=labels,
             random_state=seed,
         )
         split = _Split(parts[0], parts[2], parts[1], parts[3])
-    purpose = f" to train on, {held_out:g} of all being held out: one for each fold"
+    purpose = f" for training, one per fold ({held_out:g} of all are held out)"
     _check_counts(Counter(split.labels), cv, purpose)
     in_folds = len(split.paths) * (cv - 1) // cv
     if "knn" in heads and in_folds < NEIGHBOURS:
         raise ValueError(
-            f"too few images for {NEIGHBOURS} nearest neighbours: {in_folds} train in "
-            "each fold. Add images, or name other classifiers by --head."
+            f"too few images for {NEIGHBOURS} nearest neighbours: {in_folds} remain "
+            "for training in each fold. Add images, or choose other classifiers with "
+            "--head."
         )
     return split
 
 
 def _check_counts(counts: Counter[str], least: int, purpose: str) -> None:
+    """Raise a ValueError if a class has too few images."""
     few = [f"{name!r} has {n}" for name, n in sorted(counts.items()) if n < least]
     if few:
         raise ValueError(
@@ -335,7 +340,7 @@ def _check_counts(counts: Counter[str], least: int, purpose: str) -> None:
 
 
 def _save(pipeline: Any, output: Path, onnx: Path | None) -> None:
-    """Write the model: both files or none."""
+    """Write the model to both files, or to none on an error."""
     import joblib
 
     with atomic_write(output) as part:
@@ -343,5 +348,5 @@ def _save(pipeline: Any, output: Path, onnx: Path | None) -> None:
         if onnx is not None:
             from sk_cnncodes.export.pipeline import to_onnx
 
-            note("Convert to ONNX ...")
+            note("Converting to ONNX ...")
             to_onnx(pipeline, onnx)

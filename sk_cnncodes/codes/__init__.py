@@ -1,6 +1,5 @@
-"""X -> the matrix of codes, and scikit-learn's face of it.
+"""From images X to the matrix of codes, behind scikit-learn's transformer API.
 
-`CNNCodeTransformer`, extraction with its threads, the code cache, digests of images,
-calibration of int8, saving, and the explanation of a code. Imports `backbones` and
-below.
+`CNNCodeTransformer`, multithreaded extraction, the code cache, image digests, int8
+calibration, saving, and the explanation of a code. Imports `backbones` and below.
 """

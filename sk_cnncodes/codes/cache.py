@@ -1,4 +1,4 @@
-"""CodeCache: codes by (code spec, image), in memory or in one SQLite file."""
+"""CodeCache: codes by (code spec, image), in memory or in an SQLite file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,31 +21,31 @@ from sk_cnncodes.codes.cache_file import FileState, FileStore
 
 MEMORY_MAX_BYTES = 512 * 2**20
 FILE_MAX_BYTES = 10 * 2**30
-# What a row costs in memory beside its numbers: keys, objects, the table's slot.
+# Bytes that a row takes in memory besides its values: keys, objects, dictionary slot.
 _ROW_OVERHEAD = 450
 FILE_NAME = "sk_cnncodes.sqlite3"
-# How many files that were given as paths are kept open.
+# Number of cache files given as paths that are kept open.
 _MAX_FILES = 16
 
 
 @public
 class CacheWarning(UserWarning):
-    """A code cache does not work as asked for; codes are computed all the same."""
+    """A code cache does not work as requested; the codes are still computed."""
 
 
 @public
 @dataclass(frozen=True)
 class CacheInfo:
-    """What a cache holds, and how it served this process.
+    """Contents of a cache, and its hits and misses in this process.
 
     Attributes
     ----------
     rows : int
-        Number of codes.
+        Number of codes in the cache.
     bytes : int
-        Their size.
+        Size of the codes, in bytes.
     hits, misses : int
-        Codes that this process asked for and got, or did not get.
+        Number of codes that this process looked up and did or did not find.
     """
 
     rows: int
@@ -54,10 +55,10 @@ class CacheInfo:
 
 
 class Store(Protocol):
-    """Where the rows of a cache lie."""
+    """Storage of the rows of a cache."""
 
     def get(self, spec: str, images: Sequence[bytes]) -> list[np.ndarray | None]:
-        """Codes of images, None where there is none."""
+        """Codes of images; None for each image without a code."""
         ...
 
     def put(self, rows: Iterable[tuple[str, Sequence[bytes], np.ndarray]]) -> None:
@@ -65,7 +66,7 @@ class Store(Protocol):
         ...
 
     def file_digests(self, files: Sequence[FileState]) -> list[bytes | None]:
-        """Remembered digests of files."""
+        """Remembered digests of files; None for each unknown file."""
         ...
 
     def remember_files(self, files: Sequence[tuple[FileState, bytes]]) -> None:
@@ -73,32 +74,31 @@ class Store(Protocol):
         ...
 
     def size(self) -> tuple[int, int]:
-        """Number of rows and bytes."""
+        """Number of rows, and their size in bytes."""
         ...
 
     def prune(self, max_bytes: int) -> None:
-        """Drop the least recently used codes until the size is kept."""
+        """Drop the least recently used codes until at most `max_bytes` remain."""
         ...
 
 
 @public
 class CodeCache:
-    """Codes that were computed once, to be looked up from then on.
+    """Cache of codes, in memory or in an SQLite file.
 
-    A code is found by the digest of its code spec (backbone, layer, pooling,
-    normalisation, preprocessing) and the digest of its image. Batch size, device and
-    threads do not matter.
+    The key of a code is the digest of its code spec (backbone, layer, pooling,
+    normalisation, preprocessing) and the digest of its image. It does not include
+    batch size, device and number of threads.
 
     Parameters
     ----------
     path : str, path-like or None, default=None
-        None keeps codes in the memory of this process. A path keeps them in one
-        SQLite file, made if it does not exist, which processes and days share; for an
-        existing folder, in the file `sk_cnncodes.sqlite3` in it. It must lie on a
-        local disk.
+        None keeps codes in the memory of this process. A path keeps them in an SQLite
+        file, created if needed, which persists and is shared between processes; in an
+        existing folder, the file is `sk_cnncodes.sqlite3`. It must be on a local disk.
     max_bytes : int or None, default=None
-        Size above which the least recently used codes are dropped. None stands for
-        512 MiB in memory and 10 GiB in a file.
+        Size above which the least recently used codes are dropped. None means 512 MiB
+        in memory and 10 GiB in a file.
 
     Raises
     ------
@@ -107,12 +107,13 @@ class CodeCache:
 
     Notes
     -----
-    A cache in a file is pickled as its path; a cache in memory arrives empty in
-    another process. Copies share the store with their original.
+    A cache in a file is pickled as its path; a cache in memory is empty after
+    unpickling. Copies share the store of the original.
 
-    A file that cannot be used (not a cache, made by a newer version, read-only, on a
-    full disk or on a network file system) is left as it is: one `CacheWarning` says
-    what is wrong, and codes are computed without it.
+    A file that cannot be used (not a cache, made by a newer version, or on a network
+    file system) is left unchanged, and codes are computed without it. If a file cannot
+    be written (read-only, or a full disk), its codes are used but no new ones are
+    stored. Either way, one `CacheWarning` reports the fault.
 
     Examples
     --------
@@ -133,7 +134,8 @@ class CodeCache:
         *,
         max_bytes: int | None = None,
     ) -> None:
-        if max_bytes is not None and max_bytes <= 0:
+        is_int = isinstance(max_bytes, Integral)
+        if max_bytes is not None and not (is_int and max_bytes > 0):
             raise ValueError(f"max_bytes: expected a positive int, got {max_bytes!r}.")
         self.path = None if path is None else _cache_file(path)
         default = MEMORY_MAX_BYTES if path is None else FILE_MAX_BYTES
@@ -141,12 +143,12 @@ class CodeCache:
         self._lock = fork_safe_lock()
         self._hits = self._misses = 0
         self._store: Store | None = None
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
     # -- rows ----------------------------------------------------------------
 
     def get_many(self, spec: str, images: Sequence[bytes]) -> list[np.ndarray | None]:
-        """Look codes up.
+        """Look up the codes of images.
 
         Parameters
         ----------
@@ -158,7 +160,7 @@ class CodeCache:
         Returns
         -------
         list of (ndarray of float32, shape (code_length,)) or None
-            None where the cache has no code.
+            One element per image; None if the cache has no code for it.
         """
         found: list[np.ndarray | None] = self._attempt(
             lambda store: store.get(spec, images)
@@ -170,32 +172,32 @@ class CodeCache:
         return found
 
     def put_many(self, rows: Iterable[tuple[str, Sequence[bytes], np.ndarray]]) -> None:
-        """Store codes; when it returns, they are stored or a warning was given.
+        """Store codes, or issue a `CacheWarning`, before returning.
 
         Parameters
         ----------
         rows : iterable of (spec digest, image digests, codes)
-            Codes as float32, shape (n_images, code_length).
+            The codes are float32, shape (n_images, code_length).
         """
         rows = list(rows)
         self._attempt(lambda store: store.put(rows))
 
     def file_digests(self, files: Sequence[FileState]) -> list[bytes | None]:
-        """Digests of files whose state is remembered; None of others."""
+        """Remembered digests of files; None for each unknown or changed file."""
         found: list[bytes | None] = self._attempt(
             lambda store: store.file_digests(files)
         ) or [None] * len(files)
         return found
 
     def remember_files(self, files: Sequence[tuple[FileState, bytes]]) -> None:
-        """Remember digests of files by their state."""
+        """Remember digests of files under their state."""
         if files:
             self._attempt(lambda store: store.remember_files(files))
 
-    # -- care ----------------------------------------------------------------
+    # -- size ----------------------------------------------------------------
 
     def info(self) -> CacheInfo:
-        """Count what the cache holds."""
+        """Return the size of the cache, and its hits and misses."""
         rows, size = self._attempt(lambda store: store.size()) or (0, 0)
         return CacheInfo(rows, size, self._hits, self._misses)
 
@@ -204,7 +206,13 @@ class CodeCache:
         self.prune(0)
 
     def prune(self, max_bytes: int) -> None:
-        """Drop the least recently used codes until at most `max_bytes` are held."""
+        """Drop the least recently used codes until at most `max_bytes` remain.
+
+        Raises
+        ------
+        ValueError
+            If `max_bytes` is negative.
+        """
         if max_bytes < 0:
             raise ValueError(f"max_bytes: expected at least 0, got {max_bytes!r}.")
         self._attempt(lambda store: store.prune(max_bytes))
@@ -212,12 +220,12 @@ class CodeCache:
     # -- the store -----------------------------------------------------------
 
     def _attempt(self, action: Any) -> Any:
-        """Do something with the store; where that fails, say so once, and give None."""
+        """Call a function on the store; on failure, warn once and return None."""
         try:
             return action(self._open())
         except CacheError as error:
-            if str(error) not in self._said:
-                self._said.add(str(error))
+            if str(error) not in self._reported:
+                self._reported.add(str(error))
                 warnings.warn(str(error), CacheWarning, stacklevel=3)
             return None
 
@@ -241,12 +249,13 @@ class CodeCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return CodeCache._of_process, (self.path, self.max_bytes)
 
+    # Saved pickles name this method: do not rename it.
     @classmethod
     def _of_process(cls, path: str | None, max_bytes: int) -> CodeCache:
-        """The cache of a path, one in each process; for no path, an empty one."""
-        return _cache_of_process(path, max_bytes)
+        """The shared cache of a path in this process; without a path, an empty one."""
+        return _shared_cache(path, max_bytes)
 
-    # For skops, which does not call what __reduce__ gives.
+    # skops uses these two instead of `__reduce__`.
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "max_bytes": self.max_bytes}
@@ -260,7 +269,7 @@ class CodeCache:
 
 
 class MemoryStore:
-    """Rows in a dictionary in the order of their use."""
+    """Rows in a dictionary, the least recently used first."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -284,7 +293,7 @@ class MemoryStore:
             for spec, images, codes in rows:
                 for image, code in zip(images, codes, strict=True):
                     if (spec, image) not in self._rows:
-                        # A view would keep the whole batch alive.
+                        # Copied, since a view would keep the whole batch alive.
                         self._rows[spec, image] = np.array(code, np.float32)
                         self._bytes += code.nbytes + _ROW_OVERHEAD
             self._shrink(self._max_bytes)
@@ -322,10 +331,10 @@ class MemoryStore:
             self._bytes -= _ROW_OVERHEAD
 
 
-# -- which cache a parameter means -------------------------------------------
+# -- the `cache` parameter ---------------------------------------------------
 
 MEMORY = CodeCache()
-# Caches of paths, the least recently used leaving first: each has open files.
+# Caches by path, the least recently used first. Bounded, since each has open files.
 _files: OrderedDict[str, CodeCache] = OrderedDict()
 _files_lock = fork_safe_lock()
 
@@ -333,14 +342,14 @@ _files_lock = fork_safe_lock()
 def resolve_cache(
     cache: str | os.PathLike[str] | CodeCache | None,
 ) -> CodeCache | None:
-    """The cache that a `cache` parameter stands for in this process.
+    """The cache that a `cache` parameter refers to in this process.
 
     Raises
     ------
     TypeError
-        If it is not "memory", a path, a CodeCache or None.
+        If `cache` is not "memory", a path, a CodeCache or None.
     ValueError
-        If it is an empty path.
+        If `cache` is an empty path.
     """
     if cache is None or isinstance(cache, CodeCache):
         return cache
@@ -352,29 +361,30 @@ def resolve_cache(
         return MEMORY
     if cache == "":
         raise ValueError("cache: expected 'memory', a path or None, got ''.")
-    return _cache_of_process(_cache_file(cache), FILE_MAX_BYTES)
+    return _shared_cache(_cache_file(cache), FILE_MAX_BYTES)
 
 
-_advised = False
+_warned_of_memory_cache = False
 
 
 def warn_memory_cache_in_worker(cache: CodeCache | None) -> None:
-    """Say once in a worker process that its memory is not shared."""
-    global _advised
-    if cache is not MEMORY or _advised or multiprocessing.parent_process() is None:
+    """Warn once in a worker process that the memory cache is not shared."""
+    global _warned_of_memory_cache
+    in_worker = multiprocessing.parent_process() is not None
+    if cache is not MEMORY or _warned_of_memory_cache or not in_worker:
         return
-    _advised = True
+    _warned_of_memory_cache = True
     warnings.warn(
-        "cache='memory' in a worker process: every process embeds the images for "
-        "itself. Pass a path, cache='codes.sqlite3', so that all share one cache; or "
-        "cache=None to compute without one.",
+        "cache='memory' in a worker process: each process embeds all images itself. "
+        "Pass a path, cache='codes.sqlite3', to share one cache between processes, or "
+        "cache=None to compute without a cache.",
         CacheWarning,
         stacklevel=3,
     )
 
 
-def _cache_of_process(path: str | None, max_bytes: int) -> CodeCache:
-    """The cache of a path, one in each process; for no path, an empty one."""
+def _shared_cache(path: str | None, max_bytes: int) -> CodeCache:
+    """The shared cache of a path in this process; without a path, an empty one."""
     if path is None:
         return CodeCache(max_bytes=max_bytes)
     with _files_lock:
@@ -388,6 +398,6 @@ def _cache_of_process(path: str | None, max_bytes: int) -> CodeCache:
 
 
 def _cache_file(path: str | os.PathLike[str]) -> str:
-    """Absolute path of the file of a cache."""
-    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - links are kept
+    """Absolute path of a cache's file."""
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - keeps symlinks
     return str(absolute / FILE_NAME if absolute.is_dir() else absolute)

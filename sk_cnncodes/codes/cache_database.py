@@ -1,4 +1,4 @@
-"""CacheDatabase: the SQLite file of a code cache, its connection and its faults."""
+"""CacheDatabase: connection to the SQLite file of a code cache, and error handling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sk_cnncodes.base.exceptions import CacheError
 from sk_cnncodes.base.files import file_identity, open_databases
 from sk_cnncodes.base.forks import before_fork, hold_during_fork
 
-# "skcc": marks a file as a code cache in SQLite's own header field.
+# "skcc" in SQLite's header field for applications: marks a file as a code cache.
 APPLICATION_ID = 0x736B6363
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -26,13 +26,13 @@ CREATE TABLE codes (spec INTEGER, image BLOB, checksum INTEGER, code BLOB,
 CREATE TABLE files (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER,
                     ctime_ns INTEGER, digest BLOB) WITHOUT ROWID;
 """
-# Writers wait for each other this long; readers never wait in WAL mode.
+# Timeout of writers for the lock; readers never wait in WAL mode.
 BUSY_SECONDS = 30.0
-# After they have waited so in vain, they do not wait for this long: somebody may hold
-# the file for hours, and there are many writes.
+# After a timeout, writers use the short timeout below for this long: another process
+# may hold the lock for hours, and there are many writes.
 _BACKOFF_SECONDS = 300.0
 _BACKOFF_BUSY_SECONDS = 0.1
-# WAL needs memory that all processes share, which these do not have.
+# WAL needs memory shared by all processes, which these do not provide.
 _NETWORK_FILE_SYSTEMS = (
     *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "gpfs"),
     *("lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs", "vboxsf"),
@@ -40,16 +40,17 @@ _NETWORK_FILE_SYSTEMS = (
 
 T = TypeVar("T")
 
-# Held while SQLite is used: one for all files, so that a fork finds none at work.
+# Held during every use of SQLite. One lock for all files, so that none is in use
+# during a fork.
 _lock = threading.RLock()
 _databases: weakref.WeakSet[CacheDatabase] = weakref.WeakSet()
 
 
 class CacheDatabase:
-    """The connection to a code cache's file.
+    """Connection to the file of a code cache.
 
-    It is opened when it is first needed, and closed before the process forks:
-    SQLite's locks and its log do not survive in two processes.
+    It is opened on first use, and closed before the process forks, since SQLite's
+    locks and log must not be shared with a child process.
 
     Parameters
     ----------
@@ -58,18 +59,18 @@ class CacheDatabase:
     Attributes
     ----------
     read_only : str
-        Why nothing can be written, if so.
+        Why nothing can be written; empty if the file is writable.
     spec_numbers : dict of str to int
-        What users know of the file while the connection is open.
+        Row numbers of code specs by their digests, valid for the open connection.
     """
 
-    # Of the class, so that one whose making was interrupted can be deleted.
+    # A class attribute, so that `__del__` works if `__init__` was interrupted.
     _connection: sqlite3.Connection | None = None
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._fault: str | None = None
-        # Device and inode of what the connection, or the fault, is of.
+        # Device and inode of the file that the connection or the fault belongs to.
         self._file: tuple[int, int] | None = None
         self._backoff_until: float | None = None
         self.read_only = ""
@@ -78,25 +79,31 @@ class CacheDatabase:
             _databases.add(self)
 
     def use(self, action: Callable[[sqlite3.Connection], T]) -> T:
-        """Do something with the connection; SQLite's errors become a CacheError."""
+        """Call a function with the connection.
+
+        Raises
+        ------
+        CacheError
+            If SQLite raises an error.
+        """
         with _lock:
-            self._forget_another_file()
+            self._reset_if_replaced()
             if self._fault is not None:
                 raise CacheError(self._fault)
             try:
                 self._end_backoff()
-                db = self._connected()
+                db = self._connect()
                 try:
                     return action(db)
                 finally:
-                    # An error or an interrupt ended it: nobody must wait for it.
+                    # Open after an error or an interrupt only: release the lock.
                     if db.in_transaction:
                         db.rollback()
             except sqlite3.Error as error:
-                raise CacheError(self._explained(error)) from error
+                raise CacheError(self._error_message(error)) from error
 
-    def _forget_another_file(self) -> None:
-        """Begin anew where the file was deleted, or another one is there now."""
+    def _reset_if_replaced(self) -> None:
+        """Close the connection and clear faults if the file was deleted or replaced."""
         known = self._connection is not None or self._fault is not None
         if known and self._file != file_identity(self._path):
             self._close()
@@ -104,10 +111,11 @@ class CacheDatabase:
 
     @property
     def busy_timeout(self) -> float:
-        """Seconds to wait for others who hold the file."""
+        """Seconds to wait for a lock held by another process."""
         return BUSY_SECONDS if self._backoff_until is None else _BACKOFF_BUSY_SECONDS
 
     def _end_backoff(self) -> None:
+        """Restore the long timeout once the back-off time is over."""
         if self._backoff_until is not None and time.monotonic() > self._backoff_until:
             self._backoff_until = None
             if self._connection is not None:
@@ -124,28 +132,29 @@ class CacheDatabase:
         with _lock:
             self._close()
 
-    def _connected(self) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
+        """The connection, opened if needed: read-only if the file is not writable."""
         if self._connection is None:
             kind = file_system(self._path)
             if kind in _NETWORK_FILE_SYSTEMS:
                 raise self._unusable(
-                    f"it lies on a network file system ({kind}), on which SQLite's "
+                    f"it is on a network file system ({kind}), where SQLite's "
                     "write-ahead log does not work. Expected a path on a local disk"
                 )
             try:
-                self._connection = self._opened()
+                self._connection = self._open()
             except sqlite3.OperationalError as error:
                 cannot_write = _name(error).startswith(
                     ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_IOERR")
                 )
                 if not cannot_write or not os.access(self._path, os.R_OK):
                     raise
-                self._connection = self._opened_read_only()
+                self._connection = self._open_read_only()
             self._file = file_identity(self._path)
             open_databases[id(self)] = self._file
         return self._connection
 
-    def _opened(self) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         db = sqlite3.connect(
             self._path,
             timeout=self.busy_timeout,
@@ -154,7 +163,7 @@ class CacheDatabase:
         )
         try:
             self._check(db, make=True)
-            # A power cut may lose the last rows, a killed process does not.
+            # A power cut may lose the last rows; killing the process does not.
             db.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
             db.close()
@@ -162,11 +171,11 @@ class CacheDatabase:
         return db
 
     def _check(self, db: sqlite3.Connection, *, make: bool) -> None:
-        """Make the tables of an empty file; refuse a file that is something else."""
+        """Create the tables in an empty file; refuse a file that is no code cache."""
         if not self._is_ours(db) and make:
             _use_write_ahead_log(db, self.busy_timeout)
             with transaction(db):
-                if not self._is_ours(db):  # no other process was faster
+                if not self._is_ours(db):  # another process may have been faster
                     for statement in filter(str.strip, _SCHEMA.split(";")):
                         db.execute(statement)
                     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -180,19 +189,19 @@ class CacheDatabase:
             )
 
     def _is_ours(self, db: sqlite3.Connection) -> bool:
-        """Whether a file is a code cache; an empty one is not yet."""
-        # In this order: another process may make tables and mark, at once, in between.
+        """Whether a file is a code cache. An empty file is not one yet."""
+        # In this order, since another process may commit tables and mark in between.
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         (mark,) = db.execute("PRAGMA application_id").fetchone()
         if mark != APPLICATION_ID and tables:
             raise self._unusable(
-                "it is a SQLite database of another program. Expected a code cache, or "
-                "a path where there is no file"
+                "it is an SQLite database of another program. Expected a code cache, "
+                "or a path without a file"
             )
         return bool(mark == APPLICATION_ID)
 
-    def _opened_read_only(self) -> sqlite3.Connection:
-        """A connection to a file that cannot be written; its codes can be read."""
+    def _open_read_only(self) -> sqlite3.Connection:
+        """Open a file that cannot be written, to read its codes."""
         uri = f"{Path(self._path).as_uri()}?mode=ro"
         db = sqlite3.connect(
             uri, uri=True, isolation_level=None, check_same_thread=False
@@ -204,15 +213,14 @@ class CacheDatabase:
                 full = _name(error).startswith("SQLITE_IOERR_SHM")
                 if self._is_writable() and not full:
                     raise
-                # Without its log's index, a file in WAL mode can only be read as one
-                # that nobody changes. Should somebody do so all the same, checksums
-                # keep wrong rows away.
+                # Without the index of its log, a file in WAL mode can be read only
+                # as immutable. If it does change, checksums reject wrong rows.
                 db.close()
                 log = Path(f"{self._path}-wal")
                 if log.exists() and log.stat().st_size > 0:
                     raise self._unusable(
-                        "a process was killed that used it, and what it stored last "
-                        "can only be read where there is room and the right to write"
+                        "a process was killed while using it, and its last codes can "
+                        "be read only with write permission and free disk space"
                     ) from error
                 db = sqlite3.connect(
                     f"{uri}&immutable=1",
@@ -224,7 +232,7 @@ class CacheDatabase:
         except BaseException:
             db.close()
             raise
-        self.read_only = self._said_read_only("it cannot be written")
+        self.read_only = self._read_only_message("it cannot be written")
         return db
 
     def _is_writable(self) -> bool:
@@ -233,30 +241,31 @@ class CacheDatabase:
     # -- faults --------------------------------------------------------------
 
     def _unusable(self, reason: str) -> CacheError:
-        """An error after which the file is not touched again, while it is there."""
+        """Record a fault and return its error; the file is not used until replaced."""
         self._file = file_identity(self._path)
         self._fault = (
             f"code cache {self._path!r}: {reason}. Codes are computed without it."
         )
         return CacheError(self._fault)
 
-    def _said_read_only(self, reason: str) -> str:
+    def _read_only_message(self, reason: str) -> str:
         return (
-            f"code cache {self._path!r}: {reason}. No codes are stored; those that are "
-            "there are used."
+            f"code cache {self._path!r}: {reason}. No codes are stored; existing codes "
+            "are used."
         )
 
-    def _explained(self, error: sqlite3.Error) -> str:
+    def _error_message(self, error: sqlite3.Error) -> str:
+        """The message for an SQLite error; sets the state that follows from it."""
         name, text = _name(error), str(error)
         if name.startswith("SQLITE_FULL"):
-            self.read_only = self._said_read_only("the disk is full")
+            self.read_only = self._read_only_message("the disk is full")
             return self.read_only
         if name.startswith("SQLITE_READONLY"):
-            self.read_only = self._said_read_only("it cannot be written")
+            self.read_only = self._read_only_message("it cannot be written")
             return self.read_only
         if name.startswith("SQLITE_IOERR") and "READ" not in name:
-            # So end a quota and a limit on the size of files, too.
-            self.read_only = self._said_read_only(f"it cannot be written ({text})")
+            # Disk quotas and limits on file sizes raise this, too.
+            self.read_only = self._read_only_message(f"it cannot be written ({text})")
             return self.read_only
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             self._backoff_until = time.monotonic() + _BACKOFF_SECONDS
@@ -267,15 +276,15 @@ class CacheDatabase:
                 f"{BUSY_SECONDS:.0f} s. Some codes were not stored."
             )
         if name.startswith("SQLITE_NOTADB"):
-            reason = "it is not a SQLite file. Expected a code cache, or no file there"
-            return str(self._unusable(reason))
+            reason = "it is not an SQLite file. Expected a code cache, or a path"
+            return str(self._unusable(f"{reason} without a file"))
         if name.startswith("SQLITE_CANTOPEN"):
-            reason = f"it cannot be opened ({text}). Expected a path in a folder that "
+            reason = f"it cannot be opened ({text}). Expected a path in an existing, "
             return str(
-                self._unusable(reason + "exists and can be written, and free handles")
+                self._unusable(f"{reason}writable folder, and free file handles")
             )
         if name.startswith("SQLITE_CORRUPT"):
-            reason = f"it is damaged ({text}). Delete it to start anew"
+            reason = f"it is damaged ({text}). Delete it to start over"
             return str(self._unusable(reason))
         return str(self._unusable(f"it cannot be used ({text})"))
 
@@ -285,12 +294,12 @@ def set_busy_timeout(db: sqlite3.Connection, seconds: float) -> None:
 
 
 def _name(error: sqlite3.Error) -> str:
-    """SQLite's name of an error, such as SQLITE_FULL."""
+    """SQLite's name for an error, such as SQLITE_FULL."""
     return str(getattr(error, "sqlite_errorname", ""))
 
 
 def _use_write_ahead_log(db: sqlite3.Connection, busy_timeout: float) -> None:
-    """Switch to WAL, for which SQLite does not wait where others do so too."""
+    """Switch to WAL mode; retries, since SQLite's busy timeout does not apply here."""
     deadline = time.monotonic() + busy_timeout
     while True:
         try:
@@ -305,14 +314,14 @@ def _use_write_ahead_log(db: sqlite3.Connection, busy_timeout: float) -> None:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """BEGIN IMMEDIATE ... COMMIT; `CacheDatabase.use` ends what does not get there."""
+    """BEGIN IMMEDIATE ... COMMIT; `CacheDatabase.use` rolls back after an error."""
     db.execute("BEGIN IMMEDIATE")
     yield
     db.execute("COMMIT")
 
 
 def file_system(path: str) -> str:
-    """Type of the file system that a path lies on; "" where that is not known."""
+    """Type of the file system that holds a path; "" if unknown."""
     try:
         mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -320,16 +329,16 @@ def file_system(path: str) -> str:
     real = os.path.realpath(path)
     best = ("", "")
     for line in mounts:
-        _, place, kind, *_ = line.split(" ")
-        place = place.replace("\\040", " ")
-        inside = real == place or real.startswith(place.rstrip("/") + "/")
-        if inside and len(place) >= len(best[0]):
-            best = (place, kind)
+        _, mount_point, kind, *_ = line.split(" ")
+        mount_point = mount_point.replace("\\040", " ")
+        inside = real == mount_point or real.startswith(mount_point.rstrip("/") + "/")
+        if inside and len(mount_point) >= len(best[0]):
+            best = (mount_point, kind)
     return best[1]
 
 
 def _close_all() -> None:
-    """SQLite's locks and its log do not survive in two processes."""
+    """Close all connections: their locks and logs must not be shared with a child."""
     for database in _databases:
         database._close()
 

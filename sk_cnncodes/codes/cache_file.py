@@ -1,4 +1,4 @@
-"""FileStore: the rows of a code cache in one SQLite file."""
+"""FileStore: the rows of a code cache in an SQLite file."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from sk_cnncodes.codes.cache_database import (
     transaction,
 )
 
-# Numbers of images or paths in one statement.
+# Number of images or paths per SQL statement.
 _CHUNK = 500
-# How exactly the last use of a spec is kept: each reading would be a writing else.
+# Resolution of a spec's last-used time; without it, every read would also write.
 _USE_SECONDS = 3600
 _CODE = np.dtype("<f4")
 
 
 @dataclass(frozen=True)
 class FileState:
-    """What is remembered a file's digest by: a change of content changes one of it.
+    """Key of a file's remembered digest: a change of content changes a field of it.
 
-    `path` is that of the file system, device and inode before it: as bytes, since names
-    may be no UTF-8.
+    `path` is the real path with device and inode in front, as bytes, since file names
+    need not be valid UTF-8.
     """
 
     path: bytes
@@ -39,15 +39,15 @@ class FileState:
 
 
 class FileStore:
-    """Codes in a SQLite file in WAL mode.
+    """Codes in an SQLite file in WAL mode.
 
-    Every method raises `CacheError` where the file cannot be used.
+    Every method raises `CacheError` if the file cannot be used.
 
     Parameters
     ----------
     path : str
     max_bytes : int
-        Size of the codes above which the least recently used are dropped.
+        Size above which the least recently used codes are dropped.
     """
 
     def __init__(self, path: str, max_bytes: int) -> None:
@@ -75,7 +75,7 @@ class FileStore:
                 (number, *part),
             )
             for image, checksum, code in rows:
-                # A row that was damaged on the disk is computed and stored again.
+                # A row damaged on disk is a miss, so it is computed and stored again.
                 if _checksum(spec, image, code) == checksum:
                     found[image] = np.frombuffer(code, _CODE)
         return [found.get(image) for image in images]
@@ -102,7 +102,7 @@ class FileStore:
                     ],
                 )
         if self._pages_in_use(db) > self._max_bytes:
-            # Some room at once, so that not every further row evicts another.
+            # Free some extra space, so that not every following write evicts rows.
             self._prune(db, int(0.9 * self._max_bytes))
 
     # -- files ---------------------------------------------------------------
@@ -148,10 +148,10 @@ class FileStore:
         self._database.use(lambda db: self._prune(db, max_bytes))
 
     def _prune(self, db: sqlite3.Connection, max_bytes: int) -> None:
-        """Drop codes, specs that were not used for longest first, oldest rows first."""
+        """Drop codes: least recently used specs first, and their oldest rows first."""
         with transaction(db):
             if max_bytes == 0:
-                # Specs stay: their numbers must never mean another one.
+                # Specs are kept, so that their numbers are never reused.
                 db.execute("DELETE FROM codes")
                 db.execute("DELETE FROM files")
             while (excess := self._pages_in_use(db) - max_bytes) > 0:
@@ -174,7 +174,7 @@ class FileStore:
 
     @staticmethod
     def _pages_in_use(db: sqlite3.Connection) -> int:
-        """Bytes of the pages that hold something."""
+        """Size of the pages that are not free, in bytes."""
         values = [
             db.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("page_count", "freelist_count", "page_size")
@@ -182,7 +182,7 @@ class FileStore:
         return int((values[0] - values[1]) * values[2])
 
     def _spec(self, db: sqlite3.Connection, digest: str, *, make: bool) -> int | None:
-        """Number of a spec; its use is noted about once an hour."""
+        """Number of a spec; its last-used time is updated about once an hour."""
         if digest in self._database.spec_numbers:
             return self._database.spec_numbers[digest]
         now = int(time.time())
@@ -199,23 +199,25 @@ class FileStore:
             query = "SELECT id FROM specs WHERE digest = ?"
             return int(db.execute(query, (digest,)).fetchone()[0])
         if now - row[1] > _USE_SECONDS and not self._database.read_only:
-            _note_use(db, row[0], now, self._database.busy_timeout)
+            _update_last_use(db, row[0], now, self._database.busy_timeout)
         if not db.in_transaction:
             self._database.spec_numbers[digest] = row[0]
         return int(row[0])
 
 
 def _checksum(spec: str, image: bytes, code: bytes) -> int:
-    """Of a row's key too: a file that is damaged may give one row for another."""
+    """Checksum of a row and its key: a damaged file may return another row's code."""
     return zlib.crc32(code, zlib.crc32(image, zlib.crc32(spec.encode())))
 
 
-def _note_use(db: sqlite3.Connection, spec: int, now: int, busy_timeout: float) -> None:
-    """Note when a spec was used, unless a writer is at work: readers do not wait."""
+def _update_last_use(
+    db: sqlite3.Connection, spec: int, now: int, busy_timeout: float
+) -> None:
+    """Set when a spec was last used; skipped if the file is locked."""
     set_busy_timeout(db, 0)
     try:
         db.execute("UPDATE specs SET used = ? WHERE id = ?", (now, spec))
     except sqlite3.OperationalError:
-        pass  # the next process will note it
+        pass  # readers do not wait; the next process will set it
     finally:
         set_busy_timeout(db, busy_timeout)

@@ -1,4 +1,4 @@
-"""Calibration: what int8 learns from images in `fit`."""
+"""Calibration: activation ranges that int8 measures on images in `fit`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from sk_cnncodes.images.decode import read_rgb
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.images.safe_open import MAX_PIXELS
 
-# Images that a calibration is made of, if there are so many.
+# Largest number of images used for a calibration.
 CALIBRATION_IMAGES = 256
-# Candidates of a search calibrate on the same images, layer by layer.
+# Number of calibrations kept: candidates of a search share the same images.
 _REMEMBERED = 32
 _remembered: OrderedDict[str, Calibration] = OrderedDict()
 _lock = fork_safe_lock()
@@ -41,30 +41,34 @@ def calibrate(
     skip_bad: bool,
     max_pixels: int | None = MAX_PIXELS,
 ) -> Calibration:
-    """Measure a backbone's activations on up to 256 images of X.
+    """Measure a backbone's activation ranges on up to 256 images of X.
 
-    They are drawn without replacement with a fixed seed, since X is often in the order
-    of its classes. The same images give the same calibration, which is remembered.
+    The images are drawn without replacement with a fixed seed, since X is often sorted
+    by class. The same images give the same calibration, which is remembered.
 
     Parameters
     ----------
     images : sequence
-        Elements as `sk_cnncodes.images.decode.read_rgb` takes them.
+        Elements as accepted by `sk_cnncodes.images.decode.read_rgb`.
     backbone : Backbone or StoredBackbone
     specs : list of CodeSpec
         One for each layer whose codes will be computed.
     n_threads : int
     skip_bad : bool
-        Whether bad images are left out, and not an error.
+        Whether bad images are skipped instead of raising an error.
     max_pixels : int or None
-        An image with more pixels is a bad image.
+        An image with more pixels is a bad image. None sets no limit.
+
+    Returns
+    -------
+    Calibration
 
     Raises
     ------
     ImageError
-        At a bad image, or if all are bad.
+        If an image is bad and `skip_bad` is false, or if all drawn images are bad.
     BackboneError
-        If the network does not run, or has nothing to quantise.
+        If the network cannot be run, or has nothing to quantise.
     """
     drawn = np.random.default_rng(0).permutation(len(images))[:CALIBRATION_IMAGES]
 
@@ -107,7 +111,7 @@ def calibrate(
 
 
 def preprocessing_json(preprocessing: Preprocessing) -> str:
-    """A preprocessing as a calibration remembers it."""
+    """A preprocessing as JSON, the form that a calibration stores."""
     return json.dumps(preprocessing.to_dict(), sort_keys=True)
 
 
@@ -117,10 +121,11 @@ def _ranges(
     images: list[np.ndarray],
     n_threads: int,
 ) -> dict[str, tuple[float, float]]:
+    """Activation ranges by tensor name, from the first graph that can be run."""
     fault: Exception | None = None
     for graph in backbone.code_graphs(specs):
         size = graph.batch_size or 1
-        # A baked-in batch is filled up with the first images.
+        # With a fixed batch size, the last batch is padded with the first images.
         starts = range(0, len(images), size)
         filled = [*images, *(images * size)[: size - 1]]
         batches = (np.stack(filled[start : start + size]) for start in starts)

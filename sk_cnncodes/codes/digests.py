@@ -1,7 +1,7 @@
-"""Digests of images: what a code cache knows an image by.
+"""Digests of images, by which a code cache identifies them.
 
-Files, bytes and open files are digested by their content, arrays by their pixels,
-shape and dtype, PIL images by the RGB pixels that they become.
+The digest of a file, bytes or an open file is that of its content; the digest of an
+array covers its pixels, shape and dtype; that of a PIL image covers its RGB pixels.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def image_digest(image: Any, index: int, max_pixels: int | None = MAX_PIXELS) ->
     """
     if isinstance(image, np.ndarray):
         if image.dtype.kind not in "buif":
-            read_rgb(image, index, max_pixels)  # says what is wrong with it
+            read_rgb(image, index, max_pixels)  # raises the error
         return pixel_digest(image)
     if isinstance(image, Image.Image):
         return pixel_digest(image, read_rgb(image, index, max_pixels))
@@ -45,7 +45,7 @@ def image_digest(image: Any, index: int, max_pixels: int | None = MAX_PIXELS) ->
 
 
 def pixel_digest(image: Any, rgb: Image.Image | None = None) -> Digest:
-    """Digest of an array, or of a PIL image by the RGB pixels that it becomes."""
+    """Digest of an array, or of a PIL image by its RGB pixels `rgb`."""
     if rgb is not None and not isinstance(image, np.ndarray):
         return _sha256(f"rgb {rgb.size}", rgb.tobytes())
     head = f"array {image.dtype.str} {image.shape}"
@@ -58,7 +58,10 @@ def content_digest(content: bytes) -> Digest:
 
 
 def _truncation_prefix() -> str:
-    """Whether Pillow is told to fill up truncated files: to others, they are bad."""
+    """Prefix of digests while Pillow fills up truncated files; otherwise empty.
+
+    Such files are bad images otherwise, and their codes must not be found then.
+    """
     return "truncated " if ImageFile.LOAD_TRUNCATED_IMAGES else ""
 
 
@@ -69,18 +72,18 @@ def _sha256(head: str, content: Any) -> Digest:
 
 
 class ImageDigests:
-    """Digests the images of one X; files that a cache remembers are not read.
+    """Digests of the images of one X; files whose digest is remembered are not read.
 
     Parameters
     ----------
     images : sequence
         Elements of X.
     cache : CodeCache
-        Remembers digests of files.
+        Cache that remembers the digests of files.
     run : callable
-        Maps a function over a sequence, perhaps in threads.
+        Maps a function over a sequence, possibly in threads.
     max_pixels : int or None
-        An image with more pixels is a bad image.
+        An image with more pixels is a bad image. None sets no limit.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class ImageDigests:
         self._folders: dict[str, str] = {}
 
     def many(self, indices: Sequence[int]) -> list[Digest | ImageError]:
-        """Digests of some images, or why they cannot be read."""
+        """For each index, the digest of the image or the error of reading it."""
         paths = {i: path for i in indices if (path := self._path(i)) is not None}
         states = {
             index: state
@@ -113,7 +116,7 @@ class ImageDigests:
         unknown = [index for index in indices if index not in found]
 
         def attempt(index: int) -> Digest | ImageError:
-            # A sequence may give another path the next time.
+            # A lazy sequence may return another path the next time.
             image = paths[index] if index in states else self._images[index]
             return self._attempt(image, index)
 
@@ -139,7 +142,7 @@ class ImageDigests:
             return error
 
     def _path(self, index: int) -> str | None:
-        """The path that an image is; None of what is none."""
+        """Path of an image; None if it is no path or an invalid one."""
         image = self._images[index]
         if not isinstance(image, (str, os.PathLike)):
             return None
@@ -149,7 +152,7 @@ class ImageDigests:
             return None
 
     def _file_state(self, path: str) -> FileState | None:
-        """What a path's digest is remembered by; None of what is no readable path."""
+        """Key of a path's remembered digest; None if the path cannot be read."""
         try:
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
@@ -158,13 +161,13 @@ class ImageDigests:
                 path = self._real_path(path)
         except (OSError, ValueError):
             return None
-        # A folder of that name may be another one by now.
-        place = f"{_truncation_prefix()}{status.st_dev}:{status.st_ino}:"
-        file = place.encode() + os.fsencode(path)
+        # With the inode, since a folder of that name may have been replaced.
+        prefix = f"{_truncation_prefix()}{status.st_dev}:{status.st_ino}:"
+        file = prefix.encode() + os.fsencode(path)
         return FileState(file, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def _real_path(self, path: str) -> str:
-        """Real path of what is no link itself; folders are looked up once."""
+        """Real path of a file that is no symlink; each folder is resolved once."""
         folder, name = os.path.split(path)
         if folder not in self._folders:
             self._folders[folder] = os.path.realpath(folder)

@@ -1,4 +1,4 @@
-"""EmbeddingMixin: codes into a cache, into a file, or explained."""
+"""EmbeddingMixin: write codes to a cache or a file, or explain one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sk_cnncodes.images.containers import as_image_sequence
 
 
 class EmbeddingMixin:
-    """What `CNNCodeTransformer` can do beyond scikit-learn's protocol."""
+    """Methods of `CNNCodeTransformer` beyond scikit-learn's transformer API."""
 
     backbone: str | os.PathLike[str]
     on_error: str
@@ -34,15 +34,15 @@ class EmbeddingMixin:
     verbose: bool
 
     def precompute(self, X: Any) -> Self:
-        """Put the codes of images into the cache, with a progress bar.
+        """Compute the codes of images into the cache, with a progress bar.
 
-        The codes of `layer` and of all `cache_layers` are stored as they come, so
-        that after an interruption a second call goes on where the first one stopped.
+        The codes of `layer` and of all `cache_layers` are stored as they are computed,
+        so that after an interruption a second call continues where the first stopped.
 
         Parameters
         ----------
         X : container of images
-            See the notes of the class.
+            See Notes in the class docstring.
 
         Returns
         -------
@@ -51,7 +51,7 @@ class EmbeddingMixin:
         Raises
         ------
         ValueError
-            If ``cache=None``; otherwise as `transform`.
+            If ``cache=None``. Other errors are those of `transform`.
 
         Examples
         --------
@@ -83,30 +83,31 @@ class EmbeddingMixin:
     def transform_to(self, path: str | os.PathLike[str], X: Any) -> np.ndarray:
         """Compute the codes of any number of images, and write them to a file.
 
-        Memory does not grow with the number of images, and the file is put in place
-        when it is whole. With a path as `cache`, a second call after an interruption
-        goes on where the first one stopped.
+        Memory use does not grow with the number of images, and the write is atomic.
+        If `cache` is a path, a second call after an interruption continues where the
+        first stopped.
 
         Parameters
         ----------
         path : str or path-like
-            The file, in NumPy's ``.npy`` format; one that exists is replaced.
+            File in NumPy's ``.npy`` format. An existing file is replaced.
         X : container of images
-            See the notes of the class.
+            See Notes in the class docstring.
 
         Returns
         -------
-        codes : memory map of float32, shape (n_images, n_features)
-            The file as ``numpy.load(path, mmap_mode="r")`` opens it: row i is the
+        codes : memmap of float32, shape (n_images, n_features)
+            The file as opened by ``numpy.load(path, mmap_mode="r")``. Row i is the
             code of image i.
 
         Raises
         ------
         ValueError
-            As `transform`, or if the file is the backbone or one of the images.
+            If the file is the backbone or one of the images. Other errors are those of
+            `transform`.
         OSError
-            If the file cannot be written; a disk that is too full is found before the
-            first code is computed.
+            If the file cannot be written. Insufficient disk space is detected before
+            any code is computed.
 
         Examples
         --------
@@ -121,32 +122,33 @@ class EmbeddingMixin:
         """
         check_parameters(vars(self))
         images = as_image_sequence(X)
-        whole = Path(path)
-        if whole.exists():
-            # Other sequences may decode an image when they are asked for it.
+        target = Path(path)
+        if target.exists():
+            # Indexing a lazy sequence may decode the image, so these are not checked.
             held = images if isinstance(images, (list, tuple, np.ndarray)) else ()
-            named = (image for image in held if isinstance(image, (str, Path)))
-            check_not_an_input(whole, chain([self.backbone], named))
+            paths = (image for image in held if isinstance(image, (str, Path)))
+            check_not_an_input(target, chain([self.backbone], paths))
         plan = plan_transform(vars(self))
-        with atomic_write(whole) as part:
+        with atomic_write(target) as part:
             out = np.lib.format.open_memmap(
                 part, "w+", np.float32, (len(images), plan.code_length)
             )
             reserve_disk(part)
             if self.on_error == "nan":
-                out[:] = np.nan  # rows of bad images stay so
+                out[:] = np.nan  # rows of bad images are not written
             cache = resolve_cache(self.cache)
             self._extract(images, plan, cache, verbose=bool(self.verbose), out=out)
             out.flush()
-            del out  # Windows does not move files that are mapped
-        codes: np.ndarray = np.load(whole, mmap_mode="r")
+            del out  # Windows cannot move a file that is mapped
+        codes: np.ndarray = np.load(target, mmap_mode="r")
         return codes
 
     def explain(self, image: Any) -> Explanation:
-        """Everything that decides the code of one image, and the code.
+        """Compute the code of one image, with everything that determines it.
 
-        For a person with an unexpected prediction: what was read, turned and resized,
-        what the network saw, and which network, layer and engine gave the code.
+        Helps to debug an unexpected prediction: shows what was read, rotated and
+        resized, the input of the network, and which network, layer and engine computed
+        the code.
 
         Parameters
         ----------
@@ -155,15 +157,15 @@ class EmbeddingMixin:
 
         Returns
         -------
-        Explanation
-            Printed, it is a table. Its method `save` writes what the network saw.
+        explanation : Explanation
+            It prints as a table. Its method `save` writes the input of the network.
 
         Raises
         ------
         ImageError
-            If the image is bad, whatever `on_error` says.
+            If the image cannot be read, regardless of `on_error`.
         ValueError, DeviceError
-            As `transform`.
+            As in `transform`.
 
         Examples
         --------
@@ -194,6 +196,7 @@ class EmbeddingMixin:
         on_error: str | None = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
+        """Compute or only store the codes of images; see `Extraction`."""
         on_error = on_error or self.on_error
         options = ExtractionOptions(
             batch_size=None if self.batch_size == "auto" else int(self.batch_size),
@@ -214,9 +217,9 @@ class EmbeddingMixin:
         ).run()
 
     def code_graph(self) -> tuple[CodeSpec, CodeGraph, CodeSession]:
-        """The spec of the codes, the graph that gives them, and its CPU session.
+        """The spec of the codes, the graph that computes them, and its CPU session.
 
-        For `to_onnx` and saving; not needed to compute codes.
+        Used by `to_onnx` and for saving; not needed to compute codes.
         """
         check_parameters(vars(self))
         plan = plan_transform(vars(self))

@@ -1,4 +1,4 @@
-"""Explanation: why an image has this code."""
+"""Explanation: everything that determines the code of an image."""
 
 from __future__ import annotations
 
@@ -35,49 +35,49 @@ _TURNS = {
 @public
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """Everything that decides the code of one image, and the code.
+    """The code of one image, and everything that determines it.
 
-    `CNNCodeTransformer.explain` makes one.
+    Returned by `CNNCodeTransformer.explain`.
 
     Attributes
     ----------
     source : str
-        The image as messages name it: its path, or what it is.
+        The image as named in error messages: its path, or what it is.
     format : str
-        Format of the file, and mode of its pixels; or "array" or "PIL image".
+        Format of the file and mode of its pixels, or "array" or "PIL image".
     size : (int, int)
         Width and height as stored, in pixels.
     orientation : int
-        EXIF orientation that was undone, 1 to 8; 1 is upright.
+        EXIF orientation that was undone, 1 to 8. 1 is upright.
     decode_scale : int
-        1, or 2, 4 or 8: a large JPEG was decoded at that fraction of its size.
+        1, 2, 4 or 8. A large JPEG is decoded at 1/`decode_scale` of its size.
     resized_size : (int, int)
         Height and width of the whole image after the resize, in pixels.
     crops : ndarray of uint8, shape (n_views, height, width, 3)
-        What the network sees, before its normalisation: the views.
+        The views: input of the network before normalisation.
     preprocessing : Preprocessing
     preprocessing_origin : str
-        Where it came from.
+        Where the preprocessing came from.
     backbone : str
-        Path of the file.
+        Path of the backbone's file.
     backbone_name : str or None
-        Its name in the catalogue.
+        Name in the catalogue; None if it has none.
     backbone_sha256 : str
     layer : str
         Name of the layer's tensor.
     layer_label : str
     layer_shape : tuple of int or None
-        Without the batch; None where only a stored graph is there.
+        Without the batch dimension. None if only a stored graph is available.
     layer_rule : str
-        Why it is a layer.
+        Why this tensor is a layer.
     pooling : str
-        Never "auto": what it stands for at the layer.
+        The pooling used. Never "auto".
     norm : "l2" or None
     views : str
     precision, engine, device : str
-        What computes the code.
+        How the code is computed.
     from_cache : bool or None
-        Whether the code was in the cache; None without a cache.
+        Whether the code was in the cache. None without a cache.
     code : ndarray of float32, shape (n_features,)
     """
 
@@ -113,17 +113,19 @@ class Explanation:
         return view
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what the network sees to an image file, several views side by side.
+        """Write the input of the network to an image file, several views side by side.
 
         Parameters
         ----------
         path : str or path-like
-            Its suffix decides the format; PNG keeps the pixels as they are.
+            The suffix determines the format. PNG is lossless.
 
         Raises
         ------
-        OSError, ValueError
-            If the file cannot be written, or Pillow does not know the suffix.
+        OSError
+            If the file cannot be written.
+        ValueError
+            If Pillow does not know the suffix.
         """
         from PIL import Image
 
@@ -147,8 +149,9 @@ class Explanation:
             "resized": f"to {resized} (height x width), "
             f"{self.preprocessing.interpolation}, then {crop} cropped",
             "normalised": f"(value * {self.preprocessing.scale:.6g} - "
-            f"{_numbers(self.preprocessing.mean)}) / {_numbers(self.preprocessing.std)}"
-            f", {self.preprocessing.channels}, {self.preprocessing.layout}",
+            f"{_format_numbers(self.preprocessing.mean)}) / "
+            f"{_format_numbers(self.preprocessing.std)}, "
+            f"{self.preprocessing.channels}, {self.preprocessing.layout}",
             "": f"as stated by {self.preprocessing_origin}",
             "backbone": f"{name}{self.backbone}",
             "sha256": self.backbone_sha256,
@@ -162,7 +165,8 @@ class Explanation:
         return "\n".join(f"{key:<11}{value}" for key, value in rows.items())
 
 
-def _numbers(values: tuple[float, ...]) -> str:
+def _format_numbers(values: tuple[float, ...]) -> str:
+    """One number if all values are equal, otherwise all in brackets."""
     if len(set(values)) == 1:
         return f"{values[0]:.6g}"
     return f"({', '.join(f'{value:.6g}' for value in values)})"
@@ -175,7 +179,7 @@ def describe_code(
     max_pixels: int | None,
     reference: dict[str, Any],
 ) -> dict[str, Any]:
-    """The values of an `Explanation` but the code.
+    """The attributes of an `Explanation`, except for the code.
 
     Parameters
     ----------
@@ -184,9 +188,13 @@ def describe_code(
     plan : CodePlan
     cache : CodeCache or None
     max_pixels : int or None
-        An image with more pixels is a bad image.
+        An image with more pixels is a bad image. None sets no limit.
     reference : dict
-        What `fit` noted of the backbone; {} without a fit.
+        The backbone reference that `fit` stored; {} without `fit`.
+
+    Returns
+    -------
+    dict of str to object
 
     Raises
     ------
@@ -206,7 +214,7 @@ def describe_code(
         path, name = str(backbone.path), backbone.name
         origin = backbone.preprocessing_origin
     else:
-        path = f"the saved model, which holds it up to the layer ({spec.layer!r})"
+        path = f"the saved model, which includes it up to the layer ({spec.layer!r})"
         name = reference.get("name")
         origin = reference.get("preprocessing_origin", "the saved model")
     return {

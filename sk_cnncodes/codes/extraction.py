@@ -1,4 +1,4 @@
-"""Images -> codes: look up, decode, batch, run, store. The one loop of the library."""
+"""Extraction: the loop that looks up, decodes, runs and stores images in batches."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from sk_cnncodes.images.safe_open import MAX_PIXELS
 from sk_cnncodes.images.sources import describe_image
 from sk_cnncodes.images.views import VIEWS
 
-# How many bad images a warning describes; of the others it gives the positions.
-_LISTED = 20
-# Images that are looked up at once: many where all are found, few where other
-# processes may be computing the same ones.
-_LOOKED_UP = 512
-_LOOKED_UP_WHILE_COMPUTING = 64
-# Codes that are put into the cache at once; a file commits each time.
-_STORED = 16
+# Number of bad images described in a warning; only the positions of others are listed.
+_MAX_DESCRIBED = 20
+# Images looked up at once: many while all are found, few when other processes may be
+# computing the same ones.
+_LOOKUP_SIZE = 512
+_LOOKUP_SIZE_WHILE_COMPUTING = 64
+# Codes stored in the cache at once; each time, a file commits a transaction.
+_STORE_SIZE = 16
 
 OnError = Literal["raise", "nan"]
 
 
 @dataclass(frozen=True)
 class ExtractionOptions:
-    """What decides how codes are computed, but not what they are.
+    """Options that affect how codes are computed, but not their values.
 
     Attributes
     ----------
     batch_size : int or None
-        Images in each run; None for the number that suits the session.
+        Images per run. None lets the session choose.
     n_threads : int
-        Threads in all.
+        Total number of threads.
     on_error : {"raise", "nan"}
-        What a bad image does.
+        What to do about a bad image.
     verbose : bool
         Whether to show a progress bar.
     max_pixels : int or None
-        An image with more pixels is a bad image.
+        An image with more pixels is a bad image. None sets no limit.
     """
 
     batch_size: int | None
@@ -66,30 +66,31 @@ class ExtractionOptions:
 class Extraction:
     """Computes the codes of the images of one X.
 
-    `Workers` decode and run what the cache does not have; everything else happens in
-    the thread that calls `run`. Rows are written in two places, both in that thread:
-    `_find_missing` writes those that the cache has, while it gives the others to the
-    workers, and `_store` writes those that the workers return. The session is opened
-    when the first image is not in the cache, and not before.
+    `Workers` decode and run the images that are not in the cache; everything else
+    happens in the thread that calls `run`. Rows are written in two places, both in
+    that thread: `_find_missing` writes those found in the cache while it passes the
+    others to the workers, and `_store` writes those that the workers return. The
+    session is opened only when the first image is missing from the cache.
 
     Parameters
     ----------
     images : sequence
-        Elements as `sk_cnncodes.images.decode.read_rgb` takes them.
+        Elements as accepted by `sk_cnncodes.images.decode.read_rgb`.
     specs : list of CodeSpec
         One for each output of the session. They differ in layer and pooling only.
     wanted : int
         Position of the spec whose codes are returned; the others are only stored.
     code_length : int or None
-        Length of these codes; None where all specs' codes are stored and none
-        returned.
+        Length of the returned codes. None stores the codes of all specs and returns
+        none.
     open_session : callable
-        Gives the `CodeSession`: with True one that uses all threads in each run, for
-        fewer images than threads; with False the one of most images per second.
+        Returns the `CodeSession`: with True, one that uses all threads in each run,
+        for fewer images than threads; with False, the one with the highest throughput.
     cache : CodeCache or None
     options : ExtractionOptions
     out : ndarray of float32, shape (n_images, code_length), or None
-        Where to put the codes; NaN where no row may be left out. None makes one.
+        Array that receives the codes. Rows of bad images are not written. None
+        creates an array of NaN.
     """
 
     def __init__(
@@ -116,24 +117,24 @@ class Extraction:
             out = np.full((len(images), code_length or 0), np.nan, np.float32)
         self._codes = out
         self._faults: list[ImageError] = []
-        # Rows that wait for the code of an equal image.
+        # Rows waiting for the code of an equal image, by its digest.
         self._followers: dict[Digest, list[int]] = {}
         self._unstored: list[tuple[Digest, list[np.ndarray]]] = []
         self._bar = _ProgressBar(len(images), options.verbose)
         self._n_cached = 0
 
     def run(self) -> np.ndarray:
-        """The codes: row i is that of image i.
+        """Compute the codes.
 
         Returns
         -------
         ndarray of float32, shape (n_images, code_length)
-            Of length 0 where codes are only stored.
+            Row i is the code of image i. Rows have length 0 if codes are only stored.
 
         Raises
         ------
         ImageError
-            At a bad image with ``on_error="raise"``.
+            If an image is bad and ``on_error="raise"``.
         """
         options = self._options
         with (
@@ -154,13 +155,13 @@ class Extraction:
             len(self._faults),
         )
         if self._faults:
-            _warn_of(sorted(self._faults, key=_position), len(self._images))
+            _warn_of_faults(sorted(self._faults, key=_position), len(self._images))
         return self._codes
 
     def _compute(self, workers: Workers) -> None:
-        """Decode, run and store the images that the cache does not have."""
+        """Decode, run and store the images that are not in the cache."""
         missing = self._find_missing(workers)
-        # One image, or a few, are run by all cores together.
+        # With fewer images than threads, all threads share each run.
         first = list(islice(missing, workers.n_threads))
         if not first:
             return
@@ -180,9 +181,9 @@ class Extraction:
     # -- look up -------------------------------------------------------------
 
     def _find_missing(self, workers: Workers) -> Iterator[tuple[int, Key]]:
-        """Write the rows that the cache has; give the images that it does not have.
+        """Write the rows found in the cache; yield index and key of all other images.
 
-        Images that cannot be read are given too, so that the first fault is that of
+        Unreadable images are yielded too, so that the first fault reported is that of
         the first bad image.
         """
         count = len(self._images)
@@ -210,7 +211,7 @@ class Extraction:
                     yield index, digest
 
     def _look_up(self, digests: list[Digest]) -> list[np.ndarray | None]:
-        """Cached codes of the wanted spec; of length 0 where they are only stored."""
+        """Cached codes of the wanted spec; of length 0 if codes are only stored."""
         assert self._cache is not None
         if not self._only_store:
             spec = self._spec_digests[self._wanted]
@@ -223,12 +224,12 @@ class Extraction:
         ]
 
     def _chunks(self, count: int) -> Iterator[list[int]]:
-        """Positions in chunks; beside other workers, the chunks in an order of its own.
+        """Yield positions in chunks; in one of several workers, in random order.
 
-        Workers that need the same images then seldom compute the same ones: what one
-        has stored, the others find.
+        Workers that need the same images then rarely compute the same ones: each finds
+        the codes that others have stored.
         """
-        size = _LOOKED_UP_WHILE_COMPUTING
+        size = _LOOKUP_SIZE_WHILE_COMPUTING
         starts = list(range(0, count, size))
         if _is_one_of_several_workers():
             random.Random(f"{os.getpid()} {threading.get_ident()}").shuffle(starts)
@@ -236,18 +237,18 @@ class Extraction:
             return
         start = 0
         while start < count:
-            step = _LOOKED_UP if self._session is None else size
+            step = _LOOKUP_SIZE if self._session is None else size
             yield list(range(start, min(start + step, count)))
             start += step
 
     # -- write and store -----------------------------------------------------
 
     def _finish(self, batch: Batch, workers: Workers, session: CodeSession) -> None:
-        """Write the codes of a batch to their rows, and note what is bad."""
+        """Write the codes of a batch to their rows, and record its bad images."""
         rows: list[tuple[int, Digest | None]] = []
         for outcome in batch.outcomes:
             if outcome.fault is not None:
-                self._note_fault(outcome.fault)
+                self._record_fault(outcome.fault)
                 self._run_followers(outcome.digest, workers, session)
                 continue
             if outcome.changed is not None:
@@ -259,22 +260,22 @@ class Extraction:
     def _store(
         self, outputs: list[np.ndarray], rows: list[tuple[int, Digest | None]]
     ) -> None:
-        """Write codes to their rows; keep them for the cache."""
+        """Write codes to their rows, and queue them for the cache."""
         indices = [index for index, _ in rows]
         for part in outputs:
             _check_finite(part, indices, self._images)
         for position, (index, digest) in enumerate(rows):
-            same = self._followers.pop(digest, []) if digest else []
+            followers = self._followers.pop(digest, []) if digest else []
             if not self._only_store:
-                self._codes[[index, *same]] = outputs[self._wanted][position]
-            self._bar.advance(1 + len(same))
+                self._codes[[index, *followers]] = outputs[self._wanted][position]
+            self._bar.advance(1 + len(followers))
             if digest:
                 self._unstored.append((digest, [part[position] for part in outputs]))
-        if len(self._unstored) >= _STORED:
+        if len(self._unstored) >= _STORE_SIZE:
             self._flush()
 
     def _flush(self) -> None:
-        """Put what was computed into the cache."""
+        """Store the queued codes in the cache."""
         if self._cache is not None and self._unstored:
             digests = [digest for digest, _ in self._unstored]
             layers = zip(*(codes for _, codes in self._unstored), strict=True)
@@ -286,7 +287,8 @@ class Extraction:
 
     # -- faults --------------------------------------------------------------
 
-    def _note_fault(self, fault: ImageError) -> None:
+    def _record_fault(self, fault: ImageError) -> None:
+        """Raise a fault, or keep it for the warning."""
         if self._options.on_error == "raise":
             raise fault
         self._faults.append(fault)
@@ -295,12 +297,12 @@ class Extraction:
     def _run_followers(
         self, digest: Digest | None, workers: Workers, session: CodeSession
     ) -> None:
-        """Compute rows alone whose equal image turned out to be bad, or changed."""
+        """Compute rows individually if their equal image was bad or has changed."""
         for follower in self._followers.pop(digest, []) if digest else []:
             batch = workers.run_now([(follower, digest)], session)
             fault = batch.outcomes[0].fault
             if fault is not None:
-                self._note_fault(fault)
+                self._record_fault(fault)
             else:
                 self._store(batch.outputs, [(follower, None)])
 
@@ -310,13 +312,13 @@ def _position(fault: ImageError) -> int:
 
 
 def _is_one_of_several_workers() -> bool:
-    """Whether joblib or another pool runs this beside others of its kind."""
+    """Whether this is a child process or a thread other than the main thread."""
     in_child = multiprocessing.parent_process() is not None
     return in_child or threading.current_thread() is not threading.main_thread()
 
 
 class _ProgressBar:
-    """A progress bar, if one is wanted; a context that opens and closes it."""
+    """Context manager for a progress bar; does nothing unless `verbose`."""
 
     def __init__(self, count: int, verbose: bool) -> None:
         self._count = count
@@ -338,23 +340,24 @@ class _ProgressBar:
 
 
 def _check_finite(part: np.ndarray, rows: list[int], images: Sequence[Any]) -> None:
+    """Raise a `BackboneError` that names the first image whose code is not finite."""
     good = np.isfinite(part).all(axis=1)
     if not good.all():
         index = rows[int(np.argmin(good))]
         raise BackboneError(
-            f"{describe_image(images[index], index)}: the backbone gave codes that are "
-            "not finite. Expected finite numbers; half-precision files overflow so, "
-            "and wrong preprocessing can cause it."
+            f"{describe_image(images[index], index)}: the backbone computed a code "
+            "that is not finite. Expected finite numbers. Half-precision files can "
+            "overflow, and wrong preprocessing can cause this too."
         )
 
 
-def _warn_of(faults: list[ImageError], count: int) -> None:
-    listed = "\n".join(f"- {fault}" for fault in faults[:_LISTED])
-    others = ", ".join(str(fault.index) for fault in faults[_LISTED:])
+def _warn_of_faults(faults: list[ImageError], count: int) -> None:
+    described = "\n".join(f"- {fault}" for fault in faults[:_MAX_DESCRIBED])
+    others = ", ".join(str(fault.index) for fault in faults[_MAX_DESCRIBED:])
     more = f"\n- and images {others}" if others else ""
     warnings.warn(
         f"{len(faults)} of {count} images could not be read; their codes are NaN:\n"
-        f"{listed}{more}",
+        f"{described}{more}",
         UserWarning,
         stacklevel=5,
     )

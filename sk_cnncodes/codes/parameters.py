@@ -1,4 +1,4 @@
-"""Checks of the parameters of `CNNCodeTransformer` that need no backbone."""
+"""Checks of the parameters of `CNNCodeTransformer` that do not need a backbone."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
-    """Refuse values that can never be right.
+    """Refuse values that are invalid for any backbone.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the parameter, what was expected and what was got.
+        If a value is invalid. The message names the parameter, what was expected and
+        what was got.
     """
     layer, cache_layers = parameters["layer"], parameters["cache_layers"]
     if isinstance(layer, bool) or not isinstance(layer, (Integral, str)):
         raise TypeError(f"layer: expected a negative int or a name, got {layer!r}.")
-    if isinstance(cache_layers, (str, int)):
+    if isinstance(cache_layers, (str, Integral)):
         raise TypeError(
             f"cache_layers: expected a list of layers or None, got {cache_layers!r}."
         )

@@ -1,7 +1,7 @@
-"""CodePlan: what the parameters of a transformer stand for, on this machine.
+"""CodePlan: the parameters of a transformer, resolved on this machine.
 
-Functions take the state of a transformer, ``vars(transformer)``: its parameters, and
-what `fit` has added to them.
+Functions take the state of a transformer, ``vars(transformer)``: its parameters and the
+attributes set by `fit`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class CodePlan:
     ----------
     backbone : Backbone or StoredBackbone
     float32_specs : list of CodeSpec
-        One for each layer to compute, as in float32.
+        One for each layer to compute, with float32 as precision.
     wanted : int
         Position of the spec of `layer`; the others are those of `cache_layers`.
     execution : Execution
     calibration : Calibration or None
-        Of int8.
+        None unless the precision is int8.
     n_threads : int
     """
 
@@ -62,7 +62,7 @@ class CodePlan:
 
     @property
     def specs(self) -> list[CodeSpec]:
-        """The code specs with the precision and what goes with it."""
+        """The code specs with the actual precision, calibration and engine."""
         calibration = None if self.calibration is None else self.calibration.digest
         return [
             replace(
@@ -92,28 +92,29 @@ class CodePlan:
 
 
 def plan_fit(state: State) -> CodePlan:
-    """The plan of a transformer that is being fitted: its parameters count.
+    """The plan of `fit`, from the parameters alone.
 
     Raises
     ------
     BackboneError
-        If the backbone is missing, or has no such layer.
+        If the backbone is missing or does not have the layer.
     DeviceError
-        If this machine does not have the device, or cannot compute in the precision.
+        If this machine does not have the device or does not support the precision.
     """
     execution = _execution(state)
     return _plan(state, _load_for_fit(state), execution, None)
 
 
 def plan_transform(state: State) -> CodePlan:
-    """The plan of a transformer: with the backbone and the calibration of its fit.
+    """The plan of `transform`, with the backbone and the calibration of `fit`.
 
     Raises
     ------
     BackboneError
-        If the backbone is missing, changed since `fit`, or has no such layer.
+        If the backbone is missing, has changed since `fit`, or does not have the
+        layer.
     DeviceError
-        If this machine does not have the device, or cannot compute in the precision.
+        If this machine does not have the device or does not support the precision.
     NotFittedError
         If ``precision="int8"`` and `fit` was not called.
     """
@@ -148,7 +149,7 @@ def _plan(
 
 
 def _load_for_fit(state: State) -> Backbone | StoredBackbone:
-    """The backbone that the parameters name; what is stored of it if it is missing."""
+    """The backbone named by the parameters; if it is missing, the stored one."""
     try:
         return load_backbone(state["backbone"], state["preprocessing"])
     except BackboneError:
@@ -159,10 +160,10 @@ def _load_for_fit(state: State) -> Backbone | StoredBackbone:
 
 
 def load_fitted(state: State) -> Backbone | StoredBackbone:
-    """The backbone of the fit: stored, or wherever its file is now.
+    """The backbone used in `fit`: the stored one, or its file wherever it is now.
 
-    Where there was no fit, or the parameter names another backbone since, it is that of
-    the parameters.
+    Without `fit`, or if the parameter `backbone` has changed since, it is the backbone
+    named by the parameters.
     """
     reference = state.get("fitted_backbone_")
     if reference is None:
@@ -176,6 +177,7 @@ def load_fitted(state: State) -> Backbone | StoredBackbone:
 
 
 def _stored(state: State) -> StoredBackbone | None:
+    """The stored backbone; None if there is none for these parameters."""
     stored = state.get(STORED_KEY)
     return None if stored is None else stored_backbone(stored, code_parameters(state))
 
@@ -188,30 +190,31 @@ def _specs(
 ) -> tuple[list[CodeSpec], int]:
     """Code specs of all layers to compute, and the position of that of `layer`.
 
-    Without a cache there is only one. They are in the same order for every candidate
-    of a search, so that all share one session.
+    Without a cache there is only one. The order is the same for every candidate of a
+    search, so that all share one session.
     """
     if isinstance(backbone, StoredBackbone):
         return [backbone.spec], 0
-    own = (state["pooling"], state["norm"], state["views"])
-    wanted = backbone.spec(_plain(state["layer"]), *own)
+    options = (state["pooling"], state["norm"], state["views"])
+    wanted = backbone.spec(_builtin_layer(state["layer"]), *options)
     specs = {wanted.layer: wanted}
     if state["cache"] is not None:
         others = state["cache_layers"]
         for other in () if others is None else others:
-            spec = backbone.spec(_plain(other), *own)
+            spec = backbone.spec(_builtin_layer(other), *options)
             specs[spec.layer] = spec
     order = sorted(specs)
     return [specs[name] for name in order], order.index(wanted.layer)
 
 
-def _plain(layer: Any) -> int | str:
+def _builtin_layer(layer: Any) -> int | str:
+    """A layer as str or int: NumPy integers are converted."""
     return layer if isinstance(layer, str) else int(layer)
 
 
 def _execution(state: State) -> Execution:
-    asked = "tensorrt" in str(state["device"])
-    folder = str(cache_dir() / "tensorrt") if asked else ""
+    tensorrt = "tensorrt" in str(state["device"])
+    folder = str(cache_dir() / "tensorrt") if tensorrt else ""
     return resolve_execution(
         state["device"], state["engine"], state["precision"], folder
     )
@@ -221,22 +224,22 @@ def _calibration(state: State) -> Calibration:
     calibration: Calibration | None = state.get("calibration_")
     if calibration is None:
         raise NotFittedError(
-            "precision='int8' takes its scales from images: call fit before this "
-            "CNNCodeTransformer transforms."
+            "precision='int8': this CNNCodeTransformer is not fitted. Expected a "
+            "calibration on images. Call fit before transform."
         )
     return calibration
 
 
 def _check_calibration(state: State, calibration: Calibration, spec: CodeSpec) -> None:
-    """Refuse the calibration of another backbone or preprocessing."""
+    """Refuse a calibration made with another backbone or preprocessing."""
     if calibration.backbone_sha256 != spec.backbone_sha256:
         raise BackboneError(
             f"backbone={os.fspath(state['backbone'])!r}: precision='int8' was "
-            f"calibrated for another one. Expected sha256 "
+            f"calibrated with another backbone. Expected sha256 "
             f"{calibration.backbone_sha256}, got {spec.backbone_sha256}. Fit again."
         )
     if calibration.preprocessing != preprocessing_json(spec.preprocessing):
         raise BackboneError(
             f"preprocessing={state['preprocessing']!r}: precision='int8' was "
-            "calibrated with another one. Fit again."
+            "calibrated with another preprocessing. Fit again."
         )

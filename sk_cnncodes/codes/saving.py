@@ -1,7 +1,7 @@
-"""What a transformer is saved with, and how it finds its backbone again.
+"""State of a saved transformer, and the search for its backbone after loading.
 
-A saved transformer holds a **reference** to the backbone that it was fitted with: name,
-path, SHA-256 and preprocessing. With ``store_backbone=True`` it also holds the **stored
+A saved transformer holds a **reference** to the backbone used in `fit`: name, path,
+SHA-256 and preprocessing. With ``store_backbone=True`` it also holds the **stored
 graph**: the backbone cut at the layer, with pooling and normalisation.
 """
 
@@ -24,14 +24,14 @@ from sk_cnncodes.backbones.stored import is_intact, record_digest
 from sk_cnncodes.base.exceptions import BackboneError, DownloadError, SavedModelError
 from sk_cnncodes.base.files import file_sha256
 from sk_cnncodes.base.home import cache_dir
-from sk_cnncodes.graphs.wire_format import asks_for_files
+from sk_cnncodes.graphs.wire_format import has_external_data
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.layers.layer import Layer
 
 FOLDERS_VARIABLE = "SK_CNNCODES_BACKBONES"
 VERSION_KEY = "_sk_cnncodes_version"
 STORED_KEY = "_stored_graph"
-# Parameters that decide the codes: a stored graph holds for their values only.
+# Parameters that affect the codes: a stored graph is valid for their values only.
 _CODE_PARAMETERS = (
     "backbone",
     "layer",
@@ -46,17 +46,17 @@ Reference = dict[str, Any]
 
 
 def backbone_text(backbone: str | os.PathLike[str]) -> str:
-    """A `backbone` parameter as a string that means the same, on any system."""
+    """A `backbone` parameter as a string with the same meaning on any system."""
     text = os.fspath(backbone)
     if isinstance(backbone, str) or find_row(text) is None:
         return text
-    return f".{os.sep}{text}"  # a path that would be read as a name
+    return f".{os.sep}{text}"  # a path that would be taken for a name
 
 
 def make_reference(
     parameter: str | os.PathLike[str], backbone: Backbone, layer: Layer
 ) -> Reference:
-    """What a fitted transformer recognises its backbone by."""
+    """The reference by which a fitted transformer recognises its backbone."""
     reference = {
         "parameter": backbone_text(parameter),
         "name": backbone.name,
@@ -73,46 +73,50 @@ def make_reference(
 def find_backbone(
     reference: Reference, preprocessing: Preprocessing | Mapping[str, Any] | None
 ) -> Backbone:
-    """The backbone that a transformer was fitted with, wherever it lies now.
+    """Find the backbone that a transformer was fitted with.
 
-    It is looked for at its path, in the folders of `SK_CNNCODES_BACKBONES`, and in
-    the home folder; one that the catalogue knows is then downloaded.
+    It is searched for at its path, in the folders listed in `SK_CNNCODES_BACKBONES`,
+    and in the home folder. If it is in the catalogue, it is then downloaded.
 
     Parameters
     ----------
     reference : dict
     preprocessing : Preprocessing, dict or None
-        None takes that of the reference.
+        None uses the preprocessing of the reference.
+
+    Returns
+    -------
+    Backbone
 
     Raises
     ------
     BackboneError
-        If it is not there, or other files lie in its places.
+        If no file is found, or only files with different content.
     """
     origin = "the parameter preprocessing"
     if preprocessing is None:
         preprocessing = Preprocessing.from_dict(reference["preprocessing"])
         origin = reference["preprocessing_origin"]
-    others = []
-    places = list(_places(reference))
-    for path in places:
+    mismatches = []
+    candidates = list(_candidate_paths(reference))
+    for path in candidates:
         if not path.is_file():
             continue
         try:
             found = load_backbone(path, preprocessing)
         except BackboneError:  # a damaged file
-            others.append((path, file_sha256(path)))
+            mismatches.append((path, file_sha256(path)))
             continue
         if found.sha256 == reference["sha256"]:
             return replace(found, preprocessing_origin=origin)
-        others.append((path, found.sha256))
-    if others:
-        listed = " and ".join(f"{digest} ({str(path)!r})" for path, digest in others)
+        mismatches.append((path, found.sha256))
+    if mismatches:
+        got = " and ".join(f"{digest} ({str(path)!r})" for path, digest in mismatches)
         raise BackboneError(
             f"backbone={reference['parameter']!r}: the file is not the one this "
             f"transformer was fitted with. Expected sha256 {reference['sha256']}, got "
-            f"{listed}. Put the former file back or into a folder that "
-            f"{FOLDERS_VARIABLE} names, or fit again."
+            f"{got}. Restore the original file, put it into a folder listed in "
+            f"{FOLDERS_VARIABLE}, or fit again."
         )
     rows = read_catalogue().values()
     row = next((r for r in rows if r.sha256 == reference["sha256"]), None)
@@ -123,33 +127,33 @@ def find_backbone(
             return replace(found, preprocessing_origin=origin)
         except DownloadError as error:
             fault = error
-    looked = ", ".join(repr(str(path)) for path in places)
+    searched = ", ".join(repr(str(path)) for path in candidates)
     raise BackboneError(
         f"backbone={reference['parameter']!r}: its file (sha256 {reference['sha256']}) "
-        f"was not found. Expected it at one of {looked}. Set {FOLDERS_VARIABLE} to the "
-        "folder that holds it, or save the pipeline with store_backbone=True."
-        f"{f' To download it failed: {fault}' if fault else ''}"
+        f"was not found. Expected it at one of {searched}. Set {FOLDERS_VARIABLE} to "
+        "the folder that contains it, or save the pipeline with store_backbone=True."
+        f"{f' Downloading it failed: {fault}' if fault else ''}"
     ) from fault
 
 
-def _places(reference: Reference) -> Iterator[Path]:
-    """Where the file of a backbone may lie, without repetition."""
+def _candidate_paths(reference: Reference) -> Iterator[Path]:
+    """Paths where the file of a backbone may be, without duplicates."""
     row = find_row(reference["parameter"])
     file = row.file if row else re.split(r"[\\/]", reference["path"])[-1]
-    places = [Path(reference["path"])]
+    paths = [Path(reference["path"])]
     if row is None:
-        places.insert(0, Path(reference["parameter"]))
+        paths.insert(0, Path(reference["parameter"]))
     elif row.bundled:
-        places.append(bundled_file(row))
+        paths.append(bundled_file(row))
     folders = os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep)
-    places += [Path(os.path.expanduser(f), file) for f in folders if f]  # noqa: PTH111
+    paths += [Path(os.path.expanduser(f), file) for f in folders if f]  # noqa: PTH111
     with suppress(DownloadError):
-        places.append(cache_dir() / file)
-    yield from dict.fromkeys(place.absolute() for place in places)
+        paths.append(cache_dir() / file)
+    yield from dict.fromkeys(path.absolute() for path in paths)
 
 
 def code_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that decide codes, as plain values."""
+    """The parameters that affect the codes, as built-in types."""
     found = {name: parameters[name] for name in _CODE_PARAMETERS}
     found["backbone"] = backbone_text(found["backbone"])
     if isinstance(found["preprocessing"], Mapping):
@@ -165,7 +169,7 @@ def code_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def saved_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of a transformer as it is saved: with its version, without paths."""
+    """State of a transformer for saving: with the version, and paths as strings."""
     saved = dict(state)
     saved["backbone"] = backbone_text(saved["backbone"])
     if isinstance(saved["cache"], os.PathLike):
@@ -174,12 +178,13 @@ def saved_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restored_state(state: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """The state of a transformer from what this or an older version saved.
+    """State of a transformer saved by this or an older version.
 
     Raises
     ------
     SavedModelError
-        If a newer version saved it, or what it says of its backbone was edited.
+        If a newer version saved it, its record of the backbone was edited, or its
+        stored graph refers to other files.
     """
     restored = dict(state)
     version = restored.pop(VERSION_KEY, "0.1.0")
@@ -201,22 +206,23 @@ def restored_state(state: Mapping[str, Any], kind: type) -> dict[str, Any]:
         record = restored.get(key)
         if record is not None and not is_intact(record):
             raise SavedModelError(
-                f"a {kind.__name__} saved by sk_cnncodes {version}: what it says of "
-                f"its backbone ({key}) was changed after it was saved. Expected it as "
-                "it was saved; save the pipeline again."
+                f"a {kind.__name__} saved by sk_cnncodes {version}: its record of the "
+                f"backbone ({key}) was changed after it was saved. Expected the "
+                "original record; save the pipeline again."
             )
     stored = restored.get(STORED_KEY)
-    if stored is not None and _is_elsewhere(stored["model"]):
+    if stored is not None and _needs_other_files(stored["model"]):
         raise SavedModelError(
             f"a {kind.__name__} saved by sk_cnncodes {version}: its stored network "
-            f"({STORED_KEY}) is damaged, or asks for weights in another file. Expected "
-            "all of them in the saved file."
+            f"({STORED_KEY}) is damaged or refers to weights in another file. Expected "
+            "all weights in the saved file."
         )
     return restored
 
 
-def _is_elsewhere(model: bytes) -> bool:
+def _needs_other_files(model: bytes) -> bool:
+    """Whether a model refers to other files, or is too damaged to tell."""
     try:
-        return asks_for_files(model)
+        return has_external_data(model)
     except ValueError:
         return True

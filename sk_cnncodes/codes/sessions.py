@@ -1,4 +1,4 @@
-"""The session that computes some codes, from the table of this process."""
+"""Sessions that compute codes, in one table per process."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def code_session(
     *,
     single_run_uses_all_threads: bool,
 ) -> CodeSession:
-    """The session of code specs, loaded once however many threads ask.
+    """The session of some code specs, opened only once per process.
 
-    On the CPU, several runs with one thread each go on at once, which gives the most
-    images per second; for fewer images than threads, one run has all threads.
+    On the CPU, the highest throughput comes from concurrent runs with one thread each;
+    for fewer images than threads, a single run uses all threads.
 
     Raises
     ------
     BackboneError
-        If the engine does not run the network; it names the backbone.
+        If the engine cannot run the network. The message names the backbone.
     DeviceError
         If a required GPU does not work.
     """
-    one = single_run_uses_all_threads or not execution.on_cpu
-    n_concurrent_runs = 1 if one else n_threads
+    single_run = single_run_uses_all_threads or not execution.on_cpu
+    n_concurrent_runs = 1 if single_run else n_threads
     key = (
         tuple(spec.digest for spec in specs),
         execution,
@@ -45,14 +45,14 @@ def code_session(
         n_concurrent_runs,
     )
 
-    def make() -> CodeSession:
+    def open_new() -> CodeSession:
         try:
             graphs = backbone.code_graphs(specs)
             session = open_session(
                 graphs, execution, n_threads, n_concurrent_runs, calibration
             )
             logger.debug(
-                "session of %s on %s, %d runs at once, batch size %s",
+                "session of %s on %s, %d concurrent runs, batch size %s",
                 backbone.description,
                 session.provider,
                 session.n_concurrent_runs,
@@ -60,8 +60,8 @@ def code_session(
             )
             return session
         except BackboneError as error:
-            where = f"{backbone.description}: "
-            known = str(error).startswith(where)
-            raise BackboneError(f"{'' if known else where}{error}") from error
+            prefix = f"{backbone.description}: "
+            named = str(error).startswith(prefix)
+            raise BackboneError(f"{'' if named else prefix}{error}") from error
 
-    return SESSIONS.get(key, make)
+    return SESSIONS.get(key, open_new)

@@ -1,4 +1,4 @@
-"""CNNCodeTransformer: the scikit-learn face of the library."""
+"""CNNCodeTransformer: the scikit-learn transformer from images to CNN codes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 
 from sk_cnncodes.backbones.backbone import Backbone
@@ -36,106 +37,113 @@ from sk_cnncodes.images.safe_open import MAX_PIXELS
 
 @public
 class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
-    """Turn images into CNN codes: activations of a pretrained network's layer.
+    """Turn images into CNN codes: activations of one layer of a pretrained network.
 
-    Each image is decoded, resized and normalised as the backbone was trained, run
-    through the backbone up to a layer, and pooled to a vector. Later layers are cut
-    off and not executed. Nothing is learned from the data: `fit` only checks the
-    parameters, and calibrates ``precision="int8"``.
+    Each image is decoded, resized and normalised as the backbone requires, run through
+    the backbone up to the chosen layer, and pooled into one vector. Later layers are
+    removed and never executed. Nothing is learned from the data: `fit` checks the
+    parameters and, for ``precision="int8"``, calibrates the quantisation.
 
     Parameters
     ----------
     backbone : str or path-like, default="cnncodes-mini"
-        A known backbone by its name, as `list_backbones` shows them, or the path of an
-        ONNX file. One that is not bundled is downloaded when it is first needed.
+        Name of a known backbone, as listed by `list_backbones`, or path of an ONNX
+        file. A known backbone that is not bundled is downloaded on first use.
     layer : int or str, default=-1
-        Where the backbone is cut. -1 is the penultimate activation, -2 the block
-        boundary before it, and so on towards the image; a string is a layer's label
-        or the name of any tensor of the file. ``load_backbone(backbone).layers``
-        lists them.
+        Layer at which the backbone is cut. -1 is the penultimate activation, -2 the
+        block boundary before it, and so on towards the input. A string is the label of
+        a layer, or the name of any tensor in the file.
+        ``load_backbone(backbone).layers`` lists the layers.
     pooling : str, default="auto"
-        How the activations of an image become one vector.
+        How the activations of an image are reduced to one vector.
 
-        - ``"avg"``, ``"max"``: average or maximum of each channel of a map;
-        - ``"gem"``: generalised mean of each channel of a map, with exponent 3 [1]_;
-        - ``"cls"``: the class token of tokens that have one;
-        - ``"mean"``: mean of all tokens; ``"max"`` is their maximum;
-        - ``"flatten"``: all values, row by row;
-        - ``"auto"``: the average of a map, the class token of tokens that have one,
-          else their mean, and a vector as it is.
+        - ``"auto"``: ``"avg"`` for a feature map; for tokens, ``"cls"`` if there is a
+          class token, otherwise ``"mean"``. A vector is left unchanged.
+        - ``"avg"``: mean of each channel of a feature map.
+        - ``"max"``: maximum of each channel of a feature map, or over all tokens.
+        - ``"gem"``: generalised mean, with exponent 3, of each channel of a feature
+          map [1]_.
+        - ``"cls"``: class token.
+        - ``"mean"``: mean of all tokens.
+        - ``"flatten"``: all values, in row-major order.
     norm : {"l2"} or None, default=None
-        Whether each code is scaled to unit length.
+        With ``"l2"``, each code is scaled to unit Euclidean length.
     views : str, default="center"
-        Parts of each image whose codes are averaged, before `norm`; the image is
-        decoded once.
+        Test-time augmentation: the crops of each image whose codes are averaged,
+        before `norm` is applied. Each image is decoded once.
 
-        - ``"center"``: the central crop;
-        - ``"flip"``: that and its mirror image;
-        - ``"five_crop"``: the four corners and the centre of the resized image;
-        - ``"ten_crop"``: those and their mirror images.
+        - ``"center"``: the central crop.
+        - ``"flip"``: the central crop and its mirror image.
+        - ``"five_crop"``: the four corners and the centre of the resized image.
+        - ``"ten_crop"``: the five crops and their mirror images.
     preprocessing : Preprocessing, dict or None, default=None
-        Resize, crop and normalisation. None takes what belongs to the backbone: its
-        own metadata, the catalogue's row of its SHA-256, a Hugging Face
-        `preprocessor_config.json` or a timm `config.json` beside it. It is never
-        guessed: where none of these exists, `fit` fails.
+        Resize, crop and normalisation. None uses the preprocessing that belongs to the
+        backbone: from the file's metadata, from the catalogue (by SHA-256), or from a
+        Hugging Face `preprocessor_config.json` or timm `config.json` in the same
+        folder. It is never guessed: `fit` raises an error if there is none.
     on_error : {"raise", "nan"}, default="raise"
-        What a bad image does: raise an `ImageError` with its position and path, or
-        give a row of NaN, with one warning that lists all of them.
+        What to do about an image that cannot be read: raise an `ImageError` that names
+        its position and path, or return a row of NaN for it and issue one warning that
+        lists all such images.
     max_pixels : int or None, default=52_000_000
-        An image with more pixels (width times height) is a bad image; None sets no
-        limit. With the default, decoding an image takes less than 1 GB of memory in
-        each thread, whatever its file claims. It does not change the codes; an image
-        whose code is in the cache is not looked at again.
+        Largest width times height of an image; a larger image counts as one that
+        cannot be read. None sets no limit. With the default, decoding takes less than
+        1 GB of memory per thread, whatever a file declares. The codes do not depend on
+        it, and an image whose code is in the cache is not checked again.
     cache : "memory", str, path-like, CodeCache or None, default="memory"
-        Where codes are kept, so that each image is embedded once, however many
-        folds, candidates and calls ask for it. ``"memory"`` is shared by all
-        transformers of this process and bounded; a path is a file that processes and
-        days share, which a search with several processes needs; None keeps nothing.
+        Where codes are kept, so that each image is embedded only once across folds,
+        candidates and calls. ``"memory"`` is one bounded cache, shared by all
+        transformers of this process. A path is a file that persists and is shared
+        between processes; use one for searches with several processes. None disables
+        caching.
     cache_layers : iterable of int or str, or None, default=None
-        Further layers, whose codes the same forward pass computes and puts into the
-        cache. `layer_grid` writes a grid that uses it.
+        Additional layers whose codes the same forward pass computes and caches.
+        `layer_grid` builds a parameter grid that uses it. Ignored if ``cache=None``.
     batch_size : int or "auto", default="auto"
-        Number of images in each run of the backbone. It does not change the codes.
+        Number of images per run of the backbone. The codes do not depend on it.
     device : str or list of str, default="auto"
-        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"tensorrt"``, ``"tensorrt:N"``, a list
-        of GPUs that are used at once, or ``"auto"``: a GPU where there is one that
-        works and can compute in `precision`, else the CPU. TensorRT compiles a network
-        for minutes when it first meets it, and keeps the result in the cache folder.
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"tensorrt"``,
+        ``"tensorrt:N"``, or a list of GPUs to use together. ``"auto"`` uses a GPU if
+        one works and supports `precision`, otherwise the CPU. TensorRT compiles each
+        network on first use, which takes minutes, and keeps the result in the cache
+        folder.
     precision : str, default="float32"
-        Numbers that the network computes with. Codes are float32 always.
+        Number format in which the network is computed. The codes are always float32.
 
-        - ``"float32"``: CPU and GPU agree within 1e-3;
-        - ``"tf32"``: on NVIDIA GPUs, products of 10 bits of the mantissa;
-        - ``"float16"``: on NVIDIA GPUs;
-        - ``"bfloat16"``: on CPUs that have AMX or AVX512-BF16, through OpenVINO;
-        - ``"int8"``: on CPUs that have VNNI or AMX. `fit` measures the scales on up to
-          256 images of X; codes of different calibrations or engines are different
-          codes.
+        - ``"float32"``: CPU and GPU agree within 1e-3.
+        - ``"tf32"``: NVIDIA GPUs; multiplications with a 10-bit mantissa.
+        - ``"float16"``: NVIDIA GPUs.
+        - ``"bfloat16"``: CPUs with AMX or AVX512-BF16, through OpenVINO.
+        - ``"int8"``: CPUs with VNNI or AMX. `fit` measures the scales on up to 256
+          images of X. Codes from different calibrations or engines differ and are
+          cached separately.
     engine : {"auto", "onnxruntime", "openvino"}, default="auto"
-        What runs the network. ``"auto"`` takes OpenVINO for bfloat16, and for int8
-        where it is installed, else ONNX Runtime.
+        Engine that runs the network. ``"auto"`` uses OpenVINO for bfloat16 and, if it
+        is installed, for int8; otherwise ONNX Runtime.
     n_jobs : int or None, default=-1
-        Number of threads that decode images and, on the CPU, run the backbone. -1
-        uses all the cores that this process may use, in a worker of joblib its share
-        of them. None means 1. Threads of your own that call `transform` at once use as
-        many each: 1 is enough there.
+        Number of threads that decode images and, on the CPU, run the backbone. -1 uses
+        all cores available to this process, which in a joblib worker is its share of
+        them. None means 1. If you call `transform` from several threads at once, each
+        call uses this many threads; ``n_jobs=1`` is then enough.
     verbose : bool, default=False
         Whether `transform` shows a progress bar.
     store_backbone : bool, default=False
-        Whether a saved transformer holds the part of the backbone that its codes need,
-        so that it works where the backbone's file is absent. It can be set after
-        `fit`, before saving.
+        Whether a saved transformer includes the part of the backbone that its codes
+        need, so that it works without the backbone's file. It can be set after `fit`,
+        before saving.
 
     Attributes
     ----------
     fitted_backbone_ : dict
-        Name, path, SHA-256 and preprocessing of the backbone that `fit` saw.
+        Name, path, SHA-256 and preprocessing of the backbone used in `fit`.
+    calibration_ : Calibration
+        Activation ranges measured by `fit`. Only present if ``precision="int8"``.
 
     See Also
     --------
-    load_backbone : The layers and the preprocessing of a backbone.
-    CodeCache : Size, size bound and clearing of a cache.
-    layer_grid : A grid over layers that runs the backbone once for all of them.
+    load_backbone : Layers and preprocessing of a backbone.
+    CodeCache : Code cache with a bounded size, in memory or in a file.
+    layer_grid : Grid over layers that runs the backbone once for all of them.
     Preprocessing : Resize, crop and normalisation.
 
     Notes
@@ -143,17 +151,17 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
     X is a list, tuple, one-dimensional array, pandas or polars Series or one-column
     frame of paths, bytes, open binary files, PIL images or arrays, or one array of
     shape (n_images, height, width, channels) or (n_images, height, width). Arrays
-    hold uint8, bool, or floats in [0, 1]. Images are turned upright by their EXIF
-    data and converted to RGB, transparency over white; of an animation the first
-    frame is taken.
+    hold uint8, bool, or floats in [0, 1]. Images are rotated upright by their EXIF
+    orientation and converted to RGB, with transparency over white. The first frame of
+    an animation is used.
 
-    A pickled transformer holds its parameters and, if fitted, name, path, SHA-256 and
-    preprocessing of its backbone. Where it is loaded, the backbone is looked for at
-    its path, in the folders of the environment variable `SK_CNNCODES_BACKBONES`, and
-    in the home folder, or downloaded if its name is known; a file with other content
-    is refused. Paths are saved as strings, so that other systems can load them. Loaded
-    networks are kept in a table of the process, so that clones and unpickled copies
-    share them.
+    A pickled transformer holds its parameters and, once fitted, the name, path, SHA-256
+    and preprocessing of its backbone. When it is used after loading, the backbone is
+    searched for at its path, in the folders listed in the environment variable
+    `SK_CNNCODES_BACKBONES`, and in the home folder, and downloaded if it is a known
+    one; a file with different content is refused. Paths are saved as strings, so that
+    they load on other operating systems. Clones and unpickled copies share the
+    networks loaded in a process.
 
     References
     ----------
@@ -226,16 +234,17 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         self.store_backbone = store_backbone
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Check the parameters, and that X can hold images; no image is opened.
+        """Check the parameters, and that X is a container of images.
 
-        With ``precision="int8"``, up to 256 images of X are run, and the ranges of the
-        activations kept.
+        No image is opened, except for ``precision="int8"``: the activation ranges are
+        then measured on up to 256 images of X.
 
         Parameters
         ----------
         X : container of images
-            See the notes of the class.
-        y : ignored
+            See Notes in the class docstring.
+        y : None
+            Ignored.
 
         Returns
         -------
@@ -243,11 +252,14 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
 
         Raises
         ------
-        ValueError
-            If a parameter or X is not as described: BackboneError, LayerError and
-            PreprocessingError are among them.
+        TypeError, ValueError
+            If a parameter or X is invalid. BackboneError, LayerError and
+            PreprocessingError are subclasses of ValueError.
+        ImageError
+            If ``precision="int8"`` and an image cannot be read: any image with
+            ``on_error="raise"``, all of them with ``on_error="nan"``.
         DeviceError
-            If this machine does not have the device, or cannot do the precision.
+            If this machine does not have the device or does not support the precision.
         """
         state = vars(self)
         check_parameters(state)
@@ -264,7 +276,7 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
             )
         elif hasattr(self, "calibration_"):
             del self.calibration_
-        # What a saved pipeline needs to recognise its backbone by.
+        # A saved pipeline recognises its backbone by this.
         if isinstance(plan.backbone, Backbone):
             layer = plan.backbone.layer(plan.float32_specs[plan.wanted].layer)
             self.fitted_backbone_ = make_reference(self.backbone, plan.backbone, layer)
@@ -277,7 +289,7 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : container of images
-            See the notes of the class.
+            See Notes in the class docstring.
 
         Returns
         -------
@@ -287,13 +299,14 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         Raises
         ------
         ImageError
-            If an image is bad and ``on_error="raise"``; it names position and path.
-        ValueError
-            If X is not a container of images, or a parameter is wrong.
+            If an image cannot be read and ``on_error="raise"``. The message names its
+            position and path.
+        TypeError, ValueError
+            If X is not a container of images, or a parameter is invalid.
         BackboneError
-            If the backbone is missing, changed since `fit`, or does not run.
+            If the backbone is missing, has changed since `fit`, or cannot be run.
         DeviceError
-            If this machine does not have the device, or cannot do the precision.
+            If this machine does not have the device or does not support the precision.
         NotFittedError
             If ``precision="int8"`` and `fit` was not called.
         """
@@ -326,26 +339,34 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
     # -- scikit-learn's conventions --------------------------------------------
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the values of a code: the name of the class and a number.
+        """Get the output feature names: the lowercase class name and a number.
 
         Parameters
         ----------
-        input_features : ignored
+        input_features : None
+            Ignored.
 
         Returns
         -------
-        ndarray of str objects, shape (n_features,)
-            Known after `fit`; before, and after a parameter that decides the codes was
-            changed, the backbone is looked at.
+        feature_names_out : ndarray of str objects, shape (n_features,)
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`, and after a change of a parameter that affects the codes.
         """
+        # The backbone is not loaded here: scikit-learn's displays ask for the names.
         parameters, length = getattr(self, "_fitted_codes", (None, 0))
         if parameters != code_parameters(vars(self)):
-            length = plan_transform(vars(self)).code_length
+            raise NotFittedError(
+                f"This {type(self).__name__} was not fitted with its current "
+                "parameters. Call fit before get_feature_names_out."
+            )
         prefix = type(self).__name__.lower()
         return np.array([f"{prefix}{number}" for number in range(length)], object)
 
     def __sklearn_is_fitted__(self) -> bool:
-        # Nothing is learned but the calibration.
+        # `fit` learns nothing but the calibration.
         return self.precision != "int8" or hasattr(self, "calibration_")
 
     def __sklearn_tags__(self) -> Tags:

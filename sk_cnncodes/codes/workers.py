@@ -19,13 +19,13 @@ from sk_cnncodes.images.safe_open import MAX_PIXELS
 from sk_cnncodes.images.sources import holds_content, read_content
 from sk_cnncodes.images.views import VIEWS, average_views, take_views
 
-# What an image is looked up by: nothing without a cache, or why it cannot be read.
+# Cache key of an image: None without a cache; the error if it cannot be read.
 Key = Digest | ImageError | None
 T = TypeVar("T")
 
 
 class Session(Protocol):
-    """What workers need of a session; `sk_cnncodes.engines.session` has them."""
+    """The part of `sk_cnncodes.engines.session.CodeSession` that workers need."""
 
     @property
     def n_concurrent_runs(self) -> int: ...
@@ -35,18 +35,18 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an image.
+    """Result of decoding an image.
 
     Attributes
     ----------
     index : int
-        Its position.
+        Position of the image.
     digest : bytes or None
-        What it was looked up by.
+        Digest by which it was looked up.
     changed : bytes or None
-        Its digest now, if that is another one.
+        Current digest, if it differs from `digest`.
     fault : ImageError or None
-        Why it has no code.
+        Why the image cannot be decoded.
     """
 
     index: int
@@ -62,10 +62,10 @@ class Batch:
     Attributes
     ----------
     outcomes : list of Outcome
-        Of all its images, in their order.
-    outputs : list of ndarray of float32, shape (n_good, d)
-        Codes of those without a fault, one array for each layer; empty where there
-        are none, or where the batch was not run because of a fault.
+        One for each image, in order.
+    outputs : list of ndarray of float32, shape (n_good, code_length)
+        Codes of the images without a fault, one array per layer. Empty if there are
+        none, or if the batch was not run because of a fault.
     """
 
     outcomes: list[Outcome]
@@ -73,25 +73,25 @@ class Batch:
 
 
 class Workers:
-    """Threads that decode the images of one X and run them; a context.
+    """Context manager for the threads that decode and run the images of one X.
 
-    Where a session can be called by as many threads as there are, each thread
-    decodes a batch and runs it. Where it cannot (a GPU, or an engine that uses all
-    cores by itself), all threads decode ahead of its few callers. Either way memory
-    is bounded by a few batches, and results come in the order of the images.
+    If the session supports as many concurrent runs as there are threads, each thread
+    decodes a batch and runs it. Otherwise (a GPU, or an engine that uses all cores by
+    itself) all threads decode ahead of the few threads that run batches. Either way
+    memory is bounded by a few batches, and results come in the order of the images.
 
     Parameters
     ----------
     images : sequence
-        Elements as `sk_cnncodes.images.decode.read_rgb` takes them.
+        Elements as accepted by `sk_cnncodes.images.decode.read_rgb`.
     spec : CodeSpec
-        Its preprocessing, views and norm are used.
+        Provides the preprocessing, views and norm.
     n_threads : int
-        With 1, everything is done by the thread that asks.
+        With 1, everything runs in the calling thread.
     stop_at_fault : bool
-        Whether a batch with a bad image need not be run.
+        Whether to skip running a batch that contains a bad image.
     max_pixels : int or None
-        An image with more pixels is a bad image.
+        An image with more pixels is a bad image. None sets no limit.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait for the threads; after an error they end at the next image."""
+        """Wait for the threads; after an error they stop at the next image."""
         self._stopping = True
         for threads in (self._workers, self._runners):
             if threads is not None:
@@ -131,13 +131,13 @@ class Workers:
     def map(
         self, function: Callable[[int], Any], indices: Sequence[int]
     ) -> Iterator[Any]:
-        """What a function gives for each of some positions, in their order."""
+        """Yield the results of a function for some positions, in order."""
         return self._workers.in_order(function, indices, len(indices))
 
     def run(
         self, items: Iterable[tuple[int, Key]], session: Session, batch_size: int
     ) -> Iterator[Batch]:
-        """Decode and run images, given by position and key, in batches."""
+        """Decode and run images, given by position and key; yield them in batches."""
         if session.n_concurrent_runs >= self.n_threads:
             yield from self._workers.in_order(
                 lambda chunk: self.run_now(chunk, session),
@@ -158,7 +158,7 @@ class Workers:
         )
 
     def run_now(self, items: Iterable[tuple[int, Key]], session: Session) -> Batch:
-        """Decode images and run them in this thread, as one batch."""
+        """Decode and run images as one batch in the calling thread."""
         prepared = []
         for index, key in items:
             outcome, pixels = self._prepare(index, key)
@@ -168,24 +168,24 @@ class Workers:
         return self._forward(prepared, session)
 
     def _prepare(self, index: int, key: Key) -> tuple[Outcome, np.ndarray | None]:
-        """Decode and resize an image."""
+        """Decode an image and take its views; the pixels are None if it is bad."""
         if self._stopping:
-            raise RuntimeError("stopped")  # nobody waits for this result
+            raise RuntimeError("stopped")  # this result is not used
         if isinstance(key, ImageError):
             return Outcome(index, fault=key), None
         image, digest, changed = self._images[index], key, None
         limit, min_decode_size = self._max_pixels, self._preprocessing.min_decode_size
         try:
             if digest is not None and holds_content(image):
-                # The code must be stored under the digest of what is decoded here,
-                # whatever happened to the file since it was looked up.
+                # The code must be stored under the digest of the content decoded
+                # here: the file may have changed since the look-up.
                 content = read_content(image, index)
                 now = content_digest(content)
                 changed = now if now != digest else None
                 rgb = decode_content(content, image, index, limit, min_decode_size).rgb
             else:
                 if isinstance(image, np.ndarray) and digest is not None:
-                    image = image.copy()  # its owner may fill it again meanwhile
+                    image = image.copy()  # the caller may overwrite it meanwhile
                 rgb = read_rgb(image, index, limit, min_decode_size)
                 if digest is not None:
                     now = pixel_digest(image, rgb)
@@ -198,6 +198,7 @@ class Workers:
     def _forward(
         self, prepared: list[tuple[Outcome, np.ndarray | None]], session: Session
     ) -> Batch:
+        """Run decoded images as one batch, and average their views."""
         outcomes = [outcome for outcome, _ in prepared]
         good = [pixels for _, pixels in prepared if pixels is not None]
         stopped = self._stop_at_fault and len(good) < len(prepared)

@@ -1,5 +1,5 @@
-"""Runs any code graph on any device.
+"""Engines: run code graphs on any device.
 
-Devices, ONNX Runtime, OpenVINO, sessions with one face for all of them, and lower
-precisions. Knows neither layers nor images beyond uint8 arrays. Imports `base`.
+Devices, ONNX Runtime, OpenVINO, sessions with a common interface to them, and lower
+precisions. Independent of layers; images are uint8 arrays. Imports `base`.
 """

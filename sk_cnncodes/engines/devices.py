@@ -1,4 +1,4 @@
-"""Devices: what `device` and `n_jobs` stand for on this machine, and what it can do."""
+"""Resolve `device` and `n_jobs` on this machine, and detect its capabilities."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from typing import Any
 from sk_cnncodes.base.exceptions import DeviceError
 
 _EXPECTED = (
-    "'auto', 'cpu', 'cuda', 'cuda:N' or 'tensorrt' with a number N of a GPU, or a list "
-    "of GPUs such as ['cuda:0', 'cuda:1']"
+    "'auto', 'cpu', 'cuda', 'cuda:N', 'tensorrt' or 'tensorrt:N' with N the index of a "
+    "GPU, or a list of GPUs such as ['cuda:0', 'cuda:1']"
 )
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where a session runs: the CPU (`gpu` is None), or a GPU by its index.
+    """Device that a session runs on: the CPU or a GPU.
 
     Attributes
     ----------
     gpu : int or None
+        Index of the GPU; None for the CPU.
     required : bool, default=True
-        Of a GPU: whether it is an error if it does not work; otherwise the CPU is used.
+        Whether a GPU that does not work is an error; otherwise the CPU is used.
     tensorrt : bool, default=False
         Whether TensorRT compiles the network for the GPU.
     """
@@ -52,12 +53,12 @@ CPU = Device(None)
 
 
 def check_device(device: str | Sequence[str]) -> None:
-    """Compare a `device` parameter with what it may be, whatever this machine has.
+    """Check the form of a `device` parameter, whether or not the device exists.
 
     Raises
     ------
     TypeError, ValueError
-        If it is something else.
+        If it is not a device or a list of GPUs.
     """
     names = [device] if isinstance(device, str) else device
     if not isinstance(names, (list, tuple)) or not all(
@@ -75,26 +76,26 @@ def check_device(device: str | Sequence[str]) -> None:
 def resolve_devices(
     device: str | Sequence[str], *, providers: Sequence[str], gpu_for_auto: bool = True
 ) -> tuple[Device, ...]:
-    """The devices that a `device` parameter stands for on this machine.
+    """Resolve a `device` parameter on this machine.
 
-    The NVIDIA driver is asked, not ONNX Runtime, which prints errors where there is
+    GPUs are queried from the NVIDIA driver: ONNX Runtime prints errors if there is
     none.
 
     Parameters
     ----------
     device : str or list of str
-        As `check_device` takes it.
+        See `check_device`.
     providers : list of str
-        What the installed ONNX Runtime was compiled with.
+        Execution providers of the installed ONNX Runtime.
     gpu_for_auto : bool, default=True
         Whether "auto" may be a GPU.
 
     Raises
     ------
     DeviceError
-        If a GPU is asked for that this machine or this ONNX Runtime does not have.
+        If this machine or this ONNX Runtime does not support a requested GPU.
     TypeError, ValueError
-        If `device` is not as `check_device` takes it.
+        See `check_device`.
     """
     check_device(device)
     if isinstance(device, str):
@@ -108,18 +109,19 @@ def resolve_devices(
 
 
 def _gpu(name: str, providers: Sequence[str]) -> Device:
+    """Resolve the name of a GPU, such as "cuda:1"."""
     kind, _, number = name.partition(":")
     index, gpus = int(number or 0), count_gpus()
     if gpus == 0:
         raise DeviceError(
-            f"device={name!r}: the NVIDIA driver shows no GPU on this machine. "
+            f"device={name!r}: the NVIDIA driver reports no GPU on this machine. "
             "Expected 'cpu' or 'auto' here."
         )
     needed = {"cuda": "CUDA", "tensorrt": "Tensorrt"}[kind] + "ExecutionProvider"
     if needed not in providers:
         raise DeviceError(
             f"device={name!r}: the installed onnxruntime has no {needed}. Expected the "
-            "package onnxruntime-gpu, and no onnxruntime beside it."
+            "package onnxruntime-gpu, without the package onnxruntime."
         )
     if index >= gpus:
         valid = ", ".join(f"'{kind}:{i}'" for i in range(gpus))
@@ -130,7 +132,7 @@ def _gpu(name: str, providers: Sequence[str]) -> Device:
 
 
 def count_gpus() -> int:
-    """Number of GPUs that the NVIDIA driver lets this process see; 0 without one."""
+    """Number of GPUs that the NVIDIA driver exposes to this process; 0 without one."""
     driver = cuda_driver()
     count = ctypes.c_int(0)
     if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
@@ -139,7 +141,7 @@ def count_gpus() -> int:
 
 
 def cuda_driver() -> ctypes.CDLL | None:
-    """The NVIDIA driver's library, initialised; None where it does not work."""
+    """Load and initialise the NVIDIA driver's library; None if it does not work."""
     if sys.platform == "linux" and not Path("/proc/driver/nvidia").exists():
         in_wsl = Path("/dev/dxg").exists()
         if not in_wsl and not Path("/dev/nvidiactl").exists():
@@ -153,11 +155,12 @@ def cuda_driver() -> ctypes.CDLL | None:
 
 
 def check_n_jobs(value: Any) -> None:
-    """Refuse what is no number of threads.
+    """Check an `n_jobs` parameter.
 
     Raises
     ------
     ValueError
+        If it is neither None nor an int other than 0.
     """
     is_int = isinstance(value, Integral) and not isinstance(value, bool)
     if value is not None and not (is_int and value != 0):
@@ -167,13 +170,13 @@ def check_n_jobs(value: Any) -> None:
 
 
 def usable_threads(n_jobs: int | None) -> int:
-    """Number of threads for `n_jobs`, within what this process may use.
+    """Number of threads for `n_jobs` within the CPU limits of this process.
 
-    That is bounded by CPU affinity, cgroup quotas and the share that joblib gives a
-    worker process (`joblib.cpu_count`), and by OMP_NUM_THREADS, through which a
-    parent process divides its cores among its children. Threads of a pool, as joblib
-    makes one, share the cores; a daemonic process, as in joblib's pool of them, is
-    one of many.
+    The limits are CPU affinity, cgroup quotas and joblib's share for a worker process
+    (`joblib.cpu_count`), and OMP_NUM_THREADS, which parent processes set to divide the
+    cores among their children. The threads of a `multiprocessing.dummy` pool, such as
+    joblib's, share the cores; a daemonic process, such as a worker of joblib's
+    multiprocessing pool, has one core.
 
     Parameters
     ----------
@@ -197,9 +200,10 @@ def usable_threads(n_jobs: int | None) -> int:
 
 
 def _cpu_count() -> int:
+    """Number of cores available to this process, before OMP_NUM_THREADS."""
     try:
         import joblib
-    except ImportError:  # OnnxClassifier does without; cgroup quotas are not seen then
+    except ImportError:  # optional for OnnxClassifier; cgroup quotas are then ignored
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
@@ -208,14 +212,14 @@ def _cpu_count() -> int:
 
 @lru_cache(maxsize=1)
 def cpu_features() -> frozenset[str] | None:
-    """What the CPU can do with short numbers.
+    """Low-precision arithmetic that the CPU supports.
 
     Returns
     -------
     frozenset of {"bfloat16", "int8"}, or None
-        Whether it multiplies bfloat16 numbers (AMX, AVX512-BF16), and 8-bit integers
-        without intermediate overflow (VNNI, AMX; any CPU that is not x86). None where
-        the system does not tell.
+        "bfloat16" if it multiplies such numbers (AMX, AVX512-BF16), "int8" if it
+        multiplies 8-bit integers without intermediate overflow (VNNI, AMX; any CPU
+        that is not x86). None if the system does not report it.
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return frozenset({"int8"})

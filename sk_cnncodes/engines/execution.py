@@ -1,4 +1,4 @@
-"""Which engine runs a network on which devices in which precision."""
+"""Choose the engine, devices and precision that run a network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sk_cnncodes.engines.onnxruntime import available_providers
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16", "int8")
 ENGINES = ("auto", "onnxruntime", "openvino")
-# Where each precision can be computed; all others than these are for CPUs.
+# Where each precision can be computed; all others are for CPUs only.
 _ON_GPUS = ("float32", "tf32", "float16")
 _ONLY_GPUS = ("tf32", "float16")
 _INSTALL = "pip install 'sk-cnncodes[openvino]'"
@@ -27,17 +27,17 @@ _INSTALL = "pip install 'sk-cnncodes[openvino]'"
 
 @dataclass(frozen=True)
 class Execution:
-    """How a network is run. It is part of a session's key.
+    """How a network is run; part of a session's key.
 
     Attributes
     ----------
     devices : tuple of Device
-        One, or several GPUs that are used at once.
+        One device, or several GPUs that are used at once.
     engine : {"onnxruntime", "openvino"}
     precision : str
         One of `PRECISIONS`.
     engine_cache : str
-        Folder for what TensorRT compiles.
+        Folder of the engines that TensorRT compiles.
     """
 
     devices: tuple[Device, ...] = (CPU,)
@@ -47,6 +47,7 @@ class Execution:
 
     @property
     def on_cpu(self) -> bool:
+        """Whether the network runs on the CPU."""
         return self.devices[0].gpu is None
 
     def __str__(self) -> str:
@@ -55,12 +56,12 @@ class Execution:
 
 
 def check_execution(device: str | Sequence[str], engine: str, precision: str) -> None:
-    """Compare parameters with what they may be, whatever this machine has.
+    """Check the parameters, whether or not this machine supports them.
 
     Raises
     ------
     TypeError, ValueError
-        If one of them is something else, or they contradict each other.
+        If a parameter is invalid, or they contradict each other.
     """
     check_device(device)
     for name, value, choices in (
@@ -71,12 +72,12 @@ def check_execution(device: str | Sequence[str], engine: str, precision: str) ->
             raise ValueError(f"{name}: expected one of {list(choices)}, got {value!r}.")
     if engine == "openvino" and device not in ("auto", "cpu"):
         raise ValueError(
-            f"engine='openvino' runs on the CPU. Expected device='cpu' or 'auto', got "
+            "engine='openvino' runs on the CPU. Expected device='cpu' or 'auto', got "
             f"{device!r}."
         )
     if engine == "openvino" and precision in _ONLY_GPUS:
         raise ValueError(
-            f"engine='openvino' runs on the CPU, and precision={precision!r} on NVIDIA "
+            f"engine='openvino' runs on the CPU, but precision={precision!r} on NVIDIA "
             "GPUs only. Expected engine='auto' or 'onnxruntime'."
         )
     if engine == "onnxruntime" and precision == "bfloat16":
@@ -92,16 +93,16 @@ def resolve_execution(
     precision: str = "float32",
     engine_cache: str = "",
 ) -> Execution:
-    """What the parameters stand for on this machine.
+    """Resolve the parameters on this machine.
 
-    With ``device="auto"`` the precision decides too: bfloat16 and int8 are for CPUs.
-    With ``engine="auto"`` OpenVINO runs these two where it is installed, and ONNX
-    Runtime everything else.
+    ``device="auto"`` depends on the precision: bfloat16 and int8 run on the CPU. With
+    ``engine="auto"``, OpenVINO runs these two if it is installed, and ONNX Runtime
+    everything else.
 
     Raises
     ------
     DeviceError
-        If this machine cannot do that; the message says what it can.
+        If this machine does not support them; the message names valid values.
     TypeError, ValueError
         See `check_execution`.
     """
@@ -119,8 +120,10 @@ def resolve_execution(
             f"Expected {expected} here."
         )
     if engine == "auto":
-        short = precision == "bfloat16" or (precision == "int8" and has_openvino())
-        engine = "openvino" if on_cpu and short else "onnxruntime"
+        prefer_openvino = precision == "bfloat16" or (
+            precision == "int8" and has_openvino()
+        )
+        engine = "openvino" if on_cpu and prefer_openvino else "onnxruntime"
     # A precision that needs a GPU must not fall back to the CPU.
     if precision in _ONLY_GPUS:
         devices = tuple(Device(d.gpu, True, d.tensorrt) for d in devices)
@@ -128,7 +131,7 @@ def resolve_execution(
 
 
 def working_precisions() -> dict[str, str]:
-    """For each precision, why this machine cannot do it, or "" where it can."""
+    """Why this machine does not support each precision; "" if it does."""
     gpu = count_gpus() > 0
     faults = {}
     for precision in PRECISIONS:
@@ -138,12 +141,12 @@ def working_precisions() -> dict[str, str]:
 
 
 def has_openvino() -> bool:
-    """Whether the package is installed; it is not imported."""
+    """Whether the package openvino is installed; it is not imported."""
     return importlib.util.find_spec("openvino") is not None
 
 
 def _fault(on_cpu: bool, precision: str, engine: str) -> str | None:
-    """Why this machine cannot do it; None where it can."""
+    """Why this machine does not support the combination; None if it does."""
     if engine == "openvino" and not has_openvino():
         return f"OpenVINO is not installed ({_INSTALL})"
     if precision in _ONLY_GPUS and on_cpu:
@@ -154,7 +157,7 @@ def _fault(on_cpu: bool, precision: str, engine: str) -> str | None:
         if not has_openvino():
             return f"bfloat16 needs OpenVINO ({_INSTALL})"
         features = cpu_features()
-        if features is None:  # OpenVINO may know
+        if features is None:  # unknown, but OpenVINO may report them
             from sk_cnncodes.engines.openvino import cpu_capabilities
 
             features = frozenset({"bfloat16"} if "BF16" in cpu_capabilities() else ())

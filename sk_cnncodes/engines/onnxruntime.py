@@ -29,40 +29,40 @@ if TYPE_CHECKING:
 _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 _CPU = ["CPUExecutionProvider"]
-# Batches in flight on a GPU: one is copied while the other is computed.
+# Batches in flight on a GPU: one is copied while another is computed.
 _IN_FLIGHT = 2
-# The largest batch that a TensorRT engine is compiled for, and the one it is tuned for.
-_TENSORRT_MAX, _TENSORRT_USUAL = 256, 64
+# Largest batch size that TensorRT compiles an engine for, and the one it optimises.
+_TENSORRT_MAX_BATCH, _TENSORRT_OPT_BATCH = 256, 64
 _TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
 
 
 def import_onnxruntime() -> ModuleType:
     """Import ONNX Runtime with its telemetry off.
 
-    From 1.29 on it sends usage data and starts a thread on import, unless the
-    environment says otherwise. A variable that the user set stays as it is.
+    Since 1.29 it sends usage data and starts a thread on import, unless an environment
+    variable disables it. A value set by the user is kept.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return import_fork_safe("onnxruntime")
 
 
 def available_providers() -> list[str]:
-    """What the installed ONNX Runtime was compiled with, whether or not it works."""
+    """Execution providers that ONNX Runtime was compiled with, usable or not."""
     return list(import_onnxruntime().get_available_providers())
 
 
 def import_tool(name: str) -> ModuleType:
-    """Import a part of ONNX Runtime that takes files next to `transformers` by name.
+    """Import a submodule of ONNX Runtime that imports its `transformers` by bare name.
 
-    The package adds that folder to the path for good; here it leaves again.
+    The package adds that folder to `sys.path` permanently; this restores it.
     """
     folder = Path(import_onnxruntime().__file__ or "").parent / "transformers"
-    before = list(sys.path)
+    previous = list(sys.path)
     sys.path.append(str(folder))
     try:
         return importlib.import_module(f"onnxruntime.{name}")
     finally:
-        sys.path[:] = before
+        sys.path[:] = previous
 
 
 class CpuRunner:
@@ -73,7 +73,7 @@ class CpuRunner:
     session : onnxruntime.InferenceSession
         With one uint8 input [N, height, width, 3] and float32 outputs [N, d].
     n_concurrent_runs : int
-        How many threads may call `run` at once and gain by it.
+        Number of concurrent calls of `run` that increase the throughput.
     """
 
     def __init__(self, session: ort.InferenceSession, n_concurrent_runs: int) -> None:
@@ -96,18 +96,19 @@ class CpuRunner:
 class GpuRunner(CpuRunner):
     """A network on one GPU.
 
-    Images are copied through page-locked memory into a tensor that stays on the GPU,
-    while another batch is computed. Batches are filled up to the largest one so far or
-    to a power of two, so that the GPU sees few different shapes.
+    Images are copied through pinned memory into a tensor that stays on the GPU while
+    another batch is computed. Batches are padded to the largest one so far or to a
+    power of two, so that the GPU sees few different shapes.
 
     Parameters
     ----------
     session : onnxruntime.InferenceSession
     gpu : int
+        Index of the GPU.
     fixed_batch : bool
-        Whether batches must keep their size: the graph takes no other.
+        Whether the graph has a fixed batch size, so that batches are not padded.
     memory : str, default="cuda"
-        Kind of memory that the input lies in; tests without a GPU say "cpu".
+        Device type of the input tensor; "cpu" in tests without a GPU.
     """
 
     def __init__(
@@ -129,15 +130,15 @@ class GpuRunner(CpuRunner):
         """Codes of a batch, one array for each layer."""
         rows = len(images)
         self._largest = max(self._largest, rows)
-        filled = rows
+        padded_rows = rows
         if not self._fixed_batch:
-            filled = min(1 << (rows - 1).bit_length(), self._largest)
-        outputs = self._slots.use(lambda slot: slot.run(images, filled))
+            padded_rows = min(1 << (rows - 1).bit_length(), self._largest)
+        outputs = self._slots.use(lambda slot: slot.run(images, padded_rows))
         return [codes[:rows] for codes in outputs]
 
 
 class _Slot:
-    """Memory and bindings of one batch in flight."""
+    """Buffers of one batch in flight."""
 
     def __init__(
         self, session: ort.InferenceSession, name: str, gpu: int, memory: str
@@ -146,64 +147,65 @@ class _Slot:
         self._name = name
         self._gpu = gpu
         self._memory = memory
-        self._staged = _PageLocked(0, gpu)
-        self._on_device: dict[tuple[int, ...], Any] = {}
+        self._staging = _PinnedBuffer(0, gpu)
+        self._device_tensors: dict[tuple[int, ...], Any] = {}
 
-    def run(self, images: np.ndarray, filled: int) -> list[np.ndarray]:
-        shape = (filled, *images.shape[1:])
+    def run(self, images: np.ndarray, padded_rows: int) -> list[np.ndarray]:
+        """Codes of a batch padded with copies of its last image."""
+        shape = (padded_rows, *images.shape[1:])
         size = int(np.prod(shape))
-        if size > len(self._staged.array):
-            self._on_device.clear()
-            self._staged = _PageLocked(size, self._gpu)
-        staged = self._staged.array[:size].reshape(shape)
+        if size > len(self._staging.array):
+            self._device_tensors.clear()
+            self._staging = _PinnedBuffer(size, self._gpu)
+        staged = self._staging.array[:size].reshape(shape)
         staged[: len(images)] = images
         staged[len(images) :] = images[-1]
         binding = self._session.io_binding()
-        binding.bind_ortvalue_input(self._name, self._copied(staged))
+        binding.bind_ortvalue_input(self._name, self._copy_to_device(staged))
         for output in self._session.get_outputs():
             binding.bind_output(output.name)
         self._session.run_with_iobinding(binding)
         return list(binding.copy_outputs_to_cpu())
 
-    def _copied(self, staged: np.ndarray) -> ort.OrtValue:
-        """The images in the memory of the device, at the same place each time."""
-        value = self._on_device.get(staged.shape)
+    def _copy_to_device(self, staged: np.ndarray) -> ort.OrtValue:
+        """Copy images to the device, into the same tensor for each shape."""
+        value = self._device_tensors.get(staged.shape)
         if value is None:
             make = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type
             value = make(list(staged.shape), np.uint8, self._memory, self._gpu)
-            self._on_device[staged.shape] = value
+            self._device_tensors[staged.shape] = value
         value.update_inplace(staged)
         return value
 
 
-class _PageLocked:
-    """Bytes that the driver keeps in place, which copies to the GPU need to be quick.
+class _PinnedBuffer:
+    """Bytes in pinned (page-locked) memory, for fast copies to the GPU.
 
-    Where the driver does not, they are ordinary memory: slower, not wrong.
+    If the driver cannot pin them, they are in pageable memory, which is slower.
     """
 
     def __init__(self, size: int, gpu: int) -> None:
         self.array = np.zeros(size, np.uint8)
         self._driver = cuda_driver() if size else None
-        self._locked = False
+        self._pinned = False
         if self._driver is not None:
-            self._locked = _register(self._driver, self.array, gpu)
+            self._pinned = _pin(self._driver, self.array, gpu)
 
     def __del__(self) -> None:
-        if self._locked and self._driver is not None:
+        if self._pinned and self._driver is not None:
             self._driver.cuMemHostUnregister(ctypes.c_void_p(self.array.ctypes.data))
 
 
-def _register(driver: ctypes.CDLL, array: np.ndarray, gpu: int) -> bool:
-    """Lock the pages of an array for all contexts of the driver's API."""
+def _pin(driver: ctypes.CDLL, array: np.ndarray, gpu: int) -> bool:
+    """Pin the memory of an array for all CUDA contexts; return whether it worked."""
     device, context = ctypes.c_int(), ctypes.c_void_p()
     portable = 1
-    place, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+    address, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
     steps: list[Callable[[], int]] = [
         lambda: driver.cuDeviceGet(ctypes.byref(device), gpu),
         lambda: driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
         lambda: driver.cuCtxSetCurrent(context),
-        lambda: driver.cuMemHostRegister_v2(place, size, portable),
+        lambda: driver.cuMemHostRegister_v2(address, size, portable),
     ]
     return all(step() == 0 for step in steps)
 
@@ -223,28 +225,28 @@ def open_runner(
     Parameters
     ----------
     model : bytes
-        Already in the precision, as far as that is a matter of the graph.
+        A serialised code graph, already converted to float16 or int8 if needed.
     device : Device
     n_threads : int
-        CPU threads of all runs together.
+        Number of CPU threads of all concurrent runs together.
     n_concurrent_runs : int
-        How many threads will run it at once on the CPU.
+        Number of concurrent runs on the CPU.
     precision : str
     batch_size : int or None
-        Number of images that the graph takes; None for any.
+        Fixed batch size of the graph; None if it is dynamic.
     engine_cache : str
-        Folder for what TensorRT compiles.
+        Folder of the engines that TensorRT compiles.
 
     Raises
     ------
     DeviceError
         If a required GPU does not work.
     """
-    in_each = max(1, n_threads // n_concurrent_runs)
+    threads_per_run = max(1, n_threads // n_concurrent_runs)
     providers = []
     if device.gpu is not None:
         providers = gpu_providers(model, device, precision, batch_size, engine_cache)
-    session = load_session(model, device, in_each, providers)
+    session = load_session(model, device, threads_per_run, providers)
     if device.gpu is None or session.get_providers()[0] == _CPU[0]:
         return CpuRunner(session, n_concurrent_runs)
     return GpuRunner(session, device.gpu, fixed_batch=batch_size is not None)
@@ -256,16 +258,21 @@ def load_session(
     n_threads: int,
     providers: list[tuple[str, dict[str, str]]] | None = None,
 ) -> ort.InferenceSession:
-    """An inference session on the device, or an error that says why not.
+    """Create an inference session on a device.
 
     Parameters
     ----------
     model : bytes
     device : Device
     n_threads : int
-        On the CPU, of each run.
+        Number of threads of each run on the CPU.
     providers : list, optional
-        Of a GPU, as `gpu_providers` gives them; by default, those of float32.
+        Output of `gpu_providers` for a GPU; by default, that for float32.
+
+    Raises
+    ------
+    DeviceError
+        If a required GPU does not work; the message gives the reason.
     """
     if device.gpu is None:
         return make_session(model, session_options(n_threads))
@@ -283,7 +290,7 @@ def load_session(
         f"it needs: pip install {needed}"
     )
     if device.required:
-        raise DeviceError(f"{reason}; or choose device='cpu'.")
+        raise DeviceError(f"{reason}, or use device='cpu'.")
     warnings.warn(f"{reason}. The CPU is used instead.", stacklevel=2)
     return make_session(model, session_options(n_threads))
 
@@ -295,12 +302,12 @@ def gpu_providers(
     batch_size: int | None,
     engine_cache: str,
 ) -> list[tuple[str, dict[str, str]]]:
-    """Execution providers with their options, the preferred one first."""
+    """Execution providers of a GPU with their options, the preferred one first."""
     cuda = {
         "device_id": str(device.gpu),
         # TF32 changes codes by 1e-3.
         "use_tf32": "1" if precision == "tf32" else "0",
-        # Other searches run for seconds again whenever a shape is new.
+        # Other searches run for seconds for every new shape.
         "cudnn_conv_algo_search": "HEURISTIC",
     }
     if not device.tensorrt:
@@ -317,12 +324,12 @@ def gpu_providers(
         "trt_timing_cache_path": engine_cache,
     }
     if batch_size is None:
-        # One engine for all batch sizes, instead of one for each range met.
-        name, shape = _input_of(model)
+        # One engine for all batch sizes, instead of a rebuild for each new range.
+        name, shape = _input_name_and_shape(model)
         for bound, rows in (
             ("min", 1),
-            ("opt", _TENSORRT_USUAL),
-            ("max", _TENSORRT_MAX),
+            ("opt", _TENSORRT_OPT_BATCH),
+            ("max", _TENSORRT_MAX_BATCH),
         ):
             dims = "x".join(map(str, (rows, *shape)))
             tensorrt[f"trt_profile_{bound}_shapes"] = f"{name}:{dims}"
@@ -330,26 +337,27 @@ def gpu_providers(
 
 
 def _set_tensorrt_tf32(precision: str) -> None:
-    """Switch TF32 off or on for TensorRT, which has no option of its own.
+    """Turn TF32 on or off for TensorRT, which has no option for it.
 
-    Its libraries read an environment variable, once in a process.
+    Its libraries read an environment variable once per process.
 
     Raises
     ------
     DeviceError
-        If it is already the other way.
+        If the variable already has the opposite value.
     """
     wanted = "1" if precision == "tf32" else "0"
     if os.environ.setdefault(_TF32_VARIABLE, wanted) != wanted:
         raise DeviceError(
             f"precision={precision!r} with TensorRT needs {_TF32_VARIABLE}={wanted} in "
             f"the whole process, got {os.environ[_TF32_VARIABLE]!r}: the environment "
-            "sets it, or another precision was used before. Use one of float32 and "
-            "tf32 in a process, or device='cuda'."
+            "sets it, or another precision was used before. Use only one of float32 "
+            "and tf32 per process, or device='cuda'."
         )
 
 
-def _input_of(model: bytes) -> tuple[str, list[int]]:
+def _input_name_and_shape(model: bytes) -> tuple[str, list[int]]:
+    """Name of the only input, and its shape without the batch dimension."""
     import onnx
 
     (value,) = onnx.load_from_string(model).graph.input
@@ -357,13 +365,13 @@ def _input_of(model: bytes) -> tuple[str, list[int]]:
 
 
 def session_options(n_threads: int) -> ort.SessionOptions:
-    """Options of every session: threads of one run, no messages, no spinning.
+    """Options of every session: threads per run, no messages, no spinning.
 
-    Idle threads that spin starve decoding, and each other where cores are shared.
+    Spinning idle threads starve decoding, and each other where cores are shared.
     """
     options = import_onnxruntime().SessionOptions()
     options.log_severity_level = 4
-    # Otherwise a file could pass for one of ONNX Runtime's own format.
+    # Otherwise a file could be taken for ONNX Runtime's own format.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.inter_op_num_threads = 1
@@ -374,24 +382,24 @@ def session_options(n_threads: int) -> ort.SessionOptions:
 def make_session(
     model: bytes, options: ort.SessionOptions, providers: Sequence[Any] = _CPU
 ) -> ort.InferenceSession:
-    """Open ONNX Runtime's session while no other thread forks.
+    """Create an ONNX Runtime session while no other thread forks.
 
     Raises
     ------
     RuntimeError
-        If there cannot be as many threads as the options name.
+        If the number of threads in the options cannot be started.
     """
-    _try_threads(options.intra_op_num_threads - 1)
+    _check_threads(options.intra_op_num_threads - 1)
     with fork_lock:
         return import_onnxruntime().InferenceSession(
             model, options, providers=list(providers)
         )
 
 
-def _try_threads(count: int) -> None:
-    """Start as many threads at once, and end them.
+def _check_threads(count: int) -> None:
+    """Start this many threads at once, and end them.
 
-    Where some of its own can be started, and not all, ONNX Runtime waits for ever.
+    ONNX Runtime waits forever if only some of its threads can be started.
     """
     end = threading.Event()
     started: list[threading.Thread] = []
@@ -408,7 +416,7 @@ def _try_threads(count: int) -> None:
 
 @contextmanager
 def _nvidia_libraries(ort: ModuleType) -> Iterator[list[str]]:
-    """Load CUDA and cuDNN of the NVIDIA wheels; collect what fails, print nothing."""
+    """Load CUDA and cuDNN from the NVIDIA wheels; yield the messages of failures."""
     reported: list[str] = []
     printed = io.StringIO()
     if hasattr(ort, "preload_dlls"):
@@ -419,7 +427,7 @@ def _nvidia_libraries(ort: ModuleType) -> Iterator[list[str]]:
 
 
 def padded(images: np.ndarray, size: int) -> np.ndarray:
-    """A batch filled up to a size with copies of its last image."""
+    """Pad a batch to a size with copies of its last image."""
     missing = size - len(images)
     if missing <= 0:
         return images
@@ -427,11 +435,11 @@ def padded(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of ONNX Runtime says that the GPU's memory is full."""
+    """Whether ONNX Runtime raised the error because it could not allocate memory."""
     text = str(error).lower()
     return any(
-        sign in text
-        for sign in (
+        phrase in text
+        for phrase in (
             "failed to allocate memory",
             "out of memory",
             "cudnn_status_alloc_failed",

@@ -1,4 +1,4 @@
-"""OpenVINO: networks on the CPU, in bfloat16 and int8 where it can do them."""
+"""OpenVINO: networks on the CPU, also in bfloat16 and int8 if the CPU supports them."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from sk_cnncodes.base.threads import ResourcePool
 def import_openvino() -> ModuleType:
     """Import OpenVINO without its telemetry.
 
-    On import it sends an event to Google Analytics, and makes a folder in the user's
-    home, unless the package `openvino_telemetry` is missing: it is hidden meanwhile.
+    On import it sends an event to Google Analytics and creates a folder in the user's
+    home, unless the package `openvino_telemetry` is missing, so the import hides it.
     """
     with fork_lock:
         if "openvino" in sys.modules:
             return sys.modules["openvino"]
         name = "openvino_telemetry"
         hidden: dict[str, Any] = sys.modules
-        before = hidden.get(name, hidden)  # itself where there was none
-        hidden[name] = None  # importing it fails from now on
+        previous = hidden.get(name, hidden)  # `hidden` itself if it was not imported
+        hidden[name] = None  # makes importing it fail
         try:
             return importlib.import_module("openvino")
         finally:
-            if before is hidden:
+            if previous is hidden:
                 del hidden[name]
             else:
-                hidden[name] = before
+                hidden[name] = previous
 
 
 @lru_cache(maxsize=2)
 def _core(process: int) -> Any:
-    """The library's entry; a forked child makes its own."""
+    """OpenVINO's core, one per process: a forked child creates its own."""
     return import_openvino().Core()
 
 
 def cpu_capabilities() -> list[str]:
-    """What OpenVINO says that it can do on this CPU, such as "BF16" and "INT8"."""
+    """Capabilities that OpenVINO reports for this CPU, such as "BF16" and "INT8"."""
     return list(_core(os.getpid()).get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
@@ -56,11 +56,11 @@ class OpenVinoRunner:
     model : bytes
         With one uint8 input [N, height, width, 3] and float32 outputs [N, d].
     n_threads : int
-        CPU threads of all runs together.
+        Number of CPU threads of all concurrent runs together.
     n_concurrent_runs : int
-        How many threads will run it at once: each has a stream of its own.
+        Number of concurrent runs; each has its own stream.
     bfloat16 : bool
-        Whether what is not int8 is computed in bfloat16, and not in float32.
+        Whether operators that are not int8 run in bfloat16; otherwise in float32.
     """
 
     provider = "OpenVINO"
@@ -77,7 +77,7 @@ class OpenVinoRunner:
                 "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
                 "INFERENCE_NUM_THREADS": max(n_threads, n_concurrent_runs),
                 "NUM_STREAMS": str(n_concurrent_runs),
-                # Threads that are bound to cores fight with those of other processes.
+                # Pinned threads compete with those of other processes for the cores.
                 "ENABLE_CPU_PINNING": False,
             },
         )

@@ -1,4 +1,4 @@
-"""Code graphs in half precision, and what all lower precisions have in common."""
+"""Convert code graphs to float16; helpers shared by all lower precisions."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sk_cnncodes.engines.onnxruntime import (
 if TYPE_CHECKING:
     import onnx
 
-# What names begin with of the tensors that a code graph adds to its network, and of its
-# outputs: normalisation of the pixels, pooling and norm stay in float32.
+# Prefixes of the tensors that a code graph adds to its network, and of its outputs.
+# They stay in float32: normalisation of the pixels, pooling and norm.
 CODE_PREFIX = "sk_cnncodes/"
 CODE_OUTPUT = "codes_"
 
 
 def to_float16(model: bytes) -> bytes:
-    """A code graph that computes in float16.
+    """Convert a code graph to float16.
 
     Normalisation of the pixels, pooling and L2 norm stay in float32.
 
@@ -43,31 +43,31 @@ def to_float16(model: bytes) -> bytes:
 
 
 def is_added_by_code_graph(node: onnx.NodeProto) -> bool:
-    """Whether a node was added before or after those of the network."""
+    """Whether a node belongs to the code graph rather than to its network."""
     return any(name.startswith((CODE_PREFIX, CODE_OUTPUT)) for name in node.output)
 
 
 def fused_graph(model: bytes, opset: int = 1) -> onnx.ModelProto:
-    """A code graph with constants folded and normalisations fused into weights.
+    """Fold the constants of a code graph, and fuse normalisations into weights.
 
-    Unfused, a normalisation divides by variances that short numbers cannot hold.
+    An unfused normalisation divides by variances that low precisions cannot represent.
 
     Parameters
     ----------
     model : bytes
         A serialised code graph in float32.
     opset : int, default=1
-        Oldest version of the default operator set that it may have.
+        Minimum version of the default opset.
 
     Returns
     -------
     onnx.ModelProto
-        Its nodes are named, and the types of its tensors inferred.
+        With named nodes and inferred tensor types.
 
     Raises
     ------
     BackboneError
-        If it cannot be converted to that version.
+        If it cannot be converted to that opset.
     """
     import onnx
     import onnx.version_converter
@@ -75,7 +75,7 @@ def fused_graph(model: bytes, opset: int = 1) -> onnx.ModelProto:
     options = session_options(n_threads=1)  # nothing is run
     level = import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.graph_optimization_level = level
-    # Not a folder: an interrupt while it is removed would leave it there.
+    # Not a temporary folder: an interrupt during its removal would leave it behind.
     number, path = tempfile.mkstemp(prefix="sk_cnncodes-", suffix=".onnx")
     try:
         os.close(number)
@@ -84,7 +84,7 @@ def fused_graph(model: bytes, opset: int = 1) -> onnx.ModelProto:
         fused = onnx.load_from_string(Path(path).read_bytes())
     finally:
         os.unlink(path)  # noqa: PTH108 - in one step
-    # ONNX Runtime imports all domains that it knows.
+    # ONNX Runtime declares all opset domains that it knows.
     used = {node.domain for node in fused.graph.node} | {""}
     imports = [entry for entry in fused.opset_import if entry.domain in used]
     fused.ClearField("opset_import")

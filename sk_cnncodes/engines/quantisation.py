@@ -1,9 +1,9 @@
 """8-bit code graphs: static quantisation with scales from calibration images.
 
-Weights are int8 with one scale a channel, activations uint8 with one scale a tensor;
-normalisation of the pixels, pooling and L2 norm stay in float32. Operators that
-ONNX Runtime and OpenVINO compute in 8 bits are wrapped into QuantizeLinear and
-DequantizeLinear, the others are left alone. See B. Jacob et al., "Quantization and
+Weights are int8 with one scale per channel, activations uint8 with one scale per
+tensor; normalisation of the pixels, pooling and L2 norm stay in float32. Operators that
+ONNX Runtime and OpenVINO compute in 8 bits are surrounded by QuantizeLinear and
+DequantizeLinear, the others are unchanged. See B. Jacob et al., "Quantization and
 Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR
 2018, arXiv:1712.05877, and M. Nagel et al., "A White Paper on Neural Network
 Quantization", arXiv:2106.08295.
@@ -31,10 +31,10 @@ from sk_cnncodes.engines.precision import fused_graph, is_added_by_code_graph
 if TYPE_CHECKING:
     import onnx
 
-# Operators whose second input is a weight, and those between them on maps.
+# Operators whose second input is a weight, and those quantised only on feature maps.
 _LINEAR_OPS = ("Conv", "Gemm", "MatMul")
-_BETWEEN = ("Add", "Relu", "Clip", "MaxPool", "AveragePool", "Concat")
-# Scales for each channel exist since this version of the operators.
+_FEATURE_MAP_OPS = ("Add", "Relu", "Clip", "MaxPool", "AveragePool", "Concat")
+# First opset with one scale per channel.
 _OPSET = 13
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -43,19 +43,19 @@ Ranges = Mapping[str, tuple[float, float]]
 @public
 @dataclass(frozen=True)
 class Calibration:
-    """Ranges of a backbone's activations, from which its 8-bit scales follow.
+    """Ranges of a backbone's activations, which determine its 8-bit scales.
 
     Attributes
     ----------
     backbone_sha256 : str
-        Of the backbone that they belong to.
+        SHA-256 of the backbone.
     n_images : int
-        How many images they were measured on.
+        Number of images that the ranges were measured on.
     ranges : dict of str to (float, float)
-        For each quantised tensor, the mean over the images of its smallest and of its
-        largest value: single outliers would cost all others their resolution.
+        For each quantised tensor, its minimum and its maximum, each averaged over the
+        images so that single outliers do not reduce the resolution.
     preprocessing : str
-        That of the images, as JSON.
+        Preprocessing of the images, as JSON.
     """
 
     backbone_sha256: str
@@ -65,7 +65,7 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that decides a quantised graph, beside the backbone."""
+        """SHA-256 of the ranges, which determine the backbone's quantised graph."""
         values = json.dumps(self.ranges, sort_keys=True)
         return hashlib.sha256(values.encode()).hexdigest()
 
@@ -73,15 +73,21 @@ class Calibration:
 def measure_ranges(
     model: bytes, batches: Iterable[np.ndarray], n_threads: int
 ) -> dict[str, tuple[float, float]]:
-    """Run a code graph on images, and note the ranges of what will be quantised.
+    """Measure the ranges of the tensors to quantise by running a code graph on images.
 
     Parameters
     ----------
     model : bytes
         A serialised code graph in float32.
     batches : iterable of ndarray of uint8, shape (n, height, width, 3)
-        The extremes of each are averaged: one image each, where the graph allows it.
+        The extremes of each batch are averaged, so batches should have one image each
+        where the graph allows it.
     n_threads : int
+
+    Returns
+    -------
+    dict of str to (float, float)
+        Mean minimum and mean maximum of each tensor to quantise.
 
     Raises
     ------
@@ -91,7 +97,7 @@ def measure_ranges(
     import onnx
 
     fused = fused_graph(model, _OPSET)
-    names = _quantised(fused).tensors
+    names = _find_targets(fused).tensors
     outputs = []
     for name in names:
         for op_type in ("ReduceMin", "ReduceMax"):
@@ -113,34 +119,34 @@ def measure_ranges(
 
 
 def quantise(model: bytes, ranges: Ranges) -> bytes:
-    """A code graph in 8 bits.
+    """Quantise a code graph to 8 bits.
 
     Parameters
     ----------
     model : bytes
         A serialised code graph in float32.
     ranges : dict of str to (float, float)
-        As `measure_ranges` gives them.
+        Output of `measure_ranges`.
 
     Raises
     ------
     BackboneError
-        If tensors to quantise have no range.
+        If a tensor to quantise has no range.
     """
     quantization = import_tool("quantization")
     calibrate = import_tool("quantization.calibrate")
     fused = fused_graph(model, _OPSET)
-    chosen = _quantised(fused)
-    missing = [name for name in chosen.tensors if name not in ranges]
+    targets = _find_targets(fused)
+    missing = [name for name in targets.tensors if name not in ranges]
     if missing:
         raise BackboneError(
-            f"int8: the calibration lacks {len(missing)} of {len(chosen.tensors)} "
-            f"tensors, {missing[0]!r} first: it was made for other layers, or by "
-            "another version of onnxruntime. Expected fit to be called again."
+            f"int8: the calibration lacks {len(missing)} of {len(targets.tensors)} "
+            f"tensors, the first is {missing[0]!r}: it was made for other layers, or "
+            "by another version of onnxruntime. Call fit again."
         )
     data = {
         name: calibrate.TensorData(lowest=np.float32(low), highest=np.float32(high))
-        for name, (low, high) in ((name, ranges[name]) for name in chosen.tensors)
+        for name, (low, high) in ((name, ranges[name]) for name in targets.tensors)
     }
     quantizer = quantization.QDQQuantizer(
         fused,
@@ -151,9 +157,9 @@ def quantise(model: bytes, ranges: Ranges) -> bytes:
         tensors_range=calibrate.TensorsData(
             quantization.CalibrationMethod.MinMax, data
         ),
-        nodes_to_quantize=chosen.nodes,
+        nodes_to_quantize=targets.nodes,
         nodes_to_exclude=[],
-        op_types_to_quantize=[*_LINEAR_OPS, *_BETWEEN],
+        op_types_to_quantize=[*_LINEAR_OPS, *_FEATURE_MAP_OPS],
         extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
     )
     quantizer.quantize_model()
@@ -161,14 +167,15 @@ def quantise(model: bytes, ranges: Ranges) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Quantised:
-    """Names of nodes to quantise, and of the activations that they read and write."""
+class _Targets:
+    """Names of nodes to quantise, and of their input and output activations."""
 
     nodes: list[str]
     tensors: list[str]
 
 
-def _quantised(model: onnx.ModelProto) -> _Quantised:
+def _find_targets(model: onnx.ModelProto) -> _Targets:
+    """Find the nodes and activations of a fused code graph to quantise."""
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
     rank = {
@@ -181,19 +188,20 @@ def _quantised(model: onnx.ModelProto) -> _Quantised:
         if is_added_by_code_graph(node):
             continue
         if node.op_type in _LINEAR_OPS:
-            fits = node.input[1] in weights and node.output[0] in rank
-            read = node.input[:1]
+            suitable = node.input[1] in weights and node.output[0] in rank
+            inputs = node.input[:1]
         else:
-            # On tokens, sums hold outliers that 8 bits cannot tell from the rest.
-            fits = node.op_type in _BETWEEN and rank.get(node.output[0]) == 4
-            read = [i for i in node.input if i in rank]
-            fits = fits and (node.op_type == "Clip" or len(read) == len(node.input))
-        if fits:
+            # Not on tokens: outliers in their sums leave too little resolution.
+            on_maps = rank.get(node.output[0]) == 4
+            inputs = [i for i in node.input if i in rank]
+            all_known = node.op_type == "Clip" or len(inputs) == len(node.input)
+            suitable = node.op_type in _FEATURE_MAP_OPS and on_maps and all_known
+        if suitable:
             nodes.append(node.name)
-            tensors.update(dict.fromkeys([*read, node.output[0]]))
+            tensors.update(dict.fromkeys([*inputs, node.output[0]]))
     if not any(n.op_type in _LINEAR_OPS and n.name in set(nodes) for n in graph.node):
         raise BackboneError(
-            "int8: the layer needs no convolution or matrix product with constant "
-            "weights. Expected precision='float32' here."
+            "int8: found no convolution or matrix product with constant weights up to "
+            "the layer. Expected precision='float32' here."
         )
-    return _Quantised(nodes, list(tensors))
+    return _Targets(nodes, list(tensors))

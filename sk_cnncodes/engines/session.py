@@ -1,4 +1,4 @@
-"""Sessions: loaded code graphs, with one face for all engines and devices."""
+"""Sessions: loaded code graphs with a common interface for all engines and devices."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sk_cnncodes.engines.execution import Execution
 from sk_cnncodes.engines.onnxruntime import is_out_of_memory, open_runner, padded
 from sk_cnncodes.engines.quantisation import Calibration
 
-# Codes of one image alone and in a batch may differ by this much, relative to the
-# largest value: rounding does, mixed-up rows do not.
+# Maximum difference between the codes of an image alone and in a batch, relative to the
+# largest value: rounding stays below it, mixed-up rows do not.
 _BATCH_TOLERANCE = {
     "float32": 1e-3,
     "tf32": 1e-2,
@@ -28,19 +28,26 @@ _BATCH_TOLERANCE = {
     "int8": 0.1,
 }
 GPU_BATCH_SIZE = 64
-# On a CPU, most networks are quickest with one or two images in a run: more leave the
-# caches. Large dense layers want more, whose weights are then read less often.
+# On a CPU, most networks are fastest with one or two images per run, which stay in the
+# CPU caches. Large dense layers need more, so that their weights are read less often.
 _UNMEASURED_BATCH_SIZE = 2
 _MAX_CPU_BATCH_SIZE = 64
-# So many images pay for a measurement; and so much quicker must a larger batch be.
-_WORTH_MEASURING = 128
-_WORTHWHILE = 1.04
+# Images that make a measurement worthwhile, and the speed-up to require of doubling.
+_MIN_IMAGES_TO_MEASURE = 128
+_MIN_SPEED_UP = 1.04
 
 
 class RunnableGraph(Protocol):
-    """A serialised model and how many images it takes in each run (None: any).
+    """A serialised code graph.
 
-    Where its batch size was taken out (freed), some networks stand no other.
+    Attributes
+    ----------
+    model : bytes
+    batch_size : int or None
+        Fixed batch size; None if it is dynamic.
+    batch_made_dynamic : bool
+        Whether a fixed batch size of the file was made dynamic, which some networks do
+        not support.
     """
 
     @property
@@ -54,14 +61,14 @@ class RunnableGraph(Protocol):
 
 
 class Runner(Protocol):
-    """A network loaded by an engine; what `CodeSession` needs of it.
+    """A network loaded by an engine, as used by `CodeSession`.
 
     Attributes
     ----------
     provider : str
-        What really runs it.
+        The execution provider in use, or "OpenVINO".
     n_concurrent_runs : int
-        How many threads may call `run` at once and gain by it.
+        Number of concurrent calls of `run` that increase the throughput.
     image_shape : tuple of int
         Height, width and channels of an input image.
     """
@@ -87,9 +94,9 @@ class CodeSession:
     ----------
     runner : Runner
     batch_size : int or None
-        Number of images that each run must have; None for any number.
+        Fixed batch size of the graph; None if it is dynamic.
     on_cpu : bool, default=True
-        Whether the best batch size is found by measuring.
+        Whether the network runs on the CPU, where the best batch size is measured.
     """
 
     def __init__(
@@ -101,57 +108,57 @@ class CodeSession:
         self.provider = runner.provider
         self.image_shape = runner.image_shape
         self._on_cpu = on_cpu
-        self._measuring = threading.Lock()
-        self._limiting = threading.Lock()
-        self._measured: int | None = None
-        # How many images fit into memory; None while all did.
-        self._most: int | None = None
+        self._measure_lock = threading.Lock()
+        self._limit_lock = threading.Lock()
+        self._measured_batch_size: int | None = None
+        # Number of images that fit in memory; None until a batch did not.
+        self._max_batch_size: int | None = None
 
     def choose_batch_size(self, n_images: int) -> int:
-        """How many images a run should have, if there are so many in all.
+        """Choose the number of images per run for a total of `n_images`.
 
-        On a CPU it is measured once for many images: the batch is doubled until that
-        gains nothing.
+        For many images on a CPU it is measured once, by doubling the batch until that
+        is no faster.
         """
         if self.batch_size is not None:
             return self.batch_size
         if not self._on_cpu:
-            return min(GPU_BATCH_SIZE, self._most or GPU_BATCH_SIZE)
-        if n_images < _WORTH_MEASURING:
+            return min(GPU_BATCH_SIZE, self._max_batch_size or GPU_BATCH_SIZE)
+        if n_images < _MIN_IMAGES_TO_MEASURE:
             return _UNMEASURED_BATCH_SIZE
-        with self._measuring:
-            if self._measured is None:
-                self._measured = self._quickest_batch_size()
-        return min(self._measured, -(-n_images // (2 * self.n_concurrent_runs)))
+        with self._measure_lock:
+            if self._measured_batch_size is None:
+                self._measured_batch_size = self._fastest_batch_size()
+            measured = self._measured_batch_size
+        return min(measured, -(-n_images // (2 * self.n_concurrent_runs)))
 
-    def _quickest_batch_size(self) -> int:
-        size, quickest = 1, self._images_per_second(1)
+    def _fastest_batch_size(self) -> int:
+        """Double the batch size until that is no faster."""
+        size, speed = 1, self._images_per_second(1)
         while size < _MAX_CPU_BATCH_SIZE:
-            doubled = self._images_per_second(2 * size)
-            if doubled < _WORTHWHILE * quickest:
+            doubled_speed = self._images_per_second(2 * size)
+            if doubled_speed < _MIN_SPEED_UP * speed:
                 break
-            size, quickest = 2 * size, doubled
+            size, speed = 2 * size, doubled_speed
         return size
 
     def _images_per_second(self, batch_size: int) -> float:
-        """Speed of all callers together: the best of three rounds."""
+        """Throughput of all concurrent runs together: the best of three rounds."""
         images = np.zeros((batch_size, *self.image_shape), np.uint8)
-        at_once = [images] * self.n_concurrent_runs
-        with OrderedThreadPool(
-            self.n_concurrent_runs, "sk_cnncodes-measure"
-        ) as callers:
+        batches = [images] * self.n_concurrent_runs
+        with OrderedThreadPool(self.n_concurrent_runs, "sk_cnncodes-measure") as pool:
             seconds = []
-            for _ in range(4):  # the first one finds its memory
+            for _ in range(4):  # the first round allocates memory
                 start = time.perf_counter()
-                list(callers.in_order(self.run, at_once, self.n_concurrent_runs))
+                list(pool.in_order(self.run, batches, self.n_concurrent_runs))
                 seconds.append(time.perf_counter() - start)
         return batch_size * self.n_concurrent_runs / min(seconds[1:])
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """Codes of a batch. Several threads may call it at once.
+        """Compute the codes of a batch; thread-safe.
 
-        Where memory, above all that of a GPU, does not hold the batch, it is halved,
-        once and for all, with a warning.
+        If a batch does not fit in memory, usually that of a GPU, the batch size is
+        halved permanently, with a warning.
 
         Parameters
         ----------
@@ -165,15 +172,15 @@ class CodeSession:
         Raises
         ------
         BackboneError
-            If the network does not return one row an image.
+            If the network does not return one row per image.
         DeviceError
-            If memory does not hold a single image.
+            If a single image does not fit in memory.
         """
         if self.batch_size is not None:
-            return self._run_in_parts(images, self.batch_size, fill=True)
-        most = self._most
-        if most is not None and len(images) > most:
-            return self._run_in_parts(images, most, fill=False)
+            return self._run_in_parts(images, self.batch_size, pad=True)
+        limit = self._max_batch_size
+        if limit is not None and len(images) > limit:
+            return self._run_in_parts(images, limit, pad=False)
         try:
             return self._run(images)
         except Exception as error:
@@ -183,54 +190,56 @@ class CodeSession:
         return self.run(images)
 
     def _run_in_parts(
-        self, images: np.ndarray, size: int, *, fill: bool
+        self, images: np.ndarray, size: int, *, pad: bool
     ) -> list[np.ndarray]:
-        """Run some images after others; `fill` the last part up with copies."""
+        """Run batches of `size` images in turn; `pad` the last one with copies."""
         parts = []
         for start in range(0, len(images), size):
             part = images[start : start + size]
             rows = len(part)
-            if fill:
+            if pad:
                 part = padded(part, size)
-            made = self._run(part) if fill else self.run(part)
-            parts.append([codes[:rows] for codes in made])
+            outputs = self._run(part) if pad else self.run(part)
+            parts.append([codes[:rows] for codes in outputs])
         return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
 
-    def _halve_batch(self, tried: int, error: Exception) -> None:
-        """Halve the batches after one that memory did not hold; say so once."""
-        memory = "memory" if self._on_cpu else "the GPU's memory"
-        if tried == 1:
-            other = "" if self._on_cpu else ", or device='cpu'"
+    def _halve_batch(self, n_images: int, error: Exception) -> None:
+        """Halve the batch size after a batch did not fit in memory; warn once."""
+        memory = "memory" if self._on_cpu else "GPU memory"
+        if n_images == 1:
+            alternative = "" if self._on_cpu else ", or device='cpu'"
             raise DeviceError(
-                f"{self.provider}: {memory} does not hold a run of one image "
-                f"({first_line(error)}). Expected more of it to be free, a smaller "
-                f"backbone, or an earlier layer{other}."
+                f"{self.provider}: a batch of one image does not fit in {memory} "
+                f"({first_line(error)}). Expected more free memory, a smaller "
+                f"backbone, or an earlier layer{alternative}."
             ) from error
-        with self._limiting:
-            first = self._most is None
-            self._most = min(self._most or tried, -(-tried // 2))
+        with self._limit_lock:
+            first = self._max_batch_size is None
+            limit = min(self._max_batch_size or n_images, -(-n_images // 2))
+            self._max_batch_size = limit
         if first:
             warnings.warn(
-                f"{self.provider}: {memory} does not hold {tried} images at "
-                f"once; it goes on with {self._most}, or fewer. batch_size={self._most}"
-                " avoids the attempt.",
+                f"{self.provider}: a batch of {n_images} images does not fit in "
+                f"{memory}. Continuing with {limit} or fewer; set batch_size={limit} "
+                "to avoid the failed attempt.",
                 RuntimeWarning,
                 stacklevel=2,
             )
 
     def _run(self, images: np.ndarray) -> list[np.ndarray]:
+        """Run a batch, and check the shapes of the codes."""
         outputs = self._runner.run(images)
         for codes in outputs:
             if codes.ndim != 2 or len(codes) != len(images):
                 raise BackboneError(
                     f"the network returned codes of shape {codes.shape} for "
-                    f"{len(images)} images. Expected one row an image."
+                    f"{len(images)} images. Expected one row per image."
                 )
         return outputs
 
 
 class MultiDeviceRunner:
-    """The same network on several devices, used at once.
+    """The same network on several devices that are used at once.
 
     Parameters
     ----------
@@ -241,7 +250,7 @@ class MultiDeviceRunner:
         self.n_concurrent_runs = sum(runner.n_concurrent_runs for runner in runners)
         self.provider = runners[0].provider
         self.image_shape = runners[0].image_shape
-        # In turns, so that the first batches go to different devices.
+        # Interleaved, so that the first batches go to different devices.
         self._runners = ResourcePool(
             runner
             for turn in range(max(runner.n_concurrent_runs for runner in runners))
@@ -250,7 +259,7 @@ class MultiDeviceRunner:
         )
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """Codes of a batch, from the device that has waited longest."""
+        """Codes of a batch, computed by the device that has been idle longest."""
         return self._runners.use(lambda runner: runner.run(images))
 
 
@@ -267,19 +276,18 @@ def open_session(
     ----------
     graphs : iterable of RunnableGraph
     execution : Execution or Device
-        A device stands for ONNX Runtime in float32 on it.
+        A device means ONNX Runtime in float32 on that device.
     n_threads : int
-        CPU threads of all runs together.
+        Number of CPU threads of all concurrent runs together.
     n_concurrent_runs : int, default=1
-        How many threads will call `run` at once on the CPU; each run has its share of
-        `n_threads`.
+        Number of concurrent runs on the CPU, which share `n_threads`.
     calibration : Calibration or None, default=None
-        What int8 needs.
+        Required for int8.
 
     Raises
     ------
     BackboneError
-        If the engine loads or runs none of them.
+        If the engine cannot run any of the graphs.
     DeviceError
         If a required GPU does not work.
     """
@@ -289,7 +297,7 @@ def open_session(
     for graph in graphs:
         try:
             if graph.batch_made_dynamic and execution.engine == "openvino":
-                _check_freed(graph, n_threads)
+                _check_dynamic_batch(graph, n_threads)
             with fork_lock:
                 runner = _open_runner(
                     graph, execution, n_threads, n_concurrent_runs, calibration
@@ -310,10 +318,10 @@ def open_session(
     ) from fault
 
 
-def _check_freed(graph: RunnableGraph, n_threads: int) -> None:
-    """Fail where ONNX Runtime finds shapes that contradict each other.
+def _check_dynamic_batch(graph: RunnableGraph, n_threads: int) -> None:
+    """Raise if ONNX Runtime finds inconsistent shapes.
 
-    OpenVINO runs such a graph, and reads or writes outside of its memory.
+    OpenVINO would run such a graph and access memory out of bounds.
     """
     cpu = Execution()
     with fork_lock:
@@ -332,7 +340,7 @@ def _open_runner(
     n_concurrent_runs: int,
     calibration: Calibration | None,
 ) -> Runner:
-    """A graph in its precision, loaded by its engine on all its devices."""
+    """Convert a graph to its precision, and load it on all its devices."""
     model = in_precision(graph.model, execution.precision, calibration)
     if execution.engine == "openvino":
         from sk_cnncodes.engines.openvino import OpenVinoRunner
@@ -361,9 +369,9 @@ def _open_runner(
 def in_precision(
     model: bytes, precision: str, calibration: Calibration | None
 ) -> bytes:
-    """A float32 code graph as an engine wants it for a precision.
+    """Convert a float32 code graph to a precision.
 
-    float16 and int8 are written into the graph; the others are options of the engine.
+    Only float16 and int8 change the graph; the others are options of the engine.
     """
     if precision == "float16":
         from sk_cnncodes.engines.precision import to_float16
@@ -378,9 +386,9 @@ def in_precision(
 
 
 def _batch_fault(session: CodeSession, tolerance: float) -> Exception | None:
-    """Run two images alone and together; what is wrong with the rows, if anything.
+    """Check that two images have the same codes alone and together; None if so.
 
-    In a batch of baked-in size, an image alone has copies of itself beside it.
+    With a fixed batch size, an image alone is padded with copies of itself.
     """
     rng = np.random.default_rng(0)
     shape = session.image_shape

@@ -1,4 +1,4 @@
-"""SessionTable: the open sessions of this process."""
+"""Table of the open sessions of this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from sk_cnncodes.base.forks import after_fork_in_child, fork_safe_lock
 
-# Sessions kept open; each holds the weights and an arena of about 200 MB.
+# Default limit; each session holds the weights and an arena of about 200 MB.
 MAX_SESSIONS = 4
 S = TypeVar("S")
 
@@ -19,7 +19,7 @@ _tables: weakref.WeakSet[SessionTable[Any]] = weakref.WeakSet()
 
 
 class _Entry(Generic[S]):
-    """An open session, or one that the thread with the lock is opening."""
+    """An open session, or None while the thread that holds the lock opens it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -27,15 +27,15 @@ class _Entry(Generic[S]):
 
 
 class SessionTable(Generic[S]):
-    """Open sessions of this process; the least recently used is closed first.
+    """LRU cache of the open sessions of this process.
 
-    Sessions cannot be pickled, must not be deleted in a forked child, and take
-    seconds to open: estimators ask this table for theirs each time.
+    Sessions cannot be pickled, must not be deleted in a forked child, and take seconds
+    to open, so estimators get theirs from this table each time.
 
     Parameters
     ----------
-    max_sessions : int
-        How many are kept open.
+    max_sessions : int, default=4
+        Maximum number of sessions kept open; the least recently used is closed first.
     """
 
     def __init__(self, max_sessions: int = MAX_SESSIONS) -> None:
@@ -45,7 +45,7 @@ class SessionTable(Generic[S]):
         _tables.add(self)
 
     def get(self, key: Hashable, make: Callable[[], S]) -> S:
-        """The session of a key; `make` is called once however many threads ask."""
+        """Return the session of a key; concurrent calls call `make` only once."""
         with self._lock:
             entry = self._entries.setdefault(key, _Entry[S]())
             self._entries.move_to_end(key)
@@ -62,8 +62,8 @@ class SessionTable(Generic[S]):
             self._entries.clear()
 
     def _abandon(self) -> None:
-        # Deleting a session whose threads stayed in the parent hangs, at exit too:
-        # one reference that is never given back keeps the child from trying.
+        # Deleting a session whose threads are only in the parent hangs, also at exit:
+        # a leaked reference prevents it in the child.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._entries))
         self._entries = OrderedDict()
 

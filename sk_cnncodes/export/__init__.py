@@ -1,5 +1,5 @@
-"""Saved models, written and read: joblib, skops, ONNX.
+"""Saving and loading models as joblib, skops and ONNX files.
 
-`OnnxClassifier` reads what `to_onnx` writes and imports neither scikit-learn nor onnx:
-this file stays without imports. Imports `heads` and below.
+`OnnxClassifier` reads what `to_onnx` writes without importing scikit-learn or onnx, so
+this file must not import anything. Imports `heads` and below.
 """

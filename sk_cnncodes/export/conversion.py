@@ -1,4 +1,4 @@
-"""Steps of a pipeline -> ONNX by skl2onnx, compared with the steps themselves."""
+"""Convert pipeline steps with skl2onnx, and compare the results with scikit-learn."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from sk_cnncodes.export.head_graph import HeadGraph
 if TYPE_CHECKING:
     import onnx
 
-# Operator set of the nodes of trees, SVMs and the like; newer ones deprecate some.
+# Version of the ai.onnx.ml operator set; newer ones deprecate some of its operators.
 _ML_OPSET = 3
-# Shares of the largest value, and of the rows: float32 sums and ties between
-# neighbours stay below, a wrong formula does not.
+# Largest error relative to the largest value, and largest share of rows that differ:
+# float32 rounding and ties between neighbours stay below; a wrong formula does not.
 _TOLERANCE = 1e-3
-ODD_ROWS = 0.05
+MAX_DIFFERING_ROWS = 0.05
 
 
 def used_steps(pipeline: Pipeline) -> list[tuple[str, Any]]:
-    """The steps of a pipeline that do something."""
+    """The steps of a pipeline, without None and "passthrough"."""
     return [s for s in pipeline.steps if s[1] is not None and s[1] != "passthrough"]
 
 
 def flat_steps(steps: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The steps with those of nested pipelines in their places."""
+    """Flatten steps: nested pipelines are replaced by their own steps."""
     flat: list[tuple[str, Any]] = []
     for name, step in steps:
         step = getattr(step, "best_estimator_", step)
@@ -42,15 +42,15 @@ def flat_steps(steps: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 
 def converted(
-    estimator: Any, rows: np.ndarray, opset: int, *choices: dict[str, Any]
+    estimator: Any, rows: np.ndarray, opset: int, *option_sets: dict[str, Any]
 ) -> onnx.ModelProto:
-    """What skl2onnx makes of an estimator, with the first options that it knows."""
+    """Convert an estimator by skl2onnx, with the first option set that it supports."""
     from skl2onnx import __max_supported_opset__, convert_sklearn
     from skl2onnx.common.data_types import FloatTensorType
 
     target = {"": min(opset, __max_supported_opset__), "ai.onnx.ml": _ML_OPSET}
     types = [("x", FloatTensorType([None, rows.shape[1]]))]
-    for options in choices or ({},):
+    for options in option_sets or ({},):
         try:
             model: onnx.ModelProto = convert_sklearn(
                 estimator,
@@ -60,13 +60,13 @@ def converted(
                 options={id(estimator): options} if options else None,
             )
             return model
-        except NameError as error:  # an option that it does not know
-            unknown = error
-    raise unknown
+        except NameError as error:  # an option is not supported
+            unsupported = error
+    raise unsupported
 
 
 def add_transformer(graph: HeadGraph, step: Any, tensor: str, rows: np.ndarray) -> str:
-    """Nodes of a transformer, compared with it on some rows."""
+    """Add the nodes of a transformer, after comparing them with it on `rows`."""
     piece = converted(step, rows, graph.opset)
     wanted = transformed(step, rows)
     compare(run_model(piece, rows)[0], wanted, "values")
@@ -74,20 +74,20 @@ def add_transformer(graph: HeadGraph, step: Any, tensor: str, rows: np.ndarray) 
 
 
 def transformed(step: Any, rows: np.ndarray) -> np.ndarray:
-    """What a transformer makes of rows, as a float32 matrix."""
-    found = step.transform(rows)
-    found = found.toarray() if hasattr(found, "toarray") else found
-    return np.asarray(found, np.float32)
+    """Output of a transformer for `rows`, as a dense float32 matrix."""
+    output = step.transform(rows)
+    output = output.toarray() if hasattr(output, "toarray") else output
+    return np.asarray(output, np.float32)
 
 
 def as_matrix(values: Any) -> np.ndarray:
-    """Predictions of one or of several columns as a matrix."""
+    """Predictions as a matrix, also if they have one dimension."""
     array: np.ndarray = np.asarray(values)
     return array.reshape(len(array), -1)
 
 
 def compare(got: np.ndarray, wanted: np.ndarray, what: str) -> None:
-    """Compare what ONNX nodes give with what scikit-learn gives.
+    """Compare the output of ONNX nodes with that of scikit-learn.
 
     Raises
     ------
@@ -100,15 +100,15 @@ def compare(got: np.ndarray, wanted: np.ndarray, what: str) -> None:
         )
     scale = max(float(np.abs(wanted).max(initial=0)), 1e-6)
     error = np.abs(got - wanted).max(axis=1)
-    if not (error <= _TOLERANCE * scale).mean() >= 1 - ODD_ROWS:
+    if not (error <= _TOLERANCE * scale).mean() >= 1 - MAX_DIFFERING_ROWS:
         raise ExportError(
-            f"its ONNX nodes give other {what}: largest difference {error.max():.3g} "
-            f"of {scale:.3g} in {len(got)} test rows"
+            f"its ONNX nodes give different {what}: largest difference "
+            f"{error.max():.3g}, largest value {scale:.3g}, in {len(got)} test rows"
         )
 
 
 def run_model(model: onnx.ModelProto, rows: np.ndarray) -> list[np.ndarray]:
-    """Outputs of an ONNX model of one input."""
+    """Run an ONNX model with one input on the CPU."""
     session = load_session(model.SerializeToString(), CPU, usable_threads(-1))
     outputs: list[np.ndarray] = session.run(None, {session.get_inputs()[0].name: rows})
     return outputs

@@ -1,4 +1,4 @@
-"""The contract between `to_onnx` and its readers, and whether a file keeps it."""
+"""The format of files that `to_onnx` writes, and checks that a file follows it."""
 
 from __future__ import annotations
 
@@ -13,34 +13,41 @@ import numpy as np
 
 from sk_cnncodes.base.exceptions import ExportError, PreprocessingError
 from sk_cnncodes.graphs.checks import LARGEST_BATCH
-from sk_cnncodes.graphs.wire_format import asks_for_files, metadata_entry, metadata_of
+from sk_cnncodes.graphs.wire_format import (
+    has_external_data,
+    metadata_entry,
+    metadata_of,
+)
 from sk_cnncodes.images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# Entries of the metadata of a file, as JSON.
+# Metadata entries, as JSON.
 CLASSES_KEY = "sk_cnncodes.classes"
 MODEL_KEY = "sk_cnncodes.model"
-# An entry with the SHA-256 of the file without this entry.
+# Metadata entry with the SHA-256 of the file without this entry.
 DIGEST_KEY = "sk_cnncodes.sha256"
-# Of a classifier with probabilities, of one without, and of a regressor.
+# Outputs of a classifier with probabilities, of one without, and of a regressor.
 _OUTPUTS = (["label", "probabilities"], ["label", "decision"], ["values"])
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What a file says of itself.
+    """What an exported file declares about itself.
 
     Attributes
     ----------
     outputs : list of str
+        Names of the outputs.
     preprocessing : Preprocessing
+        How images are resized and cropped.
     metadata : dict
+        The metadata entry `MODEL_KEY`.
     classes : ndarray of shape (n_classes,), or None
-        None of a regressor.
+        None for a regressor.
     batch_size : int or None
-        Number of images that each run takes; None for any.
+        Fixed batch size; None if it is dynamic.
     """
 
     outputs: list[str]
@@ -50,45 +57,46 @@ class ExportedModel:
     batch_size: int | None
 
     def check(self, arrays: Sequence[np.ndarray]) -> None:
-        """Refuse outputs of another shape than promised, or that know other classes.
+        """Check that outputs have the declared shapes, and labels the declared classes.
 
         Raises
         ------
         ExportError
-            Naming the output.
+            If an output does not; the message names it.
         """
         classes = [] if self.classes is None else self.classes.tolist()
         for name, array in zip(self.outputs, arrays, strict=True):
-            as_promised = len(array.shape) == (1 if name == "label" else 2)
-            if name == "probabilities" and as_promised:
-                as_promised = array.shape[1] == len(classes)
-            if not as_promised:
+            is_valid = len(array.shape) == (1 if name == "label" else 2)
+            if name == "probabilities" and is_valid:
+                is_valid = array.shape[1] == len(classes)
+            if not is_valid:
                 raise ExportError(
-                    f"its output {name!r} has the shape {array.shape}, its classes are "
-                    f"{classes[:10]}"
+                    f"its output {name!r} has the shape {array.shape}, but its classes "
+                    f"are {classes[:10]}"
                 )
             unknown = set(array.tolist()) - set(classes) if name == "label" else set()
             if unknown:
                 raise ExportError(
-                    f"label {unknown.pop()!r} is none of the classes {classes[:10]}"
+                    f"label {unknown.pop()!r} is not one of the classes {classes[:10]}"
                 )
 
 
 def check_content(content: bytes) -> None:
-    """Refuse a file that was changed, or has weights in other files.
+    """Check that a file is unchanged and has all its weights in it.
 
     Raises
     ------
     ExportError
+        If it was changed, or refers to weights in another file.
     """
     try:
-        elsewhere = asks_for_files(content)
+        is_external = has_external_data(content)
         digest = metadata_of(content).get(DIGEST_KEY)
     except ValueError as error:
         raise ExportError(f"it is damaged ({error})") from error
-    if elsewhere:
-        raise ExportError("it asks for weights in another file")
-    if digest is not None and not _is_whole(content, digest):
+    if is_external:
+        raise ExportError("it refers to weights in another file")
+    if digest is not None and not _matches_digest(content, digest):
         raise ExportError(
             "it was damaged or changed after to_onnx wrote it; remove the metadata "
             f"{DIGEST_KEY!r} from a file that was changed on purpose"
@@ -96,12 +104,12 @@ def check_content(content: bytes) -> None:
 
 
 def digest_of(content: bytes) -> str:
-    """What the entry `DIGEST_KEY` of a file says that has no such entry yet."""
+    """Digest to store as `DIGEST_KEY` in a file that does not have this entry yet."""
     return hashlib.sha256(content).hexdigest()
 
 
-def _is_whole(content: bytes, digest: str) -> bool:
-    """Whether a digest is that of all but the entry that states it."""
+def _matches_digest(content: bytes, digest: str) -> bool:
+    """Whether a digest is that of the content without the entry that stores it."""
     if not re.fullmatch("[0-9a-f]{64}", digest):
         return False
     before, _, after = content.rpartition(metadata_entry(DIGEST_KEY, digest))
@@ -109,12 +117,12 @@ def _is_whole(content: bytes, digest: str) -> bool:
 
 
 def read_exported(session: ort.InferenceSession) -> ExportedModel:
-    """What a loaded file says of itself.
+    """Read and check what a loaded file declares about itself.
 
     Raises
     ------
     ExportError
-        Saying where it differs from what `to_onnx` writes.
+        If it differs from what `to_onnx` writes; the message says where.
     """
     try:
         metadata = session.get_modelmeta().custom_metadata_map
@@ -125,8 +133,8 @@ def read_exported(session: ort.InferenceSession) -> ExportedModel:
         raise ExportError(str(error).rstrip(".")) from error
     if preprocessing is None or MODEL_KEY not in metadata:
         raise ExportError(
-            f"an ONNX file without the metadata {MODEL_KEY!r}; a backbone goes to "
-            "CNNCodeTransformer"
+            f"it has no metadata {MODEL_KEY!r}; pass a backbone to CNNCodeTransformer "
+            "instead"
         )
     facts = _json(metadata, MODEL_KEY)
     if not isinstance(facts, dict):
@@ -146,6 +154,7 @@ def read_exported(session: ort.InferenceSession) -> ExportedModel:
 def _batch_size(
     session: ort.InferenceSession, preprocessing: Preprocessing
 ) -> int | None:
+    """Check the input; return its fixed batch size, or None if it is dynamic."""
     inputs = [(value.type, value.shape) for value in session.get_inputs()]
     type_, shape = inputs[0] if len(inputs) == 1 else ("", [])
     batch_size = shape[0] if shape and isinstance(shape[0], int) else None
@@ -157,7 +166,7 @@ def _batch_size(
     ):
         raise ExportError(
             f"its inputs are {inputs}, expected one of type 'tensor(uint8)' and shape "
-            f"[N, {height}, {width}, 3], N being free or at most {LARGEST_BATCH}"
+            f"[N, {height}, {width}, 3], N dynamic or at most {LARGEST_BATCH}"
         )
     return batch_size
 

@@ -1,4 +1,4 @@
-"""HeadGraph: the ONNX graph of what follows the codes, built node by node."""
+"""HeadGraph: builds the ONNX graph of the steps after the codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Output = tuple[str, int, list[int | str]]
 
 
 class HeadGraph(GraphBuilder):
-    """Nodes of an ONNX model that grows from its input to its outputs.
+    """ONNX model of a head, built from its input to its outputs.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class HeadGraph(GraphBuilder):
         self._ir_version = 4
 
     def model(self, piece: onnx.ModelProto, tensor: str) -> list[str]:
-        """Add the nodes of a model that reads `tensor`; the names of its outputs."""
+        """Append a model that takes `tensor`; return the names of its outputs."""
         import onnx.compose
 
         piece = at_opset(piece, self.opset)
@@ -46,17 +46,17 @@ class HeadGraph(GraphBuilder):
         return [value.name for value in piece.graph.output]
 
     def finish(self, n_features: int, outputs: dict[str, Output]) -> onnx.ModelProto:
-        """The model; `outputs` are tensors, element types and shapes by their names."""
+        """Return the model; `outputs` maps names to tensors, types and shapes."""
         import onnx
 
-        made = []
+        declared = []
         for name, (tensor, element, shape) in outputs.items():
             self.node("Identity", tensor, output=name)
-            made.append(onnx.helper.make_tensor_value_info(name, element, shape))
+            declared.append(onnx.helper.make_tensor_value_info(name, element, shape))
         shape = ["N", n_features]
         codes = onnx.helper.make_tensor_value_info(INPUT, onnx.TensorProto.FLOAT, shape)
         graph = onnx.helper.make_graph(
-            self.nodes, "head", [codes], made, self.initializers
+            self.nodes, "head", [codes], declared, self.initializers
         )
         return onnx.helper.make_model(
             graph, opset_imports=self._opsets, ir_version=self._ir_version
@@ -64,12 +64,12 @@ class HeadGraph(GraphBuilder):
 
 
 def at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """A model at a version of the default operator set.
+    """Convert a model to a version of the default operator set.
 
     Raises
     ------
     ExportError
-        If it is newer, or onnx cannot convert it.
+        If the model is newer, or onnx cannot convert it.
     """
     try:
         return convert_opset(model, opset)

@@ -1,4 +1,4 @@
-"""What lies behind the codes -> one ONNX model of codes."""
+"""Convert the steps after the codes to one ONNX model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklearn.base import is_classifier, is_regressor
 from sk_cnncodes.base.exceptions import ExportError, first_line
 from sk_cnncodes.export.classifier_scores import decision, probabilities
 from sk_cnncodes.export.conversion import (
-    ODD_ROWS,
+    MAX_DIFFERING_ROWS,
     add_transformer,
     as_matrix,
     compare,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def build_head(
     steps: Sequence[tuple[str, Any]], codes: np.ndarray, opset: int
 ) -> onnx.ModelProto:
-    """One model of all steps behind the codes.
+    """Build one ONNX model of all steps after the codes.
 
     Parameters
     ----------
@@ -39,6 +39,7 @@ def build_head(
     codes : ndarray of float32, shape (n_rows, code_length)
         Codes on which each step is compared with its ONNX nodes.
     opset : int
+        Version of the default operator set.
 
     Returns
     -------
@@ -67,10 +68,10 @@ def build_head(
 
 @contextmanager
 def naming(name: str, step: Any) -> Iterator[None]:
-    """Put the step into errors, and keep warnings back.
+    """Name the step in errors, and suppress warnings.
 
-    skl2onnx asks for parameters that scikit-learn deprecates, and the rows have no
-    feature names: nothing that the user could change.
+    skl2onnx reads parameters that scikit-learn deprecates, and the rows have no feature
+    names; the user can change neither.
     """
     try:
         with warnings.catch_warnings():
@@ -93,7 +94,7 @@ def naming(name: str, step: Any) -> Iterator[None]:
 def _predictions(
     graph: HeadGraph, estimator: Any, tensor: str, rows: np.ndarray
 ) -> dict[str, Output]:
-    """Outputs of a classifier or regressor, as `HeadGraph.finish` takes them."""
+    """Add a classifier or regressor; return outputs for `HeadGraph.finish`."""
     import onnx
 
     if is_regressor(estimator):
@@ -104,19 +105,19 @@ def _predictions(
     if not is_classifier(estimator):
         raise ExportError("the last step is neither a classifier nor a regressor")
     if np.ndim(estimator.predict(rows[:1])) > 1:
-        raise ExportError("it predicts several labels for an image, expected one")
+        raise ExportError("it predicts several labels per image, expected one")
     classes, element = _class_values(estimator)
     kind = scores_name(estimator)
     make = probabilities if kind == "probabilities" else decision
     label, scores = make(graph, estimator, tensor, rows)
     if label is None or element in (onnx.TensorProto.BOOL, onnx.TensorProto.DOUBLE):
         if kind == "probabilities" and hasattr(estimator, "decision_function"):
-            # Probabilities may be saturated where decision values still differ.
+            # Decision values still differ where probabilities are saturated.
             _, ranked = decision(graph, estimator, tensor, rows)
             single = len(classes) == 2
         else:
             ranked, single = scores, kind == "decision" and len(classes) == 2
-        label = _largest(graph, ranked, single, classes)
+        label = _predicted_label(graph, ranked, single, classes)
     width = head_scores(estimator, rows[:1]).shape[1]
     return {
         "label": (label, element, ["N"]),
@@ -141,8 +142,10 @@ def _class_values(estimator: Any) -> tuple[np.ndarray, int]:
     return classes.astype(onnx.helper.tensor_dtype_to_np_dtype(element)), element
 
 
-def _largest(graph: HeadGraph, scores: str, single: bool, classes: np.ndarray) -> str:
-    """The class of the largest score, or by the sign of a single one."""
+def _predicted_label(
+    graph: HeadGraph, scores: str, single: bool, classes: np.ndarray
+) -> str:
+    """Add the class with the largest score, or by the sign of a single score."""
     import onnx
 
     if single:
@@ -155,12 +158,12 @@ def _largest(graph: HeadGraph, scores: str, single: bool, classes: np.ndarray) -
 
 
 def scores_name(estimator: Any) -> str:
-    """Which scores a classifier gives."""
+    """Name of the output with a classifier's scores."""
     return "probabilities" if hasattr(estimator, "predict_proba") else "decision"
 
 
 def head_scores(estimator: Any, rows: np.ndarray) -> np.ndarray:
-    """Probabilities, else decision values, as a matrix."""
+    """Probabilities, or decision values without them, as a matrix."""
     if hasattr(estimator, "predict_proba"):
         return as_matrix(estimator.predict_proba(rows))
     return as_matrix(estimator.decision_function(rows))
@@ -169,7 +172,7 @@ def head_scores(estimator: Any, rows: np.ndarray) -> np.ndarray:
 def check_predictions(
     outputs: list[np.ndarray], estimator: Any, rows: np.ndarray
 ) -> None:
-    """Compare the outputs of an ONNX model with an estimator.
+    """Compare the outputs of an ONNX model with those of an estimator.
 
     Parameters
     ----------
@@ -177,7 +180,7 @@ def check_predictions(
         Labels and scores, or values.
     estimator : classifier or regressor
     rows : ndarray, shape (n_rows, n_features)
-        What the estimator sees.
+        Input of the estimator.
 
     Raises
     ------
@@ -188,8 +191,9 @@ def check_predictions(
         compare(outputs[0], as_matrix(estimator.predict(rows)), "values")
         return
     compare(outputs[1], head_scores(estimator, rows), scores_name(estimator))
-    odd = outputs[0] != estimator.predict(rows)
-    if odd.mean() > ODD_ROWS:
+    differing = outputs[0] != estimator.predict(rows)
+    if differing.mean() > MAX_DIFFERING_ROWS:
         raise ExportError(
-            f"its ONNX nodes give {odd.sum()} other labels for {len(rows)} test rows"
+            f"its ONNX nodes give different labels for {differing.sum()} of "
+            f"{len(rows)} test rows"
         )

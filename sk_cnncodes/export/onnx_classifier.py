@@ -1,6 +1,6 @@
-"""OnnxClassifier: predicts with a file of `to_onnx`, without scikit-learn or onnx.
+"""OnnxClassifier: predicts with a file that `to_onnx` wrote.
 
-numpy, Pillow and ONNX Runtime are all that it imports.
+It imports only numpy, Pillow and ONNX Runtime, not scikit-learn or onnx.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _EXPECTED = "Expected a whole file that to_onnx wrote."
 
 
 class _OnlyWithOutput:
-    """Makes a method exist only where the file has an output, for `hasattr`."""
+    """Make a method exist, for `hasattr`, only if the file has a given output."""
 
     def __init__(self, output: str) -> None:
         self._output = output
@@ -54,57 +54,57 @@ class _OnlyWithOutput:
             return self._method
         if self._output not in instance.outputs:
             raise AttributeError(
-                f"{instance!r} has no {self._method.__name__}: its head gives "
-                f"{instance.outputs}, expected {self._output!r} among them."
+                f"{instance!r} has no {self._method.__name__}: its outputs are "
+                f"{instance.outputs}. Expected {self._output!r} among them."
             )
         return partial(self._method, instance)
 
 
 @public
 class OnnxClassifier:
-    """A classifier or regressor that `to_onnx` wrote, from image files to labels.
+    """Classifier or regressor of image files, loaded from a file of `to_onnx`.
 
-    It decodes, resizes and crops with Pillow, as `CNNCodeTransformer` does, and runs
-    the rest with ONNX Runtime. scikit-learn, joblib and onnx need not be installed,
-    and nothing of the file is executed but its network.
+    It decodes, resizes and crops images with Pillow, as `CNNCodeTransformer` does, and
+    runs the rest with ONNX Runtime. scikit-learn, joblib and onnx need not be
+    installed. Only the network in the file is executed.
 
     Parameters
     ----------
     path : str or path-like
         File that `to_onnx` wrote.
     device : str, default="auto"
-        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``: a GPU where there is one
-        that works, else the CPU.
+        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``: a working GPU if there is
+        one, otherwise the CPU.
     n_jobs : int or None, default=-1
         Number of threads that decode images and, on the CPU, run the network. -1 uses
         all cores, None means 1.
     max_pixels : int or None, default=52_000_000
-        An image with more pixels (width times height) is a bad image; None sets no
-        limit. The file has no say in it.
+        Images with more pixels (width times height) are rejected; None sets no limit.
+        The file cannot change this.
 
     Attributes
     ----------
     classes_ : ndarray, shape (n_classes,)
-        Of a classifier.
+        Only for classifiers.
     outputs : list of str
         ``["label", "probabilities"]``, ``["label", "decision"]`` or ``["values"]``.
     preprocessing : Preprocessing
         How images are resized and cropped.
     metadata : dict
-        Versions, backbone, layer and steps that the file was made of.
+        Versions, backbone, layer and steps from which the file was created.
 
     Raises
     ------
     ExportError
-        If the file is missing, damaged, or none that `to_onnx` wrote.
+        If the file is missing, damaged, or was not written by `to_onnx`.
     DeviceError
-        If a GPU is asked for that does not work.
+        If the requested GPU does not work.
     ValueError
-        If `max_pixels` is no limit, or `n_jobs` no number of threads.
+        If `max_pixels` or `n_jobs` is invalid.
 
     See Also
     --------
-    to_onnx : Writes such files.
+    to_onnx : Write such a file.
 
     Examples
     --------
@@ -140,10 +140,10 @@ class OnnxClassifier:
         self.max_pixels = max_pixels
         content = self._content()
         self._sha256 = hashlib.sha256(content).hexdigest()
-        with self._naming():
+        with self._with_path():
             check_content(content)
         session = self._session()
-        with self._naming():
+        with self._with_path():
             self._exported = read_exported(session)
         self.outputs = self._exported.outputs
         self.preprocessing = self._exported.preprocessing
@@ -154,12 +154,12 @@ class OnnxClassifier:
     # -- predictions ---------------------------------------------------------
 
     def predict(self, X: Any) -> np.ndarray:
-        """Classes of images, or values of a regressor.
+        """Predict the classes of images, or the values of a regressor.
 
         Parameters
         ----------
         X : container of images
-            As `CNNCodeTransformer.transform` takes it.
+            As for `CNNCodeTransformer.transform`.
 
         Returns
         -------
@@ -168,7 +168,7 @@ class OnnxClassifier:
         Raises
         ------
         ImageError
-            If an image is bad; it names position and path.
+            If an image is bad; the message names its position and path.
         """
         found = self.run(X)
         if "values" in found:
@@ -178,7 +178,7 @@ class OnnxClassifier:
 
     @_OnlyWithOutput("probabilities")
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities of the classes.
+        """Predict class probabilities.
 
         Parameters
         ----------
@@ -193,7 +193,7 @@ class OnnxClassifier:
 
     @_OnlyWithOutput("decision")
     def decision_function(self, X: Any) -> np.ndarray:
-        """Decision values of a head without probabilities.
+        """Compute the decision values of a head without probabilities.
 
         Parameters
         ----------
@@ -202,13 +202,13 @@ class OnnxClassifier:
         Returns
         -------
         ndarray of float32, shape (n_images,) or (n_images, n)
-            As the head's own `decision_function` gives them.
+            The shape is that of the head's own `decision_function`.
         """
         decision = self.run(X)["decision"]
         return decision[:, 0] if len(self.classes_) == 2 else decision
 
     def run(self, X: Any) -> dict[str, np.ndarray]:
-        """All outputs at once: label and scores take one run of the network.
+        """Compute all outputs in one run of the network.
 
         Parameters
         ----------
@@ -217,7 +217,7 @@ class OnnxClassifier:
         Returns
         -------
         dict
-            An array of n_images rows for each of `outputs`.
+            One array with n_images rows for each name in `outputs`.
         """
         images = as_image_sequence(X)
         session = self._session()
@@ -237,7 +237,8 @@ class OnnxClassifier:
     def _run(
         self, session: ort.InferenceSession, batch: np.ndarray
     ) -> list[np.ndarray]:
-        with self._naming():
+        """Run one batch and check its outputs."""
+        with self._with_path():
             try:
                 arrays = run_images(session, batch)
             except ExportError:
@@ -251,6 +252,7 @@ class OnnxClassifier:
         return arrays
 
     def _pixels(self, images: Sequence[Any], index: int) -> np.ndarray:
+        """Decode and preprocess one image."""
         min_decode_size = self.preprocessing.min_decode_size
         image = read_rgb(images[index], index, self.max_pixels, min_decode_size)
         return self.preprocessing.apply(image)
@@ -258,7 +260,7 @@ class OnnxClassifier:
     # -- the session ---------------------------------------------------------
 
     def _session(self) -> ort.InferenceSession:
-        """From the table of this process: copies, threads and forks share it."""
+        """The session, shared by copies, threads and forks of this process."""
         key = (os.path.realpath(self.path), self._sha256, self.device, self.n_jobs)
         return _SESSIONS.get(key, self._load)
 
@@ -267,8 +269,8 @@ class OnnxClassifier:
         content = self._content()
         if hashlib.sha256(content).hexdigest() != self._sha256:
             raise ExportError(
-                f"model {str(self.path)!r}: the file is another one than when this "
-                "OnnxClassifier was made. Make a new one of it."
+                f"model {str(self.path)!r}: the file changed after this "
+                "OnnxClassifier loaded it. Create a new one."
             )
         n_threads = usable_threads(self.n_jobs)
         try:
@@ -283,9 +285,11 @@ class OnnxClassifier:
             ) from error
 
     def _content(self) -> bytes:
-        # A pipe or a device might never end.
+        # Reading a pipe or a device might never end.
         if self.path.exists() and not self.path.is_file():
-            raise ExportError(f"model {str(self.path)!r}: no file. {_EXPECTED}")
+            raise ExportError(
+                f"model {str(self.path)!r}: not a regular file. {_EXPECTED}"
+            )
         try:
             return self.path.read_bytes()
         except (OSError, ValueError) as error:
@@ -295,8 +299,8 @@ class OnnxClassifier:
             ) from error
 
     @contextmanager
-    def _naming(self) -> Iterator[None]:
-        """Say which file it is that breaks the contract."""
+    def _with_path(self) -> Iterator[None]:
+        """Add the path of the file to export errors."""
         try:
             yield
         except ExportError as error:
@@ -308,12 +312,12 @@ class OnnxClassifier:
 
 
 def run_images(session: ort.InferenceSession, images: np.ndarray) -> list[np.ndarray]:
-    """Outputs of a session for prepared images, also where its batch size is fixed.
+    """Run a session on prepared images; pad batches if its batch size is fixed.
 
     Raises
     ------
     ExportError
-        If they are not one row for each image.
+        If an output does not have one row per image.
     """
     value = session.get_inputs()[0]
     size = value.shape[0] if isinstance(value.shape[0], int) else len(images)

@@ -1,4 +1,4 @@
-"""A fitted pipeline -> one ONNX file, from uint8 images to labels and scores."""
+"""Export a fitted pipeline to ONNX, from uint8 images to labels and scores."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from sk_cnncodes.graphs.view import default_opset
 if TYPE_CHECKING:
     import onnx
 
-# Tried in turn where a head needs a newer operator set than the backbone has.
+# Tried in turn if a head needs a newer operator set than the backbone has.
 _NEWER_OPSETS = (13, 18)
-# Parameters of the transformer of which only one value is exported: several views
-# are not one image, and other precisions depend on the device.
-_EXPORTED = {"views": "center", "precision": "float32"}
+# Parameters of the transformer that must have these values: the model takes one view
+# of an image, and other precisions depend on the device.
+_REQUIRED_PARAMETERS = {"views": "center", "precision": "float32"}
 _CHECK_IMAGES = 12
 _CHECK_ROWS = 100
 _RESERVED = {"label", "probabilities", "decision", "values"}
@@ -50,24 +50,24 @@ _RESERVED = {"label", "probabilities", "decision", "values"}
 
 @public
 def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
-    """Write a fitted pipeline of codes and a head as one ONNX model.
+    """Convert a fitted pipeline of codes and a head to one ONNX model.
 
-    It needs the extra `export`: ``pip install 'sk-cnncodes[export]'``. Each step is
+    This needs the extra `export`: ``pip install 'sk-cnncodes[export]'``. Each step is
     compared with its ONNX nodes before anything is written.
 
     Parameters
     ----------
     model : Pipeline or fitted search
         A fitted `Pipeline` that starts with a `CNNCodeTransformer` and ends in a
-        classifier or regressor; of a search, its `best_estimator_` is taken.
+        classifier or regressor; for a search, its `best_estimator_` is used.
     path : str, path-like or None, default=None
-        File to write; None writes none.
+        File to write; None writes no file.
 
     Returns
     -------
     onnx.ModelProto
         Its input is ``images``, uint8 [N, height, width, 3]: RGB images, resized and
-        cropped to the size that the backbone takes. Its outputs are those of the
+        cropped to the input size of the backbone. Its outputs are those of the
         head:
 
         - ``label`` [N], in the type of the classes, and ``probabilities`` float32 [N,
@@ -76,16 +76,16 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
           has no probabilities; with two classes, n = 1;
         - ``values`` float32 [N, n_targets] of a regressor.
 
-        Its metadata hold, as JSON, the classes (``sk_cnncodes.classes``), resize and
-        crop (``sk_cnncodes.preprocessing``), and versions, backbone, layer and steps
-        (``sk_cnncodes.model``); and the SHA-256 of all the rest
-        (``sk_cnncodes.sha256``), by which `OnnxClassifier` notices damage.
+        Its metadata contain, as JSON, the classes (``sk_cnncodes.classes``), resize
+        and crop (``sk_cnncodes.preprocessing``), and versions, backbone, layer and
+        steps (``sk_cnncodes.model``); and the SHA-256 of everything else
+        (``sk_cnncodes.sha256``), by which `OnnxClassifier` detects damage.
 
     Raises
     ------
     ExportError
-        If a step cannot be converted, or computes something else as ONNX; the
-        message names it.
+        If a step cannot be converted, or its ONNX nodes compute something else; the
+        message names the step.
     NotFittedError
         If the pipeline is not fitted.
     ImportError
@@ -93,11 +93,11 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
 
     See Also
     --------
-    OnnxClassifier : Reads such a file without scikit-learn.
+    OnnxClassifier : Predict with such a file without scikit-learn.
 
     Notes
     -----
-    The steps are converted by skl2onnx to float32; labels of images on the border
+    The steps are converted by skl2onnx to float32; labels of images on the boundary
     between two classes can differ from scikit-learn's, which computes in float64.
 
     Examples
@@ -123,13 +123,13 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     if path is not None:
         check_not_an_input(Path(path), [transformer.backbone])
     spec, code_graph, session = transformer.code_graph()
-    images = _check_images(spec.preprocessing.crop_size)
+    images = _test_images(spec.preprocessing.crop_size)
     codes = session.run(images)[0]
-    merged = _merged(code_graph, steps[1:], _mixed(codes))
-    seen = _seen_by_last(steps[1:], codes)
-    _check_whole(merged, steps[-1], images, seen)
+    merged = _merged(code_graph, steps[1:], _with_mixtures(codes))
+    head_input = _input_of_last(steps[1:], codes)
+    _check_model(merged, steps[-1], images, head_input)
     metadata = spec.preprocessing.to_metadata()
-    metadata |= _metadata(transformer, spec, steps, seen)
+    metadata |= _metadata(transformer, spec, steps, head_input)
     del merged.metadata_props[:]
     for key, value in metadata.items():
         merged.metadata_props.add(key=key, value=value)
@@ -151,7 +151,7 @@ def _require_skl2onnx() -> None:
 
 
 def _steps(model: Any) -> list[tuple[str, Any]]:
-    """The steps of a fitted pipeline, the transformer first."""
+    """Check a fitted pipeline; return its flat steps, the transformer first."""
     check_is_fitted(model)
     inner = getattr(model, "best_estimator_", model)
     if not isinstance(inner, Pipeline):
@@ -167,18 +167,18 @@ def _steps(model: Any) -> list[tuple[str, Any]]:
             f"model: its first step {name!r} is {type(first).__name__}. Expected a "
             "CNNCodeTransformer."
         )
-    for parameter, exported in _EXPORTED.items():
+    for parameter, required in _REQUIRED_PARAMETERS.items():
         value = getattr(first, parameter)
-        if value != exported:
+        if value != required:
             raise ExportError(
                 f"model: its step {name!r} (CNNCodeTransformer) has {parameter}="
-                f"{value!r}, which an exported model cannot have. Expected "
-                f"{parameter}={exported!r}, and the head fitted on such codes."
+                f"{value!r}, which cannot be exported. Expected "
+                f"{parameter}={required!r}, with the head fitted on such codes."
             )
     if len(steps) == 1:
         raise ExportError(
             f"model: it ends with its step {name!r} (CNNCodeTransformer). Expected a "
-            "classifier or regressor behind it."
+            "classifier or regressor after it."
         )
     return steps
 
@@ -189,7 +189,7 @@ def _steps(model: Any) -> list[tuple[str, Any]]:
 def _merged(
     code_graph: CodeGraph, steps: list[tuple[str, Any]], rows: np.ndarray
 ) -> onnx.ModelProto:
-    """Code graph and head as one model, at an operator set that both have."""
+    """Join code graph and head at the first operator set that works for both."""
     import onnx
 
     codes = onnx.load_model_from_string(code_graph.model)
@@ -198,9 +198,9 @@ def _merged(
     for opset in (own, *(o for o in _NEWER_OPSETS if o > own)):
         try:
             head = build_head(steps, rows, opset)
-            raised = onnx.ModelProto()
-            raised.CopyFrom(codes)
-            return _joined(at_opset(raised, opset), head)
+            converted = onnx.ModelProto()
+            converted.CopyFrom(codes)
+            return _joined(at_opset(converted, opset), head)
         except ExportError as error:
             fault = error
     assert fault is not None
@@ -208,6 +208,7 @@ def _merged(
 
 
 def _joined(codes: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
+    """Connect two models, renaming tensors whose names the outputs need."""
     import onnx
     import onnx.compose
 
@@ -229,8 +230,9 @@ def _metadata(
     transformer: CNNCodeTransformer,
     spec: CodeSpec,
     steps: list[tuple[str, Any]],
-    seen: np.ndarray,
+    head_input: np.ndarray,
 ) -> dict[str, str]:
+    """Metadata entries of model and classes."""
     head = steps[-1][1]
     facts: dict[str, Any] = {
         "version": __version__,
@@ -244,15 +246,15 @@ def _metadata(
     if is_classifier(head):
         classes = np.asarray(head.classes_).tolist()
         return {MODEL_KEY: json.dumps(facts), CLASSES_KEY: json.dumps(classes)}
-    facts["many_targets"] = np.ndim(head.predict(seen[:1])) == 2
+    facts["many_targets"] = np.ndim(head.predict(head_input[:1])) == 2
     return {MODEL_KEY: json.dumps(facts)}
 
 
-# -- the check ---------------------------------------------------------------
+# -- checks ------------------------------------------------------------------
 
 
-def _check_images(size: tuple[int, int]) -> np.ndarray:
-    """Different images of coarse to fine patches."""
+def _test_images(size: tuple[int, int]) -> np.ndarray:
+    """Random images, from coarse to fine patches."""
     height, width = size
     rng = np.random.default_rng(0)
     images = []
@@ -264,28 +266,28 @@ def _check_images(size: tuple[int, int]) -> np.ndarray:
     return np.stack(images)
 
 
-def _mixed(codes: np.ndarray) -> np.ndarray:
-    """The codes, and mixtures of them: more rows to compare a head on."""
+def _with_mixtures(codes: np.ndarray) -> np.ndarray:
+    """The codes and random mixtures of them: more rows to test a head on."""
     rng = np.random.default_rng(0)
-    shares = rng.dirichlet(np.full(len(codes), 0.3), _CHECK_ROWS - len(codes))
-    return np.concatenate([codes, (shares @ codes).astype(np.float32)])
+    weights = rng.dirichlet(np.full(len(codes), 0.3), _CHECK_ROWS - len(codes))
+    return np.concatenate([codes, (weights @ codes).astype(np.float32)])
 
 
-def _seen_by_last(steps: list[tuple[str, Any]], codes: np.ndarray) -> np.ndarray:
-    """What the last step sees of codes."""
+def _input_of_last(steps: list[tuple[str, Any]], codes: np.ndarray) -> np.ndarray:
+    """Input of the last step for given codes."""
     for name, step in steps[:-1]:
         with naming(name, step):
             codes = transformed(step, codes)
     return codes
 
 
-def _check_whole(
+def _check_model(
     model: onnx.ModelProto,
     last: tuple[str, Any],
     images: np.ndarray,
-    seen: np.ndarray,
+    head_input: np.ndarray,
 ) -> None:
-    """Run the whole model as it will be run, and compare it with the last step."""
+    """Run the complete model on images, and compare it with the last step."""
     session = load_session(model.SerializeToString(), CPU, usable_threads(-1))
     with naming(*last):
-        check_predictions(run_images(session, images), last[1], seen)
+        check_predictions(run_images(session, images), last[1], head_input)

@@ -1,5 +1,5 @@
 """ONNX models as protos: reading, checking, rewriting, viewing and building.
 
-Knows nodes, tensors and operator sets; neither images nor layers, and never runs a
+Knows nodes, tensors and operator sets, but not images or layers, and never runs a
 model. Imports `base`.
 """

@@ -1,4 +1,4 @@
-"""GraphBuilder: ONNX nodes and constants with names of their own."""
+"""Building ONNX graphs, and their operator sets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GraphBuilder:
     Parameters
     ----------
     prefix : str
-        What all names begin with, unlike those of the graph that they are added to.
+        Prefix of all names, unused in the graph that they are added to.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -29,12 +29,12 @@ class GraphBuilder:
         self._count = 0
 
     def new_name(self) -> str:
-        """A name that was not used before."""
+        """Return an unused name."""
         self._count += 1
         return f"{self._prefix}{self._count}"
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
-        """Add an initializer."""
+        """Add an initializer and return its name."""
         from onnx import numpy_helper
 
         name = self.new_name()
@@ -45,7 +45,7 @@ class GraphBuilder:
     def node(
         self, op_type: str, *inputs: str, output: str | None = None, **attributes: Any
     ) -> str:
-        """Add a node with one output."""
+        """Add a node with one output and return the name of the output."""
         import onnx
 
         output = output or self.new_name()
@@ -57,7 +57,7 @@ class GraphBuilder:
 def merge_opsets(
     *imports: Iterable[onnx.OperatorSetIdProto],
 ) -> list[onnx.OperatorSetIdProto]:
-    """Operator sets of several models: of each domain the newest version."""
+    """Merge operator sets of several models: the newest version per domain."""
     import onnx
 
     versions: dict[str, int] = {}
@@ -69,7 +69,7 @@ def merge_opsets(
 
 
 def convert_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """A model at a version of the default operator set; each set is imported once.
+    """Convert a model to a version of the default operator set; merge its imports.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def convert_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     model.opset_import.extend(imports)
     found = next((entry.version for entry in imports if entry.domain == ""), opset)
     if found > opset:
-        raise ValueError(f"it needs opset {found}, and the backbone has {opset}")
+        raise ValueError(f"it needs opset {found}, but the backbone has {opset}")
     if found == opset:
         return model
     try:

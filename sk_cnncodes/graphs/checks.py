@@ -1,7 +1,7 @@
-"""What an ONNX model must fulfil before its graph is walked, cut or run.
+"""Checks of an ONNX model before its graph is traversed, cut or run.
 
-ONNX files may be damaged or hostile. ONNX Runtime and onnx refuse most of what is
-malformed; here is refused what they would read, run or allocate without end.
+ONNX files may be damaged or malicious. ONNX Runtime and onnx refuse most malformed
+files; these checks refuse what they would read, run or allocate without bound.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ if TYPE_CHECKING:
     import onnx
 
 # The largest published image networks have about ten thousand nodes.
-_MOST_NODES = 50_000
-# Functions that call each other, one inside of the other.
-_MOST_CALLS = 100
-# Attributes that count or step over something. ONNX Runtime divides by them, and some
-# versions end the process where one is 0.
+_MAX_NODES = 50_000
+# Depth of nested calls of functions.
+_MAX_CALL_DEPTH = 100
+# Attributes that must be positive: ONNX Runtime divides by them, and some versions
+# crash if one is 0.
 _POSITIVE = ("strides", "dilations", "kernel_shape", "group", "num_groups", "blocksize")
-# Inputs of convolutions.
+# Positions of weight and bias among the inputs of convolutions.
 _WEIGHT_AND_BIAS = {"Conv": (1, 2), "QLinearConv": (3, 8)}
+# Operators whose output has the shape of their first input.
 _SAME_SHAPE = ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity")
-# Operators on blocks of channels, as many as fit into a register.
-_ONE_PROCESSOR = "com.microsoft.nchwc"
+# Operators on blocks of channels that fit the registers of one processor type.
+_NCHWC_DOMAIN = "com.microsoft.nchwc"
 # Elements of a weight or an activation of one image: 2 GB in single precision.
-_MOST_ELEMENTS = 2**29
-# Of a file; the image input takes this many images at once.
+_MAX_ELEMENTS = 2**29
+# Largest fixed batch size of a file.
 LARGEST_BATCH = 4096
-_RANDOM = frozenset(
+_RANDOM_OPS = frozenset(
     [
         "Bernoulli",
         "Multinomial",
@@ -42,12 +43,12 @@ _RANDOM = frozenset(
         "RandomUniformLike",
     ]
 )
-# Rounds of a loop, those of the loops around it counted in.
-_MOST_ROUNDS = 2**16
+# Iterations of a loop, multiplied by those of the enclosing loops.
+_MAX_ITERATIONS = 2**16
 
 
 def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph, and the bodies of its If, Loop and Scan nodes, at any depth."""
+    """Yield a graph and the bodies of its If, Loop and Scan nodes, at any depth."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -57,7 +58,7 @@ def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a model: of its graph, its functions, and bodies in both."""
+    """Yield every node of a model: of its graph, its functions and their bodies."""
     functions = (node for function in model.functions for node in function.node)
     bodies = [model.graph]
     for node in functions:
@@ -70,7 +71,7 @@ def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that a graph holds: initializers, attributes, those of bodies."""
+    """Yield every tensor of a graph: initializers and attributes, also of bodies."""
     for each in all_graphs(graph):
         yield from each.initializer
         sparse = list(each.sparse_initializer)
@@ -88,29 +89,30 @@ def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def check_structure(model: onnx.ModelProto) -> None:
-    """Refuse a model whose functions, nodes or shapes no network has.
+    """Refuse a model with invalid or implausible nodes, functions or tensors.
 
     Raises
     ------
     BackboneError
+        Naming the fault.
     """
     for text in _texts(model):
-        if not isinstance(text, str):  # protobuf gives bytes that are no UTF-8 as such
-            raise BackboneError(f"its name {text!r} is no text. Expected UTF-8.")
+        if not isinstance(text, str):  # protobuf returns invalid UTF-8 as bytes
+            raise BackboneError(f"its name {text!r} is not text. Expected UTF-8.")
     nodes = _count_nodes(model)
-    if nodes > _MOST_NODES:
+    if nodes > _MAX_NODES:
         raise BackboneError(
-            f"it has more than {_MOST_NODES} nodes, those of its functions counted "
-            f"where they are called. Expected at most {_MOST_NODES}."
+            f"it has more than {_MAX_NODES} nodes after inlining its functions. "
+            f"Expected at most {_MAX_NODES}."
         )
     for node in _all_nodes(model):
-        if node.domain == _ONE_PROCESSOR:
+        if node.domain == _NCHWC_DOMAIN:
             raise BackboneError(
                 f"its {node.op_type} {list(node.output[:1])} is of the domain "
-                f"{_ONE_PROCESSOR!r}: ONNX Runtime optimised the file for one "
-                "processor. Expected the file from before."
+                f"{_NCHWC_DOMAIN!r}: ONNX Runtime optimised the file for one "
+                "processor. Expected the file before this optimisation."
             )
-        _check_steps(node)
+        _check_positive(node)
     for tensor in all_tensors(model.graph):
         if any(dim < 0 for dim in tensor.dims):
             raise BackboneError(
@@ -123,7 +125,8 @@ def check_structure(model: onnx.ModelProto) -> None:
         _check_biases(graph)
 
 
-def _check_steps(node: onnx.NodeProto) -> None:
+def _check_positive(node: onnx.NodeProto) -> None:
+    """Refuse strides, kernel shapes and other such attributes below 1."""
     for attribute in node.attribute:
         if attribute.name not in _POSITIVE:
             continue
@@ -137,7 +140,7 @@ def _check_steps(node: onnx.NodeProto) -> None:
 
 
 def _check_content(tensor: onnx.TensorProto) -> None:
-    """Refuse a tensor whose content ends before its shape: it may be overread."""
+    """Refuse a tensor whose data do not match its shape: reads may overrun."""
     size = ELEMENT_BYTES.get(tensor.data_type)
     external = tensor.data_location == tensor.EXTERNAL
     if size is None or external or not tensor.HasField("raw_data"):
@@ -151,7 +154,7 @@ def _check_content(tensor: onnx.TensorProto) -> None:
 
 
 def _check_biases(graph: onnx.GraphProto) -> None:
-    """Refuse too short a bias of a convolution: ONNX Runtime before 1.30 reads on."""
+    """Refuse too short a bias of a convolution: ONNX Runtime < 1.30 overreads it."""
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
@@ -159,10 +162,10 @@ def _check_biases(graph: onnx.GraphProto) -> None:
             shapes.update(zip(node.output, values, strict=False))
         elif node.op_type in _SAME_SHAPE and node.input and node.input[0] in shapes:
             shapes.update(dict.fromkeys(node.output, shapes[node.input[0]]))
-        places = _WEIGHT_AND_BIAS.get(node.op_type)
-        if places is None or len(node.input) <= places[1]:
+        positions = _WEIGHT_AND_BIAS.get(node.op_type)
+        if positions is None or len(node.input) <= positions[1]:
             continue
-        weight, bias = (shapes.get(node.input[place]) for place in places)
+        weight, bias = (shapes.get(node.input[position]) for position in positions)
         if bias is None:
             continue
         if len(bias) != 1 or (weight and bias != weight[:1]):
@@ -173,7 +176,7 @@ def _check_biases(graph: onnx.GraphProto) -> None:
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
-    """Names of all kinds, and what else should be text."""
+    """Yield the names and other texts of a model."""
     yield from (model.producer_name, model.producer_version, model.domain)
     yield model.doc_string
     for opset in model.opset_import:
@@ -197,10 +200,10 @@ def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
 
 
 def _count_nodes(model: onnx.ModelProto) -> int:
-    """Number of nodes once model-local functions stand where they are called."""
+    """Number of nodes after inlining model-local functions."""
     functions = {(f.domain, f.name): f for f in model.functions}
     counts: dict[tuple[str, str], int] = {}
-    open_calls: list[tuple[str, str]] = []
+    active_calls: list[tuple[str, str]] = []
 
     def count(nodes: Iterable[onnx.NodeProto]) -> int:
         total = 0
@@ -213,29 +216,33 @@ def _count_nodes(model: onnx.ModelProto) -> int:
         return total
 
     def count_function(key: tuple[str, str]) -> int:
-        if key in open_calls or len(open_calls) >= _MOST_CALLS:
-            raise BackboneError(f"its function {key[1]!r} calls itself, or too many.")
+        if key in active_calls or len(active_calls) >= _MAX_CALL_DEPTH:
+            raise BackboneError(
+                f"its function {key[1]!r} calls itself, or is nested too deeply. "
+                f"Expected a call depth of at most {_MAX_CALL_DEPTH}."
+            )
         if key not in counts:
-            open_calls.append(key)
+            active_calls.append(key)
             counts[key] = count(functions[key].node)
-            open_calls.pop()
+            active_calls.pop()
         return counts[key]
 
     return count(model.graph.node)
 
 
 def check_loops(graph: onnx.GraphProto) -> None:
-    """Refuse loops that may not end soon: only a run could tell when they do.
+    """Refuse loops without a constant bound, or with too many iterations.
 
     Raises
     ------
     BackboneError
+        Naming the loop.
     """
     _check_loops(graph, 1, {})
 
 
-def _check_loops(graph: onnx.GraphProto, rounds: int, outer: dict[str, int]) -> None:
-    """`rounds` of the loops around a graph, and constants that it can read."""
+def _check_loops(graph: onnx.GraphProto, repeats: int, outer: dict[str, int]) -> None:
+    """Check a graph that runs `repeats` times and can read the `outer` constants."""
     from onnx import numpy_helper
 
     known = dict(outer)
@@ -253,16 +260,16 @@ def _check_loops(graph: onnx.GraphProto, rounds: int, outer: dict[str, int]) -> 
                     f"its constant {name!r} is damaged ({first_line(error)})."
                 ) from error
     for node in graph.node:
-        inside = rounds
+        inside = repeats
         if node.op_type == "Loop":
             bound = known.get(node.input[0] if node.input else "")
-            inside = rounds * max(bound or 0, 1)
-            if bound is None or inside > _MOST_ROUNDS:
+            inside = repeats * max(bound or 0, 1)
+            if bound is None or inside > _MAX_ITERATIONS:
+                count = "no constant bound" if bound is None else f"{inside} iterations"
                 raise BackboneError(
-                    f"its loop {node.output[0]!r} has "
-                    f"{'no constant bound' if bound is None else f'{inside} rounds'}. "
-                    f"Expected a constant of at most {_MOST_ROUNDS} rounds, those of "
-                    "the loops around it counted in."
+                    f"its loop {node.output[0]!r} has {count}. Expected a constant "
+                    f"bound of at most {_MAX_ITERATIONS} iterations, multiplied by "
+                    "those of the enclosing loops."
                 )
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
@@ -270,28 +277,30 @@ def _check_loops(graph: onnx.GraphProto, rounds: int, outer: dict[str, int]) -> 
 
 
 def check_repeatable(graph: onnx.GraphProto) -> None:
-    """Refuse a network that gives other codes each time.
+    """Refuse a network whose codes differ between runs.
 
     Raises
     ------
     BackboneError
+        Naming the random operator.
     """
     for each in all_graphs(graph):
         for node in each.node:
-            if node.op_type in _RANDOM:
+            if node.op_type in _RANDOM_OPS:
                 raise BackboneError(
-                    f"its {node.op_type} {list(node.output[:1])} makes random numbers: "
-                    "an image would have another code each time. Expected a network "
-                    "exported for inference."
+                    f"its {node.op_type} {list(node.output[:1])} draws random numbers: "
+                    "the code of an image would differ between runs. Expected a "
+                    "network exported for inference."
                 )
 
 
 def check_batch(size: int) -> None:
-    """Refuse a baked-in batch size that no network has.
+    """Refuse an implausibly large fixed batch size.
 
     Raises
     ------
     BackboneError
+        If `size` exceeds `LARGEST_BATCH`.
     """
     if size > LARGEST_BATCH:
         raise BackboneError(
@@ -300,16 +309,17 @@ def check_batch(size: int) -> None:
 
 
 def check_sizes(shapes: Mapping[str, tuple[int | None, ...] | None]) -> None:
-    """Refuse activations that would fill the memory.
+    """Refuse activations that are too large for memory.
 
     Parameters
     ----------
     shapes : mapping of str to tuple, or None
-        What is known of the shapes of tensors, by name.
+        Known shapes of tensors, by name.
 
     Raises
     ------
     BackboneError
+        Naming the tensor.
     """
     for name, shape in shapes.items():
         if shape is not None:
@@ -318,8 +328,8 @@ def check_sizes(shapes: Mapping[str, tuple[int | None, ...] | None]) -> None:
 
 def _check_size(name: str, dims: Iterable[int]) -> None:
     elements = math.prod(dims)
-    if elements > _MOST_ELEMENTS:
+    if elements > _MAX_ELEMENTS:
         raise BackboneError(
             f"its tensor {name!r} has {elements} elements. Expected at most "
-            f"{_MOST_ELEMENTS}."
+            f"{_MAX_ELEMENTS}."
         )

@@ -1,4 +1,4 @@
-"""Where scores come from: the classifiers before an output of a network."""
+"""Finding the classifiers whose scores are an output of a network."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ def find_classifiers(
     is_classifier: Callable[[int, frozenset[str]], bool],
     passes_scores: Callable[[int], bool] = lambda index: False,
 ) -> list[int]:
-    """Nodes of the linear layers after which only scores follow.
+    """Find the linear layers that compute the scores of an output.
 
-    The walk goes from the output towards the image. It passes softmax, reshapes,
-    poolings, biases and averages of several classifiers, and ends at linear layers.
+    The search goes from the output towards the image. It passes softmax, reshapes,
+    poolings, biases and averages of several classifiers, and stops at linear layers.
 
     Parameters
     ----------
     output : str
         The tensor of scores.
     producer : callable
-        Gives the node that computes a tensor; None for an input.
+        Returns the node that computes a tensor, or None for an input.
     op : callable
-        Gives the operator of a node.
+        Returns the operator of a node.
     data_inputs : callable
-        Gives the tensors that a node reads and that depend on the image.
+        Returns the tensors that a node reads and that depend on the image.
     is_classifier : callable
-        Whether a linear layer gives scores, from its node and from the operators that
-        were passed between it and the output.
+        Whether a linear layer computes scores, given its node and the operators
+        between it and the output.
     passes_scores : callable
-        Whether another node leaves scores what they are; the first tensor that it
-        reads is where the walk goes on.
+        Whether any other node preserves scores; the search continues at the first
+        tensor that it reads.
 
     Returns
     -------
     list of int
-        In the order of the classifiers; empty where the output holds no scores.
+        Nodes in the order of the classifiers; empty if the output is not scores.
     """
     found: list[int] = []
     waiting, seen, passed = [output], {output}, frozenset[str]()
     while waiting:
         index = producer(waiting.pop())
         if index is None:
-            return []  # an input of the network
+            return []  # reached an input of the network
         kind, data = op(index), data_inputs(index)
         passed |= {kind}
         if kind in LINEAR_OPS and len(data) == 1:
@@ -61,7 +61,7 @@ def find_classifiers(
             read = data[:1]
         else:
             return []
-        # The last one is taken first.
+        # The stack pops the last one first.
         waiting.extend(name for name in reversed(read) if name not in seen)
         seen.update(read)
     return found

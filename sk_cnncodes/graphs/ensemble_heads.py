@@ -1,7 +1,7 @@
-"""Networks with several classifiers: what these read, as one tensor.
+"""Joins the inputs of several classifiers into one tensor.
 
 Networks with several trunks, such as CrossViT or an ensemble, average the scores of
-one classifier for each. No tensor of such a file holds what all of them read.
+one classifier per trunk. No tensor of such a file holds the features of all trunks.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _FULLY_CONNECTED = ("Gemm", "MatMul")
 
 
 def ensemble_tensor(output: str) -> str:
-    """Name of the tensor that joins what the classifiers of an output read."""
+    """Name of the concatenated inputs of the classifiers of an output."""
     return f"{output}/read_by_classifiers"
 
 
 def join_ensemble_heads(model: onnx.ModelProto) -> None:
-    """Add the concatenation of what the classifiers of an output read.
+    """Concatenate the inputs of the classifiers of each output.
 
-    No node reads it: it can be a layer, and no other layer needs it.
+    No node reads the new tensor: it can be a layer, and no other layer depends on it.
 
     Parameters
     ----------
     model : onnx.ModelProto
-        With nodes in topological order, and without Constant nodes. It is changed.
+        With nodes in topological order and without Constant nodes; changed in place.
     """
     import onnx
 
@@ -60,7 +60,7 @@ def join_ensemble_heads(model: onnx.ModelProto) -> None:
 
 
 def _image_dependent(graph: onnx.GraphProto) -> dict[str, int]:
-    """Tensors that depend on an input of the graph, and the nodes that compute them."""
+    """Map tensors that depend on an input of the graph to the nodes computing them."""
     dependent = {value.name for value in graph.input} - constant_names(graph)
     producer = {}
     for index, node in enumerate(graph.node):

@@ -1,4 +1,4 @@
-"""Operators that join the end of one block with the start of the next."""
+"""Splits operators that fuse the end of a block with the start of the next."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _DEFAULT_EPSILON = 1e-12
 
 
 def split_fused(model: onnx.ModelProto) -> None:
-    """Write SkipLayerNormalization as the sum and the normalisation that it joins.
+    """Split SkipLayerNormalization into the sum and the normalisation that it fuses.
 
-    Optimisers of transformers make it; the sum is the output of a block. ONNX Runtime
-    joins the two again when it loads the network.
+    Optimisers of transformers create it; the sum is the output of a block. ONNX Runtime
+    fuses the two again when it loads the network.
 
     Parameters
     ----------
     model : onnx.ModelProto
-        It is changed.
+        Changed in place.
     """
     graph = model.graph
     if not any(_can_be_split(node) for node in graph.node):
@@ -38,11 +38,12 @@ def split_fused(model: onnx.ModelProto) -> None:
 
 
 def _can_be_split(node: onnx.NodeProto) -> bool:
-    # The second and third output are mean and deviation, for training.
+    # The second and third outputs, mean and deviation, are for training.
     return node.op_type == _SKIP and not any(node.output[1:3])
 
 
 def _split(node: onnx.NodeProto, taken: set[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that replace a fused one; `taken` are the used names."""
     import onnx
 
     output = node.output[0]
@@ -53,7 +54,7 @@ def _split(node: onnx.NodeProto, taken: set[str]) -> list[onnx.NodeProto]:
     if bias:
         biased = _unused(f"{output}_biased", taken)
         parts = [(first, bias, biased), (biased, skip, total)]
-    nodes = [onnx.helper.make_node("Add", [a, b], [made]) for a, b, made in parts]
+    nodes = [onnx.helper.make_node("Add", [a, b], [target]) for a, b, target in parts]
     epsilon = [a.f for a in node.attribute if a.name == "epsilon"]
     inputs = [total, scale, offset] if offset else [total, scale]
     nodes.append(
@@ -69,6 +70,7 @@ def _split(node: onnx.NodeProto, taken: set[str]) -> list[onnx.NodeProto]:
 
 
 def _unused(name: str, taken: set[str]) -> str:
+    """Extend a name until it is unused, and reserve it."""
     while name in taken:
         name += "_"
     taken.add(name)

@@ -1,8 +1,8 @@
-"""Operators by what they do to activations."""
+"""ONNX operators grouped by their effect on activations."""
 
 from __future__ import annotations
 
-# Operators that keep every value and at most move it.
+# Operators that keep the values and at most rearrange them.
 LAYOUT_OPS = frozenset(
     [
         "Cast",
@@ -32,7 +32,7 @@ NORMALISATIONS = frozenset(
         "SimplifiedLayerNormalization",
     ]
 )
-# Operators without a view of neighbours: activations and normalisations.
+# Operators without spatial context: activations and normalisations.
 POINTWISE = (
     LAYOUT_OPS
     | NORMALISATIONS
@@ -92,9 +92,9 @@ LINEAR_OPS = frozenset(
 )
 CONVOLUTIONS = frozenset(["Conv", "ConvInteger", "ConvTranspose", "FusedConv"])
 MERGES = frozenset(["Add", "Concat", "Max", "Mean", "Mul", "Sub", "Sum"])
-# Operators by which scores become one: a bias, or the average of several classifiers.
+# Operators that combine scores: a bias, or the average of several classifiers.
 JOINS_SCORES = frozenset(["Add", "Concat", "Mean", "Sum"])
-# Operators that may stand between scores, read as their only data, and the output.
+# Operators that may come between scores and the output, with one data input.
 AFTER_SCORES = LAYOUT_OPS | frozenset(
     [
         "ArgMax",
@@ -119,7 +119,7 @@ ATTENTION = frozenset(["Attention", "MultiHeadAttention", "Softmax"])
 
 
 def plain_operator(op_type: str) -> str:
-    """The operator that one on integers, or on channels last, stands for; or itself."""
+    """The standard operator of an integer or channels-last variant, or itself."""
     if op_type == "QGemm":
         return "Gemm"
     return op_type.removeprefix("QLinear").removeprefix("Nhwc")

@@ -1,10 +1,10 @@
-"""Networks that come in 8 bits: floats where their layers are.
+"""Exposes the layers of quantised networks as float tensors.
 
-Quantised files are written in two ways. In the one, QuantizeLinear and
-DequantizeLinear stand between the operators; in the other, operators such as
-QLinearConv take and give integers, with a scale and a zero point beside them. An
-activation is often not there in either: that the integers end at zero is the ReLU. So
-a layer is what comes out of DequantizeLinear, not what goes into QuantizeLinear.
+Quantised files come in two formats. In one, QuantizeLinear and DequantizeLinear
+surround the operators; in the other, operators such as QLinearConv read and write
+integers, with a scale and a zero point as inputs. Both often have no ReLU nodes:
+clipping the integers at zero is the ReLU. So layers are outputs of DequantizeLinear,
+not inputs of QuantizeLinear.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sk_cnncodes.graphs.view import default_opset, node_reads, tensor_size
 if TYPE_CHECKING:
     import onnx
 
-# Where the inputs of an operator on integers hold scale and zero point of its output.
+# Position of the output's scale, followed by its zero point, among the inputs.
 # https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 _OUTPUT_SCALE = {
     **{"QuantizeLinear": 1, "QLinearConcat": 0},
@@ -26,7 +26,7 @@ _OUTPUT_SCALE = {
     **{"QLinearLeakyRelu": 3, "QLinearSigmoid": 3, "QLinearSoftmax": 3},
     **{"QGemm": 7, "QLinearWhere": 7},
 }
-# Operators that leave integers in their scale.
+# Operators whose output has the scale of their input.
 _KEEPS_SCALE = (
     *("Flatten", "Gather", "Identity", "MaxPool", "NhwcMaxPool", "Relu", "Reshape"),
     *("Slice", "Squeeze", "Transpose", "Unsqueeze"),
@@ -36,16 +36,16 @@ _OLDEST_OPSET = 10
 
 
 def expose_floats(model: onnx.ModelProto) -> None:
-    """Put DequantizeLinear and QuantizeLinear behind tensors of integers.
+    """Insert DequantizeLinear and QuantizeLinear after tensors of integers.
 
-    Together they change nothing, and ONNX Runtime takes them out again; between them
-    is the tensor of floats that can be a layer. Nodes that quantise, or dequantise, one
-    tensor alike are made one, so that all ways lead through it.
+    Each pair is an identity, which ONNX Runtime removes again; the float tensor inside
+    can be a layer. Equal nodes that quantise or dequantise the same tensor are merged,
+    so that all paths pass through one.
 
     Parameters
     ----------
     model : onnx.ModelProto
-        With nodes in topological order, and without Constant nodes. It is changed.
+        With nodes in topological order and without Constant nodes; changed in place.
     """
     if default_opset(model) >= _OLDEST_OPSET:
         _merge_equal(model)
@@ -53,9 +53,9 @@ def expose_floats(model: onnx.ModelProto) -> None:
 
 
 def _merge_equal(model: onnx.ModelProto) -> None:
-    """Make nodes one that quantise, or dequantise, a tensor alike."""
+    """Merge equal nodes that quantise or dequantise the same tensor."""
     scalars = [t for t in model.graph.initializer if tensor_size(t) == 1]
-    values = {tensor.name: _value(tensor) for tensor in scalars}
+    values = {tensor.name: _unnamed(tensor) for tensor in scalars}
     outputs = {output.name for output in model.graph.output}
     first: dict[tuple[object, ...], str] = {}
     renamed: dict[str, str] = {}
@@ -65,19 +65,19 @@ def _merge_equal(model: onnx.ModelProto) -> None:
             inputs = [values.get(name, name) for name in node.input]
             options = [a.SerializeToString() for a in node.attribute]
             key = (node.op_type, *inputs, *sorted(options))
-            made = first.setdefault(key, node.output[0])
-            if made != node.output[0] and node.output[0] not in outputs:
-                renamed[node.output[0]] = made
+            kept = first.setdefault(key, node.output[0])
+            if kept != node.output[0] and node.output[0] not in outputs:
+                renamed[node.output[0]] = kept
     if renamed:
         read = {name for node in model.graph.node for name in node_reads(node)}
-        unread = renamed.keys() - read  # bodies may still read a former name
+        unread = renamed.keys() - read  # bodies may still read an old name
         nodes = [n for n in model.graph.node if unread.isdisjoint(n.output)]
         model.graph.ClearField("node")
         model.graph.node.extend(nodes)
 
 
-def _value(tensor: onnx.TensorProto) -> bytes:
-    """What two scalars of one value have alike, however they are named."""
+def _unnamed(tensor: onnx.TensorProto) -> bytes:
+    """Content of a scalar without its name, to compare values."""
     import onnx
 
     unnamed = onnx.TensorProto()
@@ -87,6 +87,7 @@ def _value(tensor: onnx.TensorProto) -> bytes:
 
 
 def _insert_pairs(model: onnx.ModelProto) -> None:
+    """Insert a DequantizeLinear and QuantizeLinear pair after integer tensors."""
     import onnx
 
     graph = model.graph
@@ -113,8 +114,8 @@ def _insert_pairs(model: onnx.ModelProto) -> None:
         if taken & {floats, again}:
             continue
         pair = (("DequantizeLinear", name, floats), ("QuantizeLinear", floats, again))
-        for op, source, made in pair:
-            nodes.append(onnx.helper.make_node(op, [source, *scale], [made]))
+        for op, source, target in pair:
+            nodes.append(onnx.helper.make_node(op, [source, *scale], [target]))
         renamed[name] = again
     if renamed:
         graph.ClearField("node")
@@ -124,12 +125,12 @@ def _insert_pairs(model: onnx.ModelProto) -> None:
 def _scale_of_output(
     node: onnx.NodeProto, scales: dict[str, list[str]]
 ) -> list[str] | None:
-    """Names of scale and zero point of a node's integers; None of other nodes."""
+    """Names of scale and zero point of a node's integer output; otherwise None."""
     if node.op_type in _KEEPS_SCALE:
         return scales.get(node.input[0])
-    place = _OUTPUT_SCALE.get(node.op_type)
-    by_channel = node.op_type == "QuantizeLinear" and node.attribute
-    if place is None or by_channel:
+    position = _OUTPUT_SCALE.get(node.op_type)
+    per_channel = node.op_type == "QuantizeLinear" and node.attribute
+    if position is None or per_channel:
         return None
-    scale = list(node.input[place : place + 2])
+    scale = list(node.input[position : position + 2])
     return scale if len(scale) == 2 and all(scale) else None

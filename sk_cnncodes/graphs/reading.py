@@ -26,17 +26,17 @@ from sk_cnncodes.graphs.view import (
 if TYPE_CHECKING:
     import onnx
 
-# ONNX Runtime gives no guarantee for models of an older default opset.
+# ONNX Runtime does not guarantee support for older default opsets.
 OLDEST_OPSET = 7
 # Fields of a tensor that hold its elements.
 _VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data")
 
 
 def digest_with_data(path: Path, model: onnx.ModelProto) -> str:
-    """Digest of an ONNX file together with the files beside it that hold its data.
+    """Digest of an ONNX file and of the external data files in its folder.
 
-    Files that are missing or lie elsewhere do not count here: reading the data names
-    them in its error.
+    Files that are missing or outside the folder are skipped here; reading the data
+    raises an error that names them.
     """
     folder = path.parent.resolve()
     digest = file_sha256(path)
@@ -46,7 +46,7 @@ def digest_with_data(path: Path, model: onnx.ModelProto) -> str:
             file = (folder / name).resolve()
             if file.is_relative_to(folder) and file.is_file():
                 parts.append(f"{name} {file_sha256(file)}")
-        except (OSError, ValueError):  # no possible path
+        except (OSError, ValueError):  # not a valid path
             continue
     if len(parts) == 1:
         return digest
@@ -56,10 +56,10 @@ def digest_with_data(path: Path, model: onnx.ModelProto) -> str:
 def read_model(path: Path) -> onnx.ModelProto:
     """Read an ONNX file in a normal form, without its external data.
 
-    The normal form has its nodes in topological order, no model-local functions,
-    no `Constant` nodes in the main graph, no initializer among the inputs, sums
-    apart from the normalisations behind them, floats behind all integers that stand
-    for activations, and what several classifiers read as one tensor.
+    The normal form has its nodes in topological order, no model-local functions, no
+    `Constant` nodes in the main graph and no initializers among the inputs. Fused
+    normalisations are split, integer activations are followed by their floats, and the
+    inputs of several classifiers are concatenated.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         return _normal_form(model)
     except BackboneError as error:
         raise BackboneError(f"backbone file {str(path)!r}: {error}") from error
-    except Exception as error:  # of onnx, and of fields that are not what they should
+    except Exception as error:  # from onnx, or from malformed fields
         raise BackboneError(
             f"backbone file {str(path)!r}: its graph is malformed "
             f"({first_line(error)})."
@@ -97,10 +97,10 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 
 def read_outline(path: Path) -> onnx.ModelProto:
-    """What `read_model` gives without the values of weights; not to be changed.
+    """Read a model as `read_model` does, without weights; do not modify the result.
 
-    Shapes of weights, and values that could be shapes, are kept. It is remembered, so
-    that a large file is parsed once.
+    Shapes of weights, and values small enough to be shapes, are kept. The result is
+    cached, so that a large file is parsed once.
     """
     return _read_outline(path, file_sha256(path))
 
@@ -115,11 +115,12 @@ def _read_outline(path: Path, sha256: str) -> onnx.ModelProto:
             for field in _VALUES:
                 tensor.ClearField(field)
     outline = onnx.ModelProto()
-    outline.CopyFrom(model)  # the memory of cleared fields goes with their message
+    outline.CopyFrom(model)  # cleared fields free memory only with their message
     return outline
 
 
 def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Convert a model to the normal form of `read_model`."""
     import onnx
     import onnx.inliner
     import onnx.version_converter
@@ -158,7 +159,7 @@ def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The value of a `Constant` node as an initializer; None for strings."""
+    """Value of a `Constant` node as an initializer; None for strings."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
@@ -178,12 +179,12 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 
 def sorted_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Nodes in topological order; the given order is kept where it is one already.
+    """Sort nodes topologically, keeping their order if it is valid already.
 
     Raises
     ------
     BackboneError
-        If two nodes write one tensor, or nodes wait for each other.
+        If two nodes write the same tensor, or the graph has a cycle.
     """
     nodes = list(nodes)
     producer: dict[str, int] = {}
@@ -217,7 +218,7 @@ def sorted_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
 
 
 def external_data_files(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the files that hold data of a model, relative to its folder."""
+    """Names of the external data files of a model, relative to its folder."""
     return tuple(
         sorted(
             {
@@ -231,7 +232,7 @@ def external_data_files(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def embed_external_data(model: onnx.ModelProto, folder: Path) -> None:
-    """Read the external data that a model still refers to into the model.
+    """Load all external data of a model into the model.
 
     Raises
     ------

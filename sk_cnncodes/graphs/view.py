@@ -1,7 +1,7 @@
-"""Looking at and cutting ONNX graphs: pure functions on `onnx.ModelProto`.
+"""Analysing and cutting ONNX graphs.
 
-Nothing here knows about images or layers. A model is looked at through a `GraphView`,
-and cut with `cut_model`.
+Nothing here knows about images or layers. `GraphView` analyses a model, and
+`cut_model` cuts it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from sk_cnncodes.graphs.checks import check_sizes
 if TYPE_CHECKING:
     import onnx
 
-# Initializers above this many elements are left out of shape inference, which
-# copies the model; shapes, axes and scales all lie below it.
+# Larger initializers are excluded from shape inference, which copies the model;
+# shapes, axes and scales have fewer elements.
 LARGEST_SHAPE_TENSOR = 4096
 
 Shape = tuple[int | None, ...]
 
 
 def default_opset(model: onnx.ModelProto) -> int:
-    """Version of the default operator set that a model imports."""
+    """Version of a model's default operator set."""
     versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
     return max(versions, default=1)
 
@@ -38,7 +38,7 @@ def constant_names(graph: onnx.GraphProto) -> set[str]:
 
 
 def node_reads(node: onnx.NodeProto) -> list[str]:
-    """Names of the tensors a node reads, captures of its sub-graphs included."""
+    """Names of the tensors that a node reads, captures of its bodies included."""
     reads = [name for name in node.input if name]
     for attribute in node.attribute:
         for body in (attribute.g, *attribute.graphs):
@@ -47,7 +47,7 @@ def node_reads(node: onnx.NodeProto) -> list[str]:
 
 
 def _captures(body: onnx.GraphProto) -> Iterator[str]:
-    """Names that a sub-graph takes from the graphs around it."""
+    """Yield the names that a body captures from the graphs around it."""
     own = {value.name for value in body.input} | constant_names(body)
     own.update(name for node in body.node for name in node.output)
     for node in body.node:
@@ -61,7 +61,7 @@ def tensor_size(tensor: onnx.TensorProto) -> int:
 
 
 def value_shape(value: onnx.ValueInfoProto) -> Shape | None:
-    """Shape of a graph input, output or inner value; None where none is stated."""
+    """Shape of a graph input, output or inner value; None if it is not declared."""
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return None
@@ -72,7 +72,7 @@ def value_shape(value: onnx.ValueInfoProto) -> Shape | None:
 
 
 def set_shape(value: onnx.ValueInfoProto, shape: Iterable[int | str]) -> None:
-    """State the shape of a graph value; strings are symbolic dimensions."""
+    """Declare the shape of a graph value; strings are symbolic dimensions."""
     tensor = value.type.tensor_type
     tensor.ClearField("shape")
     for dim in shape:
@@ -94,7 +94,7 @@ class TensorType:
 def infer_types(
     model: onnx.ModelProto, input_name: str, input_shape: tuple[int, ...]
 ) -> dict[str, TensorType]:
-    """Types of the tensors of a model, given the shape of one of its inputs."""
+    """Infer the types of all tensors, given the shape of one input."""
     import onnx
     import onnx.shape_inference
 
@@ -106,7 +106,7 @@ def infer_types(
     graph.node.extend(model.graph.node)
     graph.input.extend(model.graph.input)
     for output in model.graph.output:
-        # A stated shape may hold a baked-in batch size; only the name is trusted.
+        # The declared shape may have a fixed batch size; only the name is used.
         graph.output.add(name=output.name)
     for tensor in model.graph.initializer:
         if tensor_size(tensor) <= LARGEST_SHAPE_TENSOR and not tensor.data_location:
@@ -141,18 +141,18 @@ def infer_types(
 
 
 class GraphView:
-    """What reads what in a model, as far as it depends on one input.
+    """The data flow from one input through a model.
 
-    Edges that leave `Shape` and `Size` are no dependence: they carry the size of
-    the image, not the image. Nor are the scale and the zero point that go with what
-    `DynamicQuantizeLinear` makes.
+    Outputs of `Shape` and `Size` do not count as dependent on the input: they carry
+    the size of the image, not the image. Neither do the scale and the zero point that
+    `DynamicQuantizeLinear` computes.
 
     Parameters
     ----------
     model : onnx.ModelProto
         In the normal form of `sk_cnncodes.graphs.reading.read_model`.
     input_name : str
-        The input that counts.
+        The input to follow.
     """
 
     def __init__(self, model: onnx.ModelProto, input_name: str) -> None:
@@ -179,8 +179,8 @@ class GraphView:
         names = dict.fromkeys(self._reads[index])
         return [name for name in names if name in self.image_dependent]
 
-    def made_of(self, inputs: Iterable[str]) -> set[str]:
-        """Names of the tensors that depend on some of the model's inputs, and these."""
+    def dependents(self, inputs: Iterable[str]) -> set[str]:
+        """Names of the given inputs and of all tensors that depend on them."""
         found = set(inputs)
         for node, reads in zip(self.nodes, self._reads, strict=True):
             if not found.isdisjoint(reads):
@@ -188,7 +188,7 @@ class GraphView:
         return found
 
     def other_inputs(self, name: str) -> list[str]:
-        """Inputs that a tensor needs besides the one that counts."""
+        """Model inputs that a tensor needs besides `input_name`."""
         needed = {n for i in self.ancestors([name]) for n in self._reads[i]} | {name}
         names = [value.name for value in self.model.graph.input]
         return [n for n in names if n in needed and n != self.input_name]
@@ -199,7 +199,7 @@ class GraphView:
         return {tensor.name: tensor for tensor in self.model.graph.initializer}
 
     def constant_value(self, name: str) -> list[float] | None:
-        """Flat value of a small initializer, or None."""
+        """Flattened value of a small initializer, or None."""
         from onnx import numpy_helper
 
         tensor = self.constants.get(name)
@@ -239,9 +239,8 @@ class GraphView:
     def dominators(self, output: str) -> list[str]:
         """Tensors through which every path from the input to `output` passes.
 
-        They are the dominators of `output`, in order from the input. One sweep of
-        the topological order finds them: exactly there, the set of tensors that
-        are made and still wanted holds a single one.
+        In order from the input. One pass in topological order finds them: exactly
+        there, a single tensor is live, that is computed and still to be read.
         """
         path = self.path(output)
         last_reader: dict[str, int] = {}
@@ -259,7 +258,7 @@ class GraphView:
         return list(dict.fromkeys(cuts))
 
     def weights_before(self, name: str) -> int:
-        """Number of elements of the initializers that a tensor needs."""
+        """Number of elements of the initializers that a tensor depends on."""
         if name not in self.producer:
             return 0
         needed = self._needed_weights[self.producer[name]]
@@ -272,7 +271,7 @@ class GraphView:
 
     @cached_property
     def _needed_weights(self) -> list[int]:
-        """The initializers that each node needs, as the bits of a number."""
+        """Initializers that each node depends on, as a bit set."""
         bits = {name: 1 << bit for bit, name in enumerate(self.constants)}
         needed: list[int] = []
         for reads in self._reads:
@@ -286,7 +285,7 @@ class GraphView:
 
 
 def rename_tensors(graph: onnx.GraphProto, renamed: Callable[[str], str]) -> None:
-    """Give the tensors of a graph, and of the bodies in it, other names."""
+    """Rename the tensors of a graph and of the bodies in it."""
     for node in graph.node:
         for field in (node.input, node.output):
             field[:] = [renamed(name) for name in field]
@@ -300,11 +299,11 @@ def rename_tensors(graph: onnx.GraphProto, renamed: Callable[[str], str]) -> Non
 
 
 def cut_model(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
-    """A copy of a model that ends at the given tensors and keeps only their needs.
+    """Copy a model, ending at the given tensors.
 
-    Nodes, initializers, inputs and value types that no output needs are left out;
-    captures of If, Loop and Scan bodies count as needs. Metadata, operator sets
-    and references to external data stay.
+    Nodes, initializers and inputs that no output depends on are dropped, as are value
+    types; captures of If, Loop and Scan bodies are dependencies. Metadata, operator
+    sets and references to external data are kept.
     """
     import onnx
 

@@ -1,16 +1,16 @@
-"""What must be known of an ONNX file before it is loaded, without the package onnx.
+"""Inspects serialised ONNX models before they are loaded, without the package onnx.
 
-`OnnxClassifier` runs where onnx is not installed. ONNX Runtime would read other files
-that a file asks for: in the working folder, and before its version 1.24 anywhere.
+`OnnxClassifier` works without onnx. ONNX Runtime would read the external data that a
+model refers to: in the working directory, and before version 1.24 anywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-# Fields of each message that lead to tensors, by their numbers in onnx.proto, and the
-# message that they hold.
-_LEADING: dict[str, dict[int, str]] = {
+# Fields of each message that lead to tensors: numbers in onnx.proto, and the types of
+# the messages that they hold.
+_TENSOR_FIELDS: dict[str, dict[int, str]] = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
     "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
@@ -24,11 +24,11 @@ _LEADING: dict[str, dict[int, str]] = {
     "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
     "TensorProto": {},
 }
-_METADATA = 14  # of a ModelProto
-# Of a TensorProto.
+# Field numbers of a ModelProto, and of a TensorProto.
+_METADATA = 14
 _DIMS, _DATA_TYPE, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 9, 13, 14
-# Bytes of an element, by the number of its type in ONNX: float32, uint8, int8, uint16,
-# int16, int32, int64, bool, float16, float64, uint32, uint64, bfloat16.
+# Bytes per element by ONNX data type: float32, uint8, int8, uint16, int16, int32,
+# int64, bool, float16, float64, uint32, uint64, bfloat16.
 ELEMENT_BYTES = {
     **{1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8},
     **{9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2},
@@ -36,8 +36,8 @@ ELEMENT_BYTES = {
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 
 
-def asks_for_files(model: bytes) -> bool:
-    """Whether any tensor of a model, however deep, lies in another file.
+def has_external_data(model: bytes) -> bool:
+    """Whether any tensor of a model, however deep, has external data.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ def asks_for_files(model: bytes) -> bool:
     Raises
     ------
     ValueError
-        If the bytes are none, or a tensor has not as much content as its shape says:
-        ONNX Runtime 1.24 reads on behind it.
+        If the bytes are malformed, or the data of a tensor do not match its shape:
+        ONNX Runtime 1.24 reads past the end.
 
     References
     ----------
@@ -58,27 +58,27 @@ def asks_for_files(model: bytes) -> bool:
     waiting = [("ModelProto", memoryview(model))]
     while waiting:
         message, content = waiting.pop()
-        if message == "TensorProto" and _is_elsewhere(content):
+        if message == "TensorProto" and _is_external(content):
             return True
-        leading = _LEADING[message]
+        fields = _TENSOR_FIELDS[message]
         waiting += [
-            (leading[number], value)
+            (fields[number], value)
             for number, value in _fields(content)
-            if number in leading and isinstance(value, memoryview)
+            if number in fields and isinstance(value, memoryview)
         ]
     return False
 
 
-def _is_elsewhere(tensor: memoryview) -> bool:
-    """Whether a tensor lies in another file; a ValueError if it is cut short."""
+def _is_external(tensor: memoryview) -> bool:
+    """Whether a tensor has external data; a ValueError if its size is wrong."""
     elements, kind, content = 1, 0, None
     for number, value in _fields(tensor):
         if number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0):
             return True
-        if number == _DIMS and isinstance(value, memoryview):  # all in one field
-            place = 0
-            while place < len(value):
-                dim, place = _varint(value, place, longest=10)
+        if number == _DIMS and isinstance(value, memoryview):  # packed
+            position = 0
+            while position < len(value):
+                dim, position = _varint(value, position, longest=10)
                 elements *= dim
         elif number == _DIMS and isinstance(value, int):
             elements *= value
@@ -93,12 +93,12 @@ def _is_elsewhere(tensor: memoryview) -> bool:
 
 
 def metadata_of(model: bytes) -> dict[str, str]:
-    """The metadata of a serialised ModelProto.
+    """Return the metadata of a serialised ModelProto.
 
     Raises
     ------
     ValueError
-        If the bytes are none, or the metadata no UTF-8.
+        If the bytes are malformed, or the metadata is not UTF-8.
     """
     found = {}
     for number, value in _fields(memoryview(model)):
@@ -112,44 +112,44 @@ def metadata_of(model: bytes) -> dict[str, str]:
 
 
 def metadata_entry(key: str, value: str) -> bytes:
-    """An entry of the metadata as it is serialised; for fewer than 124 bytes."""
+    """Serialise a metadata entry of fewer than 124 bytes."""
     texts = [(b"\n", key.encode()), (b"\x12", value.encode())]
     entry = b"".join(tag + bytes([len(text)]) + text for tag, text in texts)
     return bytes([_METADATA << 3 | _LENGTH, len(entry)]) + entry
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, int | memoryview | None]]:
-    """Numbers of a message's fields, with integers and what has a length."""
-    place, end = 0, len(content)
+    """Yield number and value of each field; None for fixed-size values."""
+    position, end = 0, len(content)
     value: int | memoryview | None
-    while place < end:
-        # protobuf itself reads no more than 32 bits of a field's number and length.
-        tag, place = _varint(content, place, longest=5)
+    while position < end:
+        # protobuf itself reads only 32 bits of a field's number and length.
+        tag, position = _varint(content, position, longest=5)
         number, kind = (tag & 0xFFFFFFFF) >> 3, tag & 7
         if kind == _VARINT:
-            value, place = _varint(content, place, longest=10)
+            value, position = _varint(content, position, longest=10)
         elif kind == _LENGTH:
-            length, start = _varint(content, place, longest=5)
-            place = start + length
-            value = content[start:place]
+            length, start = _varint(content, position, longest=5)
+            position = start + length
+            value = content[start:position]
         elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
-            value, place = None, place + (8 if kind == _EIGHT_BYTES else 4)
+            value, position = None, position + (8 if kind == _EIGHT_BYTES else 4)
         else:
-            raise ValueError(f"a field of the unknown kind {kind}")
-        if place > end:
-            raise ValueError("it ends within a field")
+            raise ValueError(f"a field has the unknown wire type {kind}")
+        if position > end:
+            raise ValueError("it ends inside a field")
         yield number, value
 
 
-def _varint(content: memoryview, place: int, longest: int) -> tuple[int, int]:
-    """An integer in base 128, and where it ends."""
+def _varint(content: memoryview, position: int, longest: int) -> tuple[int, int]:
+    """Decode a base-128 integer; return it and the position after it."""
     value = 0
     for shift in range(longest):
-        if place >= len(content):
-            raise ValueError("it ends within a number")
-        byte = content[place]
-        place += 1
+        if position >= len(content):
+            raise ValueError("it ends inside a number")
+        byte = content[position]
+        position += 1
         value |= (byte & 127) << (7 * shift)
         if byte < 128:
-            return value, place
-    raise ValueError("a number without an end")
+            return value, position
+    raise ValueError("a number is not terminated")

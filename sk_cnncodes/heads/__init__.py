@@ -1,5 +1,5 @@
-"""What is put after the codes: classifiers, and the search for the best.
+"""Classifiers on codes, and the search for the best combination.
 
-Knows scikit-learn's estimators, and backbones and layers by their names only. Imports
-`codes` and below.
+Uses scikit-learn's estimators; backbones and layers are referred to by name only.
+Imports `codes` and below.
 """

@@ -20,7 +20,7 @@ from sk_cnncodes.codes.grids import layer_grid
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
 
 NEIGHBOURS = 5
-# Parameters that suit codes of unit length.
+# Hyperparameters for codes of unit length.
 HEADS: dict[str, tuple[str, ClassifierMixin]] = {
     "svm": ("linear SVM", LinearSVC(C=10, random_state=0)),
     "logistic": ("logistic regression", LogisticRegression(C=10, max_iter=1000)),
@@ -31,7 +31,7 @@ DEFAULT_LAYERS = (-1, -2, -4)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A combination and its accuracy in cross-validation.
+    """A combination of backbone, layer and head, with its cross-validated accuracy.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Candidate:
     head : str
         A key of `HEADS`.
     mean, std : float
-        Accuracy over the folds, in [0, 1].
+        Mean and standard deviation of the accuracy over the folds, in [0, 1].
     """
 
     backbone: str
@@ -62,40 +62,54 @@ def code_search(
     cache: str | os.PathLike[str] | CodeCache = "memory",
     device: str = "auto",
 ) -> GridSearchCV:
-    """A search over backbones, layers and heads, with one forward pass an image.
+    """Build a search over backbones, layers and heads.
+
+    All layers of a backbone are computed in one forward pass per image.
 
     Parameters
     ----------
     backbones : sequence of str
-        Names or paths, as the `backbone` of `CNNCodeTransformer`.
-    layers : sequence of int or str
-    heads : sequence of str
+        Names or paths, as the parameter `backbone` of `CNNCodeTransformer`.
+    layers : sequence of int or str, default=(-1, -2, -4)
+        As the parameter `layer` of `CNNCodeTransformer`.
+    heads : sequence of str, default=("svm", "logistic", "knn")
         Keys of `HEADS`.
     cv : int, default=5
         Number of folds, stratified and shuffled.
     seed : int, default=0
-        Of the folds.
+        Random seed of the shuffling.
     n_jobs : int or None, default=None
-        Number of processes. More than one need a `cache` with a path.
+        Number of processes. More than one need a path as `cache`.
     cache : "memory", str, path-like or CodeCache, default="memory"
+        As in `CNNCodeTransformer`.
     device : str, default="auto"
+        As in `CNNCodeTransformer`.
 
     Returns
     -------
-    GridSearchCV
-        Not fitted. Its pipelines have the steps "codes", of unit length, and "head".
+    search : GridSearchCV
+        Not fitted. Its pipelines have the steps "codes", scaled to unit length, and
+        "head".
+
+    Raises
+    ------
+    ValueError
+        If a head is not a key of `HEADS`, or there is none.
 
     Examples
     --------
     >>> from sklearn.datasets import load_digits
-    >>> from sk_cnncodes.heads.selection import code_search, scores
+    >>> from sk_cnncodes import code_search, verdict
     >>> digits = load_digits()
-    >>> search = code_search(["cnncodes-mini"], [-2], ["svm", "knn"], cv=2)
+    >>> search = code_search(["cnncodes-mini"], [-2], ["svm"], cv=2)
     >>> search = search.fit(digits.images[:60] / 16, digits.target[:60])
-    >>> [(found.layer, found.head) for found in scores(search)]
-    [(-2, 'svm'), (-2, 'knn')]
+    >>> verdict(search)  # doctest: +ELLIPSIS
+    'Chosen: cnncodes-mini, layer -2, linear SVM: ...% in cross-validation.'
     """
     codes = CNNCodeTransformer(norm="l2", cache=cache, device=device)
+    unknown = [name for name in heads if name not in HEADS]
+    if unknown or not heads:
+        raise ValueError(f"heads: expected some of {list(HEADS)}, got {list(heads)}.")
     estimators = [clone(HEADS[name][1]) for name in heads]
     grid = layer_grid(layers, step="codes") | {
         "codes__backbone": list(backbones),
@@ -111,7 +125,7 @@ def code_search(
 
 
 def scores(search: GridSearchCV) -> list[Candidate]:
-    """All candidates of a fitted `code_search`, in the order of its parameters."""
+    """All candidates of a fitted `code_search`, in the order of its grid."""
     results = search.cv_results_
     found = [
         Candidate(
@@ -130,7 +144,7 @@ def scores(search: GridSearchCV) -> list[Candidate]:
     ]
     grid = search.param_grid
     backbones, layers = (
-        {value: place for place, value in enumerate(grid[f"codes__{name}"])}
+        {value: position for position, value in enumerate(grid[f"codes__{name}"])}
         for name in ("backbone", "layer")
     )
     return sorted(found, key=lambda c: (backbones[c.backbone], layers[c.layer]))
@@ -144,12 +158,24 @@ def chosen(search: GridSearchCV) -> Candidate:
 
 
 def _head_name(head: ClassifierMixin) -> str:
-    return next(name for name, (_, own) in HEADS.items() if type(own) is type(head))
+    """The key in `HEADS` of a classifier, by its type."""
+    return next(name for name, (_, each) in HEADS.items() if type(each) is type(head))
 
 
 @public
 def score_table(search: GridSearchCV) -> str:
-    """Mean accuracy in cross-validation, in %: a line a layer, a column a head."""
+    """Format the mean cross-validated accuracies of a search as a table, in percent.
+
+    Parameters
+    ----------
+    search : GridSearchCV
+        A fitted `code_search`.
+
+    Returns
+    -------
+    table : str
+        One line per backbone and layer, one column per head.
+    """
     found = scores(search)
     names = list(dict.fromkeys(c.head for c in found))
     rows: dict[tuple[str, str], dict[str, float]] = {}
@@ -172,7 +198,18 @@ def score_table(search: GridSearchCV) -> str:
 
 @public
 def verdict(search: GridSearchCV) -> str:
-    """The best candidate in a sentence."""
+    """Describe the best candidate of a search in one sentence.
+
+    Parameters
+    ----------
+    search : GridSearchCV
+        A fitted `code_search`.
+
+    Returns
+    -------
+    sentence : str
+        The backbone, layer and head chosen, and their cross-validated accuracy.
+    """
     best = chosen(search)
     return (
         f"Chosen: {short_name(best.backbone)}, layer {best.layer}, "
@@ -181,5 +218,5 @@ def verdict(search: GridSearchCV) -> str:
 
 
 def short_name(backbone: str) -> str:
-    """A backbone's name, or the file name of its path."""
+    """Name of a backbone, or the file name of its path."""
     return Path(backbone).name

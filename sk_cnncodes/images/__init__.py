@@ -1,5 +1,5 @@
-"""One element of X -> an upright RGB image -> the crop that a network sees.
+"""Images: from an element of X to an upright RGB image and the crops of a network.
 
-Containers, files and folders of images, decoding, resize and crop, views, and the file
-formats in which preprocessing is stated. Imports `base`.
+Containers, image files and folders, decoding, resizing and cropping, views, and the
+configuration formats of preprocessing. Imports `base`.
 """

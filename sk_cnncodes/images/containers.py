@@ -1,4 +1,4 @@
-"""Whatever X holds -> a sequence of images; nothing is opened here."""
+"""View X as a sequence of images, without opening any of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ _CONTAINERS = (
 
 
 def as_image_sequence(X: Any) -> Sequence[Any]:
-    """View X as a sequence of images; nothing is opened or copied.
+    """View X as a sequence of images, without opening or copying them.
 
     Raises
     ------
     ValueError
-        If X is empty, a single image, a matrix of features, or no container.
+        If X is empty, a single image, a feature matrix, or of another wrong shape.
+    TypeError
+        If X is of an unsupported type.
     """
     images: Sequence[Any] = _as_sequence(X)
     if len(images) == 0:
@@ -35,6 +37,7 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
 
 
 def _as_sequence(X: Any) -> Any:
+    """`as_image_sequence` without the check for an empty X."""
     single = (str, bytes, bytearray, memoryview, PurePath, Image.Image)
     if isinstance(X, single) or is_file(X):
         raise ValueError(
@@ -55,7 +58,7 @@ def _as_sequence(X: Any) -> Any:
     if isinstance(X, (list, tuple)):
         return X
     if hasattr(X, "to_numpy") and getattr(X, "ndim", 1) == 1:
-        # A Series of Python objects; `list` would box numbers of some dtypes.
+        # A Series; iterating it yields Python objects.
         return list(X)
     if hasattr(X, "toarray") and hasattr(X, "shape"):
         raise ValueError(
@@ -69,6 +72,7 @@ def _as_sequence(X: Any) -> Any:
 
 
 def _from_array(X: np.ndarray) -> Any:
+    """Check shape and dtype of an array of images, or of paths and other objects."""
     found = f"X: got an array of shape {X.shape} and dtype {X.dtype}"
     if X.dtype.kind in "OUST":
         if X.ndim == 2 and X.shape[1] == 1:
@@ -77,17 +81,16 @@ def _from_array(X: np.ndarray) -> Any:
             return X
         if X.dtype != object or X.ndim == 0:
             raise ValueError(f"{found}. Expected {_CONTAINERS}.")
-        # An object array of numbers, as numpy makes of mixed lists.
+        # An object array of several dimensions, such as numpy makes from mixed lists.
         raise ValueError(f"{found}. Expected a 1-D object array with one image each.")
     if X.ndim == 2:
         raise ValueError(
-            f"{found}, a matrix of features (n_samples, n_features). Expected images: "
-            f"{_CONTAINERS}. Rows of pixels can be reshaped: X.reshape(-1, height, "
-            "width)."
+            f"{found}, a feature matrix (n_samples, n_features). Expected images: "
+            f"{_CONTAINERS}. Reshape rows of pixels: X.reshape(-1, height, width)."
         )
     if X.ndim == 3 and X.shape[2] in (1, 3, 4) and len(X) > 0:
         raise ValueError(
-            f"{found}, which is a single image (height, width, channels). Expected "
+            f"{found}, a single image (height, width, channels). Expected "
             f"{_CONTAINERS}; for one image: X[None]."
         )
     if X.ndim not in (3, 4):
@@ -95,7 +98,7 @@ def _from_array(X: np.ndarray) -> Any:
     if X.ndim == 4 and X.shape[3] not in (1, 3, 4):
         hint = ""
         if X.shape[1] in (1, 3, 4):
-            hint = " The channels come last: X.transpose(0, 2, 3, 1)."
+            hint = " Move the channels last: X.transpose(0, 2, 3, 1)."
         raise ValueError(
             f"{found}. Expected 1, 3 or 4 channels on the last axis, got "
             f"{X.shape[3]}.{hint}"

@@ -1,7 +1,7 @@
-"""One image of X -> an upright RGB image.
+"""Decode an element of X into an upright RGB image.
 
-`read_rgb` turns an element of X, whatever it is, into a `PIL.Image.Image` of mode RGB;
-`read_image` says beside that what was done to it.
+`read_rgb` returns a `PIL.Image.Image` of mode RGB; `read_image` also returns the
+original format, size and orientation, and the decoding scale.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sk_cnncodes.images.sources import (
 )
 
 _EXIF_ORIENTATION = 0x0112
-# What turns an image of an orientation upright.
+# Transposition that turns an image of each EXIF orientation upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,29 +42,30 @@ _TURNS = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _PIXELS_AT_ONCE = 2**20
-# Levels from one gray value to the next, of Pillow's names for 2 and 4 bits.
+# Step between gray values after scaling to 8 bits, by Pillow's raw mode.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
 _TIFF_BITS = 258
 
-# Height and width that an image must keep, from those that it has.
+# Maps height and width of an image to the smallest ones it may be decoded at.
 MinDecodeSize = Callable[[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An upright RGB image, and what it was before.
+    """An upright RGB image and a description of its source.
 
     Attributes
     ----------
     rgb : PIL.Image.Image
     format : str
-        Format of the file and mode of its pixels; or "array" or "PIL image".
+        File format and mode of the pixels; or "array of" and the dtype, or "PIL image"
+        and the mode.
     size : (int, int)
         Width and height as stored, in pixels.
     orientation : int
         EXIF orientation that was undone; 1 is upright.
     scale : int
-        1, or 2, 4 or 8 where it was decoded at that fraction of its size.
+        1 for full size; 2, 4 or 8 if decoded at 1/2, 1/4 or 1/8 of it.
     """
 
     rgb: Image.Image
@@ -80,10 +81,10 @@ def read_image(
     max_pixels: int | None = MAX_PIXELS,
     min_decode_size: MinDecodeSize | None = None,
 ) -> DecodedImage:
-    """One element of X as an upright image of mode RGB, and what was done to it.
+    """Decode one element of X into an upright RGB image, and describe its source.
 
-    EXIF orientation is applied; transparency is laid over white; of an animation,
-    the first frame is taken.
+    EXIF orientation is applied, transparency is composited over white, and the first
+    frame of an animation is taken.
 
     Parameters
     ----------
@@ -91,22 +92,24 @@ def read_image(
     index : int
         Its position in X, for messages.
     max_pixels : int or None
-        More pixels are an error; None for no limit.
+        Images with more pixels are an error; None for no limit.
     min_decode_size : callable or None
-        Gives height and width that must be kept of an upright image. JPEG files are
-        decoded at 1/2, 1/4 or 1/8 of their size where that keeps more, which is
-        several times faster; None for the full size.
+        Maps height and width of an upright image to the smallest ones to decode it at.
+        JPEG files are decoded at 1/2, 1/4 or 1/8 of their size where that is at least
+        as large, which is several times faster. None for the full size.
 
     Raises
     ------
     ImageError
-        If it is not an image; ImageNotFoundError if it is a path without a file.
+        If it is not a valid image.
+    ImageNotFoundError
+        If it is the path of a file that does not exist.
     """
     if isinstance(image, np.ndarray):
         rgb = _from_pixels(image, index, max_pixels)
         return DecodedImage(rgb, f"array of {image.dtype}", rgb.size)
     if isinstance(image, Image.Image):
-        with open_file_lock:  # it may still have to read its file
+        with open_file_lock:  # a lazy PIL image still reads its file
             return _from_pil(image, index, max_pixels)
     content = read_content(image, index)
     return decode_content(content, image, index, max_pixels, min_decode_size)
@@ -118,7 +121,7 @@ def read_rgb(
     max_pixels: int | None = MAX_PIXELS,
     min_decode_size: MinDecodeSize | None = None,
 ) -> Image.Image:
-    """The upright RGB image of `read_image`."""
+    """Decode one element of X into an upright RGB image; see `read_image`."""
     return read_image(image, index, max_pixels, min_decode_size).rgb
 
 
@@ -129,13 +132,13 @@ def decode_content(
     max_pixels: int | None = MAX_PIXELS,
     min_decode_size: MinDecodeSize | None = None,
 ) -> DecodedImage:
-    """The content of an image file as `read_image` gives it.
+    """Decode the content of an image file; see `read_image`.
 
     Parameters
     ----------
     content : bytes
     image : object
-        The element of X that it is the content of; messages name it.
+        The element of X that the content was read from, for messages.
     index, max_pixels, min_decode_size
         As in `read_image`.
     """
@@ -149,11 +152,11 @@ def decode_content(
         if opened.format == "PNG":
             _scale_transparent_color(opened)
         opened.load()
-        # Not before: Pillow turns TIFF while it loads, and loads PNG to find EXIF data,
-        # whose faults would be forgotten.
+        # Only after loading: Pillow transposes TIFF when it loads, and would load PNG
+        # to find EXIF data, which would hide decoding errors.
         orientation = _orientation(opened)
         rgb = _as_rgb(opened, name, index)
-        del opened  # its pixels make room for those of the turned image
+        del opened  # frees its pixels before the transposed copy is made
         upright = _upright(rgb, orientation)
         return DecodedImage(upright, kind, size, orientation, scale)
     except ImageError:
@@ -168,7 +171,7 @@ def decode_content(
     except Exception as error:
         if is_scarcity(error, name):
             raise
-        # Pillow's readers raise nearly anything on a broken file.
+        # Pillow's readers raise almost any exception on a damaged file.
         detail = str(error) or type(error).__name__
         raise ImageError(
             f"{name}: the file is damaged or truncated after {len(content)} bytes "
@@ -178,6 +181,7 @@ def decode_content(
 
 
 def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> DecodedImage:
+    """Convert a PIL image, reading its file if it is lazy."""
     name = describe_image(image, index)
     try:
         check_size(*image.size, max_pixels)
@@ -196,9 +200,9 @@ def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> Decoded
 
 
 def _load(image: Image.Image) -> None:
-    """Read the pixels of a PIL image; where that fails, so it does the next time.
+    """Load the pixels of a PIL image so that a failed load fails again if repeated.
 
-    Pillow would then give what it has read so far.
+    Pillow would return the partly decoded pixels the second time.
     """
     tiles = list(getattr(image, "tile", ()))
     try:
@@ -210,7 +214,7 @@ def _load(image: Image.Image) -> None:
 
 
 def _as_rgb(image: Image.Image, name: str, index: int) -> Image.Image:
-    """In mode RGB, without transparency; not a copy of what is so already."""
+    """Convert to mode RGB without transparency; an opaque RGB image is not copied."""
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
@@ -222,21 +226,21 @@ def _as_rgb(image: Image.Image, name: str, index: int) -> Image.Image:
 
 
 def _scale_transparent_color(image: ImageFile.ImageFile) -> None:
-    """Give the colour that a PNG calls transparent in the units of its pixels.
+    """Scale the transparent colour of a PNG file to 8 bits.
 
-    Pillow scales pixels of 2, 4 and 16 bits to 8, but not that colour. Of a PIL image
-    that was loaded before, its bits are not known any more.
+    Pillow scales pixels of 2, 4 and 16 bits to 8, but not that colour. The bit depth of
+    a PIL image that is already loaded is no longer known.
     """
-    color, values = image.info.get("transparency"), image.tile[0][3]
-    if isinstance(color, int) and values in _GRAY_STEPS:
-        image.info["transparency"] = color * _GRAY_STEPS[values]
-    elif isinstance(color, tuple) and values == "RGB;16B":
+    color, raw_mode = image.info.get("transparency"), image.tile[0][3]
+    if isinstance(color, int) and raw_mode in _GRAY_STEPS:
+        image.info["transparency"] = color * _GRAY_STEPS[raw_mode]
+    elif isinstance(color, tuple) and raw_mode == "RGB;16B":
         image.info["transparency"] = tuple(value >> 8 for value in color)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    """Laid over white, some rows at a time: copies of the whole take gigabytes."""
-    image.load()  # before there are pixels of the result beside its buffers
+    """Composite over white in strips, as copies of the whole can take gigabytes."""
+    image.load()  # before the result is allocated, to limit peak memory
     rgb = Image.new("RGB", image.size)
     rows = max(1, _PIXELS_AT_ONCE // image.width)
     for top in range(0, image.height, rows):
@@ -248,13 +252,13 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, upright, where there is none or it is unreadable."""
+    """EXIF orientation; 1 (upright) if it is missing or unreadable."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except MemoryError:
         raise
     except Exception:
-        # Damaged EXIF does not damage the pixels.
+        # Damaged EXIF data does not affect the pixels.
         return 1
     return orientation if orientation in _TURNS else 1
 
@@ -262,9 +266,9 @@ def _orientation(image: Image.Image) -> int:
 def _shrink(
     image: ImageFile.ImageFile, orientation: int, min_decode_size: MinDecodeSize
 ) -> int:
-    """Have a JPEG decoded smaller, by a factor that divides both of its sides.
+    """Set a JPEG to be decoded smaller, and return the factor.
 
-    Another factor would move the edges by parts of a pixel. The factor is returned.
+    It divides both sides; any other would shift the edges by fractions of a pixel.
     """
     width, height = image.size
     if orientation in _SIDEWAYS:
@@ -284,7 +288,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _from_deep_gray(image: Image.Image, name: str, index: int) -> Image.Image:
-    """16-bit, 32-bit and float gray: 16 bits become 8 by their high byte."""
+    """Convert 16-bit, 32-bit or float gray; 16-bit values keep their high byte."""
     values = np.asarray(image)
     if image.mode == "F":
         return _from_pixels(values, index, None, name)
@@ -300,10 +304,11 @@ def _from_deep_gray(image: Image.Image, name: str, index: int) -> Image.Image:
         and 0 < high <= 255
         and not isinstance(image, ImageFile.ImageFile)
     ):
-        # What `convert("I")` makes of 8 bits, and would be black.
+        # The result of `convert("I")` on an 8-bit image; it would become black.
         raise ImageError(
             f"{name}: gray values from {low} to {high} in mode {image.mode!r}. "
-            "Expected 16-bit values, 0 to 65535; those of 8 bits: image.convert('L').",
+            "Expected 16-bit values, 0 to 65535. Convert 8-bit ones: "
+            "image.convert('L').",
             index,
         )
     bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS)
@@ -317,9 +322,9 @@ def _from_deep_gray(image: Image.Image, name: str, index: int) -> Image.Image:
 def _from_pixels(
     pixels: np.ndarray, index: int, max_pixels: int | None, name: str = ""
 ) -> Image.Image:
-    """An image from an array (H, W) or (H, W, 1|3|4) of uint8, bool or floats."""
+    """Convert an array (H, W) or (H, W, 1|3|4) of uint8, bool or floats."""
     name = name or describe_image(pixels, index)
-    pixels = np.asarray(pixels)  # a masked array's pixels are those below its mask
+    pixels = np.asarray(pixels)  # ignores the mask of a masked array
     if pixels.dtype == object:
         raise ImageError(f"{name}. Expected {ACCEPTED}.", index)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
@@ -327,7 +332,7 @@ def _from_pixels(
     if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
         hint = ""
         if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4):
-            hint = " The channels come last: image.transpose(1, 2, 0)."
+            hint = " Move the channels last: image.transpose(1, 2, 0)."
         raise ImageError(
             f"{name}: wrong shape. Expected (height, width), (height, width, 1), "
             f"(height, width, 3) or (height, width, 4).{hint}",
@@ -343,24 +348,25 @@ def _from_pixels(
 
 
 def _as_uint8(pixels: np.ndarray, name: str, index: int) -> np.ndarray:
+    """Scale pixels of any accepted dtype to uint8."""
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == bool:
         return pixels.astype(np.uint8) * np.uint8(255)
     if pixels.dtype.kind != "f":
         raise ImageError(
-            f"{name}: wrong dtype. Expected uint8, bool, or floats in [0, 1]; integers "
-            "from 0 to 255 can be cast: image.astype(numpy.uint8).",
+            f"{name}: wrong dtype. Expected uint8, bool, or floats in [0, 1]. Cast "
+            "integers from 0 to 255: image.astype(numpy.uint8).",
             index,
         )
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite(low + high):
-        kinds = "NaN" if np.isnan(pixels).any() else "infinity"
-        raise ImageError(f"{name}: {kinds} among its values. Expected [0, 1].", index)
+        fault = "NaN" if np.isnan(pixels).any() else "infinity"
+        raise ImageError(f"{name}: contains {fault}. Expected floats in [0, 1].", index)
     if low < 0 or high > 1:
         raise ImageError(
             f"{name}: float values from {low:g} to {high:g}. Expected floats in [0, "
-            "1]; divide by the largest possible value.",
+            "1]. Divide by the largest possible value.",
             index,
         )
     scaled = pixels * pixels.dtype.type(255)

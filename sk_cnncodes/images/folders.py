@@ -1,4 +1,4 @@
-"""Image files in folders: which files are images by their names, and their classes."""
+"""Find image files in folders by their suffixes, and their classes by sub-folder."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from sk_cnncodes.images.safe_open import FORMATS
 @public
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files of a folder.
+    """Image files found in a folder.
 
     Attributes
     ----------
     paths : list of str
-        Sorted; each begins with the folder as it was given.
+        Sorted; each begins with the folder as it was passed.
     labels : list of str
-        The class of each path, where the folder has one sub-folder a class.
+        Class of each path; empty unless the folder has one sub-folder per class.
     ignored : int
-        Number of other entries: files that are hidden or have no suffix of an image
-        format, and hidden folders.
+        Number of other entries: hidden files and folders, and files without the suffix
+        of an image format.
     outside : int
-        Number of images that lie where no class's image is looked for: beside the
-        sub-folders, or in folders within them.
+        Number of images that belong to no class: next to the sub-folders, or in folders
+        nested in them.
     without_images : list of str
-        Names of the sub-folders in which no image lies directly.
+        Names of the sub-folders that contain no images directly.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -43,15 +43,15 @@ class ImageFiles:
 
 @lru_cache(maxsize=1)
 def image_suffixes() -> frozenset[str]:
-    """Suffixes, in lower case with their dot, of the formats that can be read."""
+    """Lower-case suffixes, with the dot, of the formats that can be read."""
     known = Image.registered_extensions()
     return frozenset(suffix for suffix, name in known.items() if name in FORMATS)
 
 
 def find_images(folder: str | os.PathLike[str]) -> ImageFiles:
-    """Image files of a folder and of all folders in it.
+    """Find the image files of a folder, recursively.
 
-    Links to files are followed, links to folders are not.
+    Symlinks to files are followed, symlinks to folders are not.
 
     Raises
     ------
@@ -75,60 +75,82 @@ def find_images(folder: str | os.PathLike[str]) -> ImageFiles:
     def fail(error: OSError) -> None:
         raise error
 
-    for place, folders, files in os.walk(folder, onerror=fail):
+    for parent, folders, files in os.walk(folder, onerror=fail):
         visible = sorted(name for name in folders if not name.startswith("."))
         ignored += len(folders) - len(visible)
-        folders[:] = visible  # where the walk goes on, and in which order
+        folders[:] = visible  # os.walk descends into these, in this order
         images = sorted(name for name in files if _is_image_name(name))
         ignored += len(files) - len(images)
-        paths += [os.path.join(place, name) for name in images]  # noqa: PTH118
+        paths += [os.path.join(parent, name) for name in images]  # noqa: PTH118
     return ImageFiles(paths, [], ignored)
 
 
 @public
 def find_labelled_images(folder: str | os.PathLike[str]) -> ImageFiles:
-    """Image files of the sub-folders of a folder; a sub-folder is a class.
+    """Find the image files of a folder with one sub-folder per class.
 
-    Folders within a class are not looked into: their images might be of other
+    Images in folders nested in a class are only counted, as they may belong to other
     classes, as in ``data/train/cat``.
+
+    Parameters
+    ----------
+    folder : str or path-like
+
+    Returns
+    -------
+    found : ImageFiles
+        Paths and labels, and what was not taken.
 
     Raises
     ------
     OSError
         If a folder cannot be read.
     ValueError
-        If no sub-folder has an image.
+        If no sub-folder contains an image.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from sk_cnncodes import find_labelled_images
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("cat/1.jpg", "dog/1.png", "dog/notes.txt"):
+    ...         Path(folder, name).parent.mkdir(exist_ok=True)
+    ...         Path(folder, name).touch()
+    ...     found = find_labelled_images(folder)
+    >>> found.labels, found.ignored
+    (['cat', 'dog'], 1)
     """
     found = ImageFiles()
     paths, labels, ignored, outside = found.paths, found.labels, 0, 0
-    deeper = ""
-    for place in sorted(Path(folder).iterdir()):
-        if not place.is_dir() and _is_image_name(place.name):
+    subfolder = ""
+    for child in sorted(Path(folder).iterdir()):
+        if not child.is_dir() and _is_image_name(child.name):
             outside += 1
             continue
-        if place.name.startswith(".") or not place.is_dir():
+        if child.name.startswith(".") or not child.is_dir():
             ignored += 1
             continue
-        before = len(paths)
-        for entry in sorted(place.iterdir()):
+        n_before = len(paths)
+        for entry in sorted(child.iterdir()):
             if entry.is_dir() and not entry.name.startswith("."):
-                deeper = deeper or str(entry)
-                within = find_images(entry)
-                outside += len(within.paths)
-                ignored += within.ignored
+                subfolder = subfolder or str(entry)
+                nested = find_images(entry)
+                outside += len(nested.paths)
+                ignored += nested.ignored
             elif _is_image_name(entry.name) and not entry.is_dir():
                 paths.append(str(entry))
-                labels.append(place.name)
+                labels.append(child.name)
             else:
                 ignored += 1
-        if len(paths) == before:
-            found.without_images.append(place.name)
+        if len(paths) == n_before:
+            found.without_images.append(child.name)
     if not paths:
-        hint = f" Folders lie deeper, such as {deeper!r}." if deeper else ""
+        hint = f" Found nested folders, such as {subfolder!r}." if subfolder else ""
         suffixes = " ".join(sorted(image_suffixes()))
         raise ValueError(
             f"{str(folder)!r}: found no images in its sub-folders. Expected one "
-            f"sub-folder of images for each class ({suffixes}).{hint}"
+            f"sub-folder of images per class ({suffixes}).{hint}"
         )
     return replace(found, ignored=ignored, outside=outside)
 

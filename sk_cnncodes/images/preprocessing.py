@@ -1,4 +1,4 @@
-"""Preprocessing: how an image becomes the numbers that a backbone was trained on."""
+"""Preprocessing: resize, crop and normalisation of a backbone's input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from sk_cnncodes.base.exceptions import PreprocessingError
 from sk_cnncodes.base.public import public
-from sk_cnncodes.images.resizing import INTERPOLATIONS, JUMPING, resized_crops
+from sk_cnncodes.images.resizing import DISCONTINUOUS, INTERPOLATIONS, resized_crops
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,8 +21,8 @@ METADATA_KEY = "sk_cnncodes.preprocessing"
 
 RESIZES = ("shorter", "squash", "exact", "none")
 ROUNDINGS = ("torchvision", "huggingface", "nearest")
-# Of a network's input, in pixels: a file could ask for sizes that fill the memory.
-_LONGEST_SIDE = 8192
+# In pixels; a file could demand an input size that exhausts memory.
+_MAX_SIDE = 8192
 CHANNELS = ("RGB", "BGR", "GRAY")
 LAYOUTS = ("NCHW", "NHWC")
 
@@ -30,10 +30,10 @@ LAYOUTS = ("NCHW", "NHWC")
 @public
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop and normalisation that belong to a backbone.
+    """Resize, crop and normalisation of a backbone's input.
 
-    The image is resized, cropped at its centre, and then each channel becomes
-    ``(value * scale - mean) / std``, where `value` lies in [0, 255].
+    The image is resized and cropped at its centre, and then each channel becomes
+    ``(value * scale - mean) / std``, where `value` is in [0, 255].
 
     Parameters
     ----------
@@ -43,41 +43,41 @@ class Preprocessing:
         - ``"shorter"``: the shorter side becomes `resize_size`, the other keeps the
           aspect ratio;
         - ``"squash"``: both sides become `resize_size`, whatever the aspect ratio;
-        - ``"exact"``: the image becomes `crop_size` as a whole, nothing is cropped;
-        - ``"none"``: only cropped.
+        - ``"exact"``: the whole image becomes `crop_size`, without cropping;
+        - ``"none"``: the image is only cropped.
     resize_size : int or (int, int) or None, default=None
         Size to resize to, in pixels: an int for ``"shorter"``, an int or (height,
-        width) for ``"squash"``; None stands for the size of the crop.
+        width) for ``"squash"``; None means the size of the crop.
     interpolation : str, default="bilinear"
         ``"nearest"``, ``"bilinear"``, ``"bicubic"``, ``"lanczos"``, ``"box"`` or
-        ``"hamming"``, all as Pillow computes them: with antialiasing.
+        ``"hamming"``, as Pillow computes them, with antialiasing.
     rounding : {"torchvision", "huggingface", "nearest"}, default="torchvision"
-        How the longer side with ``"shorter"``, and the corner of the crop, become
-        whole pixels. It moves codes a little, since the crop moves by half a pixel.
+        How the longer side with ``"shorter"`` and the corner of the crop are rounded to
+        whole pixels. It changes codes slightly, as the crop moves by half a pixel.
 
-        - ``"torchvision"``, and timm: the side down, the corner to the nearest, halves
-          to even;
-        - ``"huggingface"``: both down;
-        - ``"nearest"``: the side to the nearest, the corner down.
+        - ``"torchvision"`` (also timm): the side is rounded down, the corner to the
+          nearest, halves to even;
+        - ``"huggingface"``: both are rounded down;
+        - ``"nearest"``: the side is rounded to the nearest, the corner down.
     mean, std : tuple of float, default=(0, 0, 0) and (1, 1, 1)
-        In the units of the scaled values, in the order of `channels`. `std` must not
-        be zero.
+        In units of the scaled values, in the order of `channels`. `std` must not
+        contain zero.
     scale : float, default=1.0
-        Factor before the mean is subtracted, such as 1/255.
+        Factor applied before the mean is subtracted, such as 1/255; not zero.
     channels : {"RGB", "BGR", "GRAY"}, default="RGB"
-        Order of the channels that the network expects; ``"GRAY"`` is one channel of
-        luma (ITU-R BT.601, as Pillow's mode L).
+        Channel order that the network expects; ``"GRAY"`` is one channel of luma
+        (ITU-R BT.601, as in Pillow's mode L).
     layout : {"NCHW", "NHWC"}, default="NCHW"
         Layout of the network's input.
 
     Raises
     ------
     PreprocessingError
-        If a value is not one of those described.
+        If a parameter is invalid.
 
     Examples
     --------
-    What torchvision's classification weights were trained with:
+    The preprocessing of torchvision's classification weights:
 
     >>> from sk_cnncodes import Preprocessing
     >>> imagenet = Preprocessing(
@@ -103,7 +103,7 @@ class Preprocessing:
     layout: Literal["NCHW", "NHWC"] = "NCHW"
 
     def __post_init__(self) -> None:
-        put = object.__setattr__  # the record is frozen for everyone else
+        put = object.__setattr__  # the dataclass is frozen
         if isinstance(self.crop_size, Integral):
             put(self, "crop_size", (self.crop_size, self.crop_size))
         put(self, "crop_size", _sides("crop_size", self.crop_size))
@@ -127,6 +127,7 @@ class Preprocessing:
             )
 
     def _checked_resize_size(self) -> int | tuple[int, int] | None:
+        """Check `resize_size` against `resize`, and replace None by its default."""
         size = self.resize_size
         if self.resize in ("exact", "none"):
             if size is not None:
@@ -138,10 +139,10 @@ class Preprocessing:
         if size is None:
             return min(self.crop_size) if self.resize == "shorter" else self.crop_size
         if isinstance(size, Integral):
-            if not 1 <= int(size) <= _LONGEST_SIDE:
+            if not 1 <= int(size) <= _MAX_SIDE:
                 raise PreprocessingError(
                     "preprocessing resize_size: expected an int from 1 to "
-                    f"{_LONGEST_SIDE}, got {size}."
+                    f"{_MAX_SIDE}, got {size}."
                 )
             return int(size)
         if self.resize == "shorter":
@@ -153,7 +154,7 @@ class Preprocessing:
 
     @property
     def n_channels(self) -> int:
-        """Number of channels of the network's input: 3, or 1 for "GRAY"."""
+        """Number of channels of the network's input: 1 for "GRAY", otherwise 3."""
         return 1 if self.channels == "GRAY" else 3
 
     @property
@@ -177,16 +178,16 @@ class Preprocessing:
         Returns
         -------
         ndarray of uint8, shape (height, width, 3)
-            Of the size `crop_size`.
+            Height and width are `crop_size`.
         """
-        full, spare = self._full_and_spare(image)
-        corners = [(self._corner(spare[0]), self._corner(spare[1]))]
+        full, excess = self._resized_size_and_excess(image)
+        corners = [(self._corner(excess[0]), self._corner(excess[1]))]
         crops = resized_crops(image, full, self.crop_size, corners, self.interpolation)
         central: np.ndarray = crops[0]
         return central
 
     def apply_five(self, image: Image.Image) -> np.ndarray:
-        """The four corners and the centre of the resized image.
+        """Resize an upright RGB image, and crop its four corners and its centre.
 
         Parameters
         ----------
@@ -198,34 +199,34 @@ class Preprocessing:
         ndarray of uint8, shape (5, height, width, 3)
             Top left, top right, bottom left, bottom right, centre.
         """
-        full, spare = self._full_and_spare(image)
-        top, left = self._corner(spare[0]), self._corner(spare[1])
-        # Along a side that is smaller than the crop there is one position.
-        tops = (0, spare[0]) if spare[0] > 0 else (top, top)
-        lefts = (0, spare[1]) if spare[1] > 0 else (left, left)
+        full, excess = self._resized_size_and_excess(image)
+        top, left = self._corner(excess[0]), self._corner(excess[1])
+        # Along a side no longer than the crop, all crops have the same position.
+        tops = (0, excess[0]) if excess[0] > 0 else (top, top)
+        lefts = (0, excess[1]) if excess[1] > 0 else (left, left)
         corners = [(y, x) for y in tops for x in lefts]
         return resized_crops(
             image, full, self.crop_size, [*corners, (top, left)], self.interpolation
         )
 
-    def _full_and_spare(
+    def _resized_size_and_excess(
         self, image: Image.Image
     ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Size of a whole image after the resize, and by how much the crop is smaller.
+        """Size of the resized image, and by how much it exceeds the crop.
 
-        Both as (height, width).
+        Both are (height, width), in pixels.
         """
         height, width = self.resized_size(image.height, image.width)
         return (height, width), (height - self.crop_size[0], width - self.crop_size[1])
 
     def _corner(self, excess: int) -> int:
-        """Where the crop starts along a side that is longer by `excess` pixels."""
+        """Start of the central crop along a side that exceeds it by `excess` pixels."""
         if self.rounding != "torchvision":
             return excess // 2
         return -(-excess // 2) if excess < 0 else round(excess / 2)
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of a whole image after the resize, in pixels."""
+        """Height and width of an image after the resize, in pixels."""
         if self.resize == "none":
             return height, width
         if self.resize == "exact":
@@ -240,31 +241,31 @@ class Preprocessing:
         return (size, whole) if height <= width else (whole, size)
 
     def min_decode_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image must keep where it is decoded smaller.
+        """Smallest height and width that an image may be decoded at.
 
-        A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. With twice the size
-        after the resize there is no visible difference, but with "nearest" and "box",
-        which jump.
+        A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. Twice the size after the
+        resize makes no visible difference, except with the discontinuous "nearest" and
+        "box", which need the full size.
         """
-        if self.resize == "none" or self.interpolation in JUMPING:
+        if self.resize == "none" or self.interpolation in DISCONTINUOUS:
             return height, width
         full_height, full_width = self.resized_size(height, width)
         return 2 * full_height, 2 * full_width
 
-    # -- as plain values -----------------------------------------------------
+    # -- plain values --------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """All values as plain numbers, strings and tuples."""
+        """Return all parameters as plain numbers, strings and tuples."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Read what `to_dict` or the ONNX metadata hold.
+        """Create a Preprocessing from the output of `to_dict` or parsed ONNX metadata.
 
         Raises
         ------
         PreprocessingError
-            If a key is unknown, `crop_size` is missing, or a value is wrong.
+            If a key is unknown, `crop_size` is missing, or a value is invalid.
         """
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
@@ -281,12 +282,18 @@ class Preprocessing:
     # -- ONNX metadata -------------------------------------------------------
 
     def to_metadata(self) -> dict[str, str]:
-        """Entry for the `metadata_props` of an ONNX model."""
+        """Return the entry for the `metadata_props` of an ONNX model."""
         return {METADATA_KEY: json.dumps(self.to_dict())}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Preprocessing | None:
-        """Read the entry that `to_metadata` writes; None where there is none."""
+        """Read the entry written by `to_metadata`; None if it is missing.
+
+        Raises
+        ------
+        PreprocessingError
+            If the entry is not a JSON object or has an invalid value.
+        """
         if METADATA_KEY not in metadata:
             return None
         return cls.from_dict(_json_object(metadata[METADATA_KEY], METADATA_KEY))
@@ -303,11 +310,13 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, Real)
-        and not isinstance(value, bool)
-        and bool(np.isfinite(float(value)))
-    )
+    """Whether a value is a finite number that a float can hold."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return bool(np.isfinite(float(value)))
+    except OverflowError:
+        return False
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -318,28 +327,31 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def _sides(name: str, value: Any) -> tuple[int, int]:
-    good = isinstance(value, (tuple, list)) and len(value) == 2
-    if not good or not all(isinstance(v, Integral) and int(v) >= 1 for v in value):
+    """Check a parameter (height, width), in pixels."""
+    is_pair = isinstance(value, (tuple, list)) and len(value) == 2
+    if not is_pair or not all(isinstance(v, Integral) and int(v) >= 1 for v in value):
         raise PreprocessingError(
             f"preprocessing {name}: expected (height, width) of at least one pixel, "
             f"got {value!r}."
         )
-    if max(value) > _LONGEST_SIDE:
+    if max(value) > _MAX_SIDE:
         raise PreprocessingError(
-            f"preprocessing {name}: expected at most {_LONGEST_SIDE} pixels a side, "
+            f"preprocessing {name}: expected at most {_MAX_SIDE} pixels per side, "
             f"got {value!r}."
         )
     return int(value[0]), int(value[1])
 
 
 def _channel_values(name: str, values: Any, n_channels: int) -> tuple[float, ...]:
+    """Check a parameter with one value per channel; a number is repeated."""
     if _is_number(values):
         values = (values,) * n_channels
-    listed = isinstance(values, (tuple, list, np.ndarray))
-    # One grey channel takes the default of three equal values too.
-    if listed and n_channels == 1 and len(set(values)) == 1:
+    is_sequence = isinstance(values, (tuple, list, np.ndarray))
+    # A single gray channel also accepts the default of three equal values.
+    valid = is_sequence and all(map(_is_number, values))
+    if valid and n_channels == 1 and len(set(values)) == 1:
         values = (values[0],)
-    if not listed or len(values) != n_channels or not all(map(_is_number, values)):
+    if not valid or len(values) != n_channels:
         raise PreprocessingError(
             f"preprocessing {name}: expected {n_channels} finite numbers, got "
             f"{values!r}."

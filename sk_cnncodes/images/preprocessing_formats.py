@@ -1,4 +1,4 @@
-"""Preprocessing as Hugging Face and timm write it beside their models."""
+"""Read the preprocessing configurations that Hugging Face and timm publish."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.images.resizing import INTERPOLATIONS
 
 _HUGGINGFACE = "preprocessor_config.json"
-_WRITE_OUT = "Write the preprocessing out as Preprocessing(...)."
-# What image processors may do beside resizing, cropping and normalising.
-_UNKNOWN_STEPS = (
+_CURE = "Specify the preprocessing as Preprocessing(...)."
+# Steps of image processors that `Preprocessing` cannot express.
+_UNSUPPORTED_STEPS = (
     *("do_pad", "do_thumbnail", "do_align_long_axis", "do_crop_margin"),
     *("do_image_splitting", "do_color_quantize", "do_grayscale", "crop_to_patches"),
     *("keep_aspect_ratio", "offset", "rescale_offset"),
 )
-# ConvNeXT's processor crops below this size, and squeezes the image above.
-_CONVNEXT_WHOLE = 384
+# From this size on, ConvNeXT's processor resizes the whole image without cropping.
+_CONVNEXT_SQUASH_SIZE = 384
 
 
 @dataclass(frozen=True)
 class _Processor:
-    """How an image processor of transformers reads its configuration.
+    """How an image processor of transformers interprets its configuration.
 
     Attributes
     ----------
     name : str
-        What the names of its classes begin with.
+        Prefix of its class names.
     both_sides : bool or None
-        Whether a bare number as size means both sides of the image, or the shorter one;
-        None where the processor never has one beside a crop.
+        Whether a size that is a bare number is that of both sides of the image, or of
+        the shorter one; None if the processor never combines it with a crop.
     normalises : bool
-        Whether it does where the configuration states a mean, and not whether.
+        Whether it normalises if the configuration has a mean but no `do_normalize`.
     resize_size : callable or None
-        The size that the shorter side is resized to, from the size that is stated.
+        Maps the configured size to the size that the shorter side is resized to.
     fault : str
-        Why it cannot be expressed here.
+        Why `Preprocessing` cannot express it; empty if it can.
     """
 
     name: str
@@ -48,7 +48,7 @@ class _Processor:
     fault: str = ""
 
 
-# The first whose name fits is taken.
+# The first whose name is a prefix of the class name is used.
 _PROCESSORS = (
     _Processor("ViT", both_sides=True),
     _Processor("DeiT", both_sides=True),
@@ -74,28 +74,26 @@ _PROCESSORS = (
 def read_huggingface(config: Mapping[str, Any]) -> Preprocessing:
     """Read the content of a Hugging Face `preprocessor_config.json`.
 
-    A key that is missing has the default of the processor's class, as far as
-    `_PROCESSORS` knows it.
+    Missing keys have the defaults of the processor's class, as far as `_PROCESSORS`
+    lists them.
 
     Raises
     ------
     PreprocessingError
-        If it asks for a step that is not known here, or lacks a size.
+        If it has an unsupported step or processor, or lacks a value.
     """
     class_name = str(
         config.get("image_processor_type") or config.get("feature_extractor_type")
     )
     processor = next(p for p in _PROCESSORS if class_name.startswith(p.name))
-    for step in _UNKNOWN_STEPS:
+    for step in _UNSUPPORTED_STEPS:
         if config.get(step):
             raise PreprocessingError(
-                f"{_HUGGINGFACE} asks for {step}, which has no counterpart here. "
-                f"{_WRITE_OUT}"
+                f"{_HUGGINGFACE}: the step {step} is not supported. {_CURE}"
             )
     if processor.fault:
         raise PreprocessingError(
-            f"{_HUGGINGFACE}: the processor {class_name!r} {processor.fault}. "
-            f"{_WRITE_OUT}"
+            f"{_HUGGINGFACE}: the processor {class_name!r} {processor.fault}. {_CURE}"
         )
     values = {"rounding": "huggingface"}
     values |= _read_resize(config, processor, class_name)
@@ -112,37 +110,37 @@ def _read_resize(
     config: Mapping[str, Any], processor: _Processor, class_name: str
 ) -> dict[str, Any]:
     """Resize and crop of a configuration, as parameters of `Preprocessing`."""
-    stated = config.get("size")
-    size, crop = _read_size(stated), _read_size(config.get("crop_size"))
+    raw_size = config.get("size")
+    size, crop = _read_size(raw_size), _read_size(config.get("crop_size"))
     crops = config.get("do_center_crop", "crop_size" in config) and crop is not None
     if processor.resize_size is not None and isinstance(size, int):
         size = processor.resize_size(size)
     if not config.get("do_resize", True):
         return {"resize": "none", "crop_size": _required_crop(crop)}
     if size is None:
-        raise PreprocessingError(f"{_HUGGINGFACE}: expected a size, got {stated!r}.")
+        raise PreprocessingError(f"{_HUGGINGFACE}: expected a size, got {raw_size!r}.")
     if isinstance(size, int) and config.get("crop_pct"):
-        # ConvNeXT: crop_pct of the shorter side is kept, or all of the image.
-        if size < _CONVNEXT_WHOLE:
+        # ConvNeXT: crop_pct is the fraction kept of the shorter side.
+        if size < _CONVNEXT_SQUASH_SIZE:
             return {"resize_size": int(size / config["crop_pct"]), "crop_size": size}
         return {"resize": "exact", "crop_size": size}
     if not crops:
-        if isinstance(stated, Mapping) and isinstance(size, int):
+        if isinstance(raw_size, Mapping) and isinstance(size, int):
             raise PreprocessingError(
-                f"{_HUGGINGFACE} resizes the shorter side and does not crop: images "
-                "would differ in size. Expected a crop_size, or a size of height and "
-                "width."
+                f"{_HUGGINGFACE}: resizes the shorter side and does not crop, so "
+                "images would differ in size. Expected a crop_size, or a size of "
+                "'height' and 'width'."
             )
         return {"resize": "exact", "crop_size": size}
     values: dict[str, Any] = {"resize_size": size, "crop_size": _required_crop(crop)}
     if not isinstance(size, int):
         values["resize"] = "squash"
-    elif not isinstance(stated, Mapping):
+    elif not isinstance(raw_size, Mapping):
         if processor.both_sides is None:
             raise PreprocessingError(
-                f"{_HUGGINGFACE}: size {stated} with a crop can mean both sides or the "
-                f"shorter one, and the processor {class_name!r} is not known. Expected "
-                "a size of 'shortest_edge', or of 'height' and 'width'."
+                f"{_HUGGINGFACE}: size {raw_size} with a crop can mean both sides or "
+                f"the shorter one, and the processor {class_name!r} is unknown. "
+                "Expected a size of 'shortest_edge', or of 'height' and 'width'."
             )
         if processor.both_sides:
             values["resize"] = "squash"
@@ -167,11 +165,11 @@ def _read_normalisation(
         missing = [k for k in ("image_mean", "image_std") if k not in config]
         if missing:
             raise PreprocessingError(
-                f"{_HUGGINGFACE} normalises, but {missing} is missing."
+                f"{_HUGGINGFACE}: normalises, but {missing} is missing."
             )
         values |= {"mean": config["image_mean"], "std": config["image_std"]}
         if config.get("include_top"):
-            # EfficientNet's processor divides by the deviation twice.
+            # EfficientNet's processor divides by the standard deviation twice.
             values["std"] = [value**2 for value in config["image_std"]]
     return values
 
@@ -193,7 +191,8 @@ def read_timm(config: Mapping[str, Any]) -> Preprocessing:
     Raises
     ------
     PreprocessingError
-        If the crop mode is not "center" or "squash", or a value is missing.
+        If the crop mode is not "center" or "squash", a value is missing or invalid, or
+        the input of a central crop is not square.
     """
     config = config.get("pretrained_cfg", config)
     missing = [k for k in ("input_size", "mean", "std") if k not in config]
@@ -205,8 +204,8 @@ def read_timm(config: Mapping[str, Any]) -> Preprocessing:
         raise PreprocessingError(
             f"timm config.json crop_mode: expected 'center' or 'squash', got {mode!r}."
         )
-    share = config.get("crop_pct") or 0.875  # timm's own default
-    scaled = (int(height / share), int(width / share))
+    crop_fraction = config.get("crop_pct") or 0.875  # timm's default
+    resized = (int(height / crop_fraction), int(width / crop_fraction))
     if mode == "center" and height != width:
         raise PreprocessingError(
             "timm config.json input_size: expected a square with crop_mode "
@@ -216,7 +215,7 @@ def read_timm(config: Mapping[str, Any]) -> Preprocessing:
         {
             "crop_size": (height, width),
             "resize": "shorter" if mode == "center" else "squash",
-            "resize_size": scaled[0] if mode == "center" else scaled,
+            "resize_size": resized[0] if mode == "center" else resized,
             "interpolation": config.get("interpolation", "bilinear"),
             "scale": 1 / 255,
             "mean": config["mean"],

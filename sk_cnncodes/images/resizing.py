@@ -1,7 +1,7 @@
-"""Resize and crop with Pillow, rows first: what a backbone sees of an image.
+"""Resize and crop images with Pillow, rows first.
 
-The pixels are those of resizing the whole image and cropping it then, as the backbones'
-own libraries do, but what the crop leaves out is seldom computed.
+The pixels are those of resizing the whole image and then cropping it, as the backbones'
+own libraries do, but pixels outside of the crop are rarely computed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import numpy as np
 from PIL import Image
 
-# Numbers of PIL.Image.Resampling, which Hugging Face writes to its files.
+# Values of PIL.Image.Resampling, which Hugging Face writes to its files.
 INTERPOLATIONS = {
     "nearest": 0,
     "lanczos": 1,
@@ -20,14 +20,14 @@ INTERPOLATIONS = {
     "box": 4,
     "hamming": 5,
 }
-# Interpolations that jump: a box inside of the resize would move their pixels.
-JUMPING = ("nearest", "box")
-# Filters that go beyond the values of an image, where they are cut off after each pass,
-# and how many pixels they reach. The order of the passes then matters: first along the
-# rows, as in all versions of Pillow before 13, which takes the quicker order.
+# Discontinuous interpolations: cropping inside of the resize would shift their pixels.
+DISCONTINUOUS = ("nearest", "box")
+# Filters that overshoot, and their radius in pixels. Values are clipped after each
+# pass, so the order of the passes matters: rows first, as in Pillow before 13; Pillow
+# 13 uses the faster order.
 _OVERSHOOTING = {"bicubic": 2, "lanczos": 3}
-# Pixels of an image that may be resized as a whole.
-_MOST_RESIZED = 2**24
+# Largest resized image, in pixels, that is computed as a whole.
+_MAX_RESIZED_PIXELS = 2**24
 
 Size = tuple[int, int]
 
@@ -39,13 +39,13 @@ def resized_crops(
     corners: list[Size],
     interpolation: str,
 ) -> np.ndarray:
-    """Crops of one size of a resized image.
+    """Crops of equal size from a resized image.
 
-    Of a single crop, the longer side is cropped inside of the resize, so that pixels
-    outside of it are never computed. Pillow keeps such a box in single precision: the
-    result is that of resizing first, within one level; seldom two with "bicubic" and
-    "lanczos", whose second pass can double what the first rounds. A box along both
-    sides would add up to two. With "nearest" and "box", which jump, the image is
+    A single crop is taken inside of the resize along one side, so that pixels outside
+    of it are never computed. Pillow stores such a box in single precision: the
+    result equals that of resizing first within one level, rarely two with "bicubic" and
+    "lanczos", whose second pass can double the rounding of the first. A box along both
+    sides could differ by two. With the discontinuous "nearest" and "box", the image is
     resized first.
 
     Parameters
@@ -57,7 +57,7 @@ def resized_crops(
     crop : (int, int)
         Height and width of the crops.
     corners : list of (int, int)
-        Top and left of each; what lies outside of the image is black.
+        Top and left of each crop; pixels outside of the image are black.
     interpolation : str
         A key of `INTERPOLATIONS`.
 
@@ -66,10 +66,10 @@ def resized_crops(
     ndarray of uint8, shape (n_crops, height, width, 3)
     """
     height, width = crop
-    fits = full[0] * full[1] <= _MOST_RESIZED
+    fits = full[0] * full[1] <= _MAX_RESIZED_PIXELS
     unchanged = full == (image.height, image.width)
     padded = full[0] <= height and full[1] <= width
-    whole = interpolation in JUMPING or len(corners) > 1
+    whole = interpolation in DISCONTINUOUS or len(corners) > 1
     if unchanged or padded or (whole and fits):
         if not unchanged:
             method = Image.Resampling(INTERPOLATIONS[interpolation])
@@ -89,7 +89,7 @@ def resized_crops(
 def _resized_crop(
     image: Image.Image, full: Size, crop: Size, corner: Size, interpolation: str
 ) -> Image.Image:
-    """A crop taken inside of the resize, along the side that it shortens more."""
+    """Take a crop inside of the resize, along the side that it shortens more."""
     (height, width), (top, left) = crop, corner
     method = Image.Resampling(INTERPOLATIONS[interpolation])
     overshoots = interpolation in _OVERSHOOTING
@@ -104,7 +104,7 @@ def _resized_crop(
     start, end, factor = _box_side(image.height, full[0], top, height)
     box = (0.0, start, float(image.width), end)
     if overshoots:
-        # Only the rows that the crop needs, with those that the filter reaches.
+        # Only the rows that the crop needs, including the filter's radius.
         reach = math.ceil(_OVERSHOOTING[interpolation] * max(factor, 1)) + 1
         first = max(math.floor(start) - reach, 0)
         last = min(math.ceil(end) + reach, image.height)
@@ -118,6 +118,6 @@ def _resized_crop(
 def _box_side(
     length: int, resized: int, start: int, cropped: int
 ) -> tuple[float, float, float]:
-    """Start and end of a crop along a side before the resize, and pixels per pixel."""
+    """Start and end of a crop along a side before the resize, and the scale factor."""
     factor = length / resized
     return start * factor, min((start + cropped) * factor, length), factor

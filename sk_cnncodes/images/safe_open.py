@@ -1,8 +1,8 @@
-"""Opening image files that may be damaged or hostile.
+"""Open image files that may be damaged or hostile.
 
-Pillow is asked for a few formats only, and only for files that cost little more to
-decode than their pixels do: small files exist that keep a decoder busy for minutes,
-or fill the memory, without many pixels.
+Only a few of Pillow's formats are opened, and only files whose decoding cost is in
+proportion to their pixels: small files with few pixels can keep a decoder busy for
+minutes or exhaust memory.
 """
 
 from __future__ import annotations
@@ -20,40 +20,39 @@ from PIL import Image, ImageFile
 
 from sk_cnncodes.base.forks import fork_lock
 
-# Formats that are opened, MPO as JPEG; Pillow's rarer readers are left closed.
+# Formats that are opened, MPO as JPEG; Pillow's other readers are not used.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-# The costliest format, WebP, takes 16 bytes a pixel while it is decoded: 0.83 GB.
+# The most expensive format, WebP, takes 16 bytes per pixel to decode: 0.83 GB.
 MAX_PIXELS = 52_000_000
-# A resize takes up to 48 bytes for each pixel along a side.
-_LONGEST_SIDE = 1_000_000
-# In bytes; the file is held in memory as a whole.
+# In pixels; a resize takes up to 48 bytes per pixel along a side.
+_MAX_SIDE = 1_000_000
+# In bytes; the whole file is held in memory.
 LARGEST_FILE = 2**29
-# Segments, chunks, blocks, strips or tiles: each costs microseconds, however small.
-_MOST_PARTS = 2**16
-# Segments of EXIF data: a file has one, and Pillow copies all before it for each.
-_MOST_EXIF_SEGMENTS = 64
-# Scans of a progressive JPEG: encoders write about ten; more, of small images only.
+# Segments, chunks, blocks, strips or tiles: each takes microseconds, however small.
+_MAX_PARTS = 2**16
+# EXIF segments: files have one, and Pillow copies all previous ones for each.
+_MAX_EXIF_SEGMENTS = 64
+# Scans of a progressive JPEG: encoders write about ten; small images may have more.
 _USUAL_SCANS = 16
-_MOST_SCANNED_PIXELS = 2**30
-# Tags of TIFF: bits of each sample, and whether channels lie in planes of their own.
+_MAX_SCANNED_PIXELS = 2**30
+# TIFF tags: bits per sample, and planar configuration (one plane per channel).
 _BITS, _PLANAR = 258, 284
-# Pillow's names of big-endian values, other than unsigned ones of 16 bits.
+# Pillow's raw modes of big-endian values, other than unsigned 16-bit ones.
 _BIG_ENDIAN = ("I;16BS", "I;32BS", "F;32BF")
 _LITTLE_ENDIAN = sys.byteorder == "little"
-# Decoders that Pillow has in Python only, and their pixels: a microsecond for each.
+# Decoders that Pillow implements in Python, at a microsecond per pixel.
 _SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")
-_MOST_SLOW_PIXELS = 2**21
+_MAX_SLOW_PIXELS = 2**21
 
 
 class RefusedError(ValueError):
-    """Why the content of an image file is not decoded."""
+    """The content of an image file is refused; the message is the reason."""
 
 
 def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
-    """Open the content of an image file; its pixels are not decoded yet.
+    """Open the content of an image file without decoding its pixels.
 
-    Like `PIL.Image.open`, but the limit on pixels is the caller's, where Pillow's is
-    one for the process.
+    Like `PIL.Image.open`, but the limit on pixels is per call, not global.
 
     Parameters
     ----------
@@ -66,31 +65,31 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     RefusedError
         If the format is not one of `FORMATS`, or decoding would cost too much.
     Exception
-        Pillow's readers raise nearly anything on a damaged file.
+        Pillow's readers raise almost any exception on a damaged file.
     """
     if not content:
         raise RefusedError(
             f"the file is empty. Expected an image file ({', '.join(FORMATS)})."
         )
     if not all(name in Image.OPEN for name in FORMATS):
-        with fork_lock:  # it imports the readers
+        with fork_lock:  # init imports the readers
             Image.init()
     for name in FORMATS:
         factory, accept = Image.OPEN.get(name, (None, None))
-        # `accept` gives a text where Pillow was built without the format.
+        # `accept` returns a string if Pillow was built without the format.
         if factory is not None and accept is not None and accept(content[:16]) is True:
             break
     else:
         raise RefusedError(
             f"not an image file. Expected one of {', '.join(FORMATS)}, got "
-            f"{len(content)} bytes of none."
+            f"{len(content)} bytes of an unknown format."
         )
     scans = 1
     if name == "JPEG":
         scans = _check_jpeg(content)
     elif name in ("PNG", "GIF"):
         parts = _png_chunks(content) if name == "PNG" else _gif_blocks(content)
-        _check_count(sum(1 for _ in islice(parts, _MOST_PARTS + 1)), "parts")
+        _check_count(sum(1 for _ in islice(parts, _MAX_PARTS + 1)), "parts")
     elif name == "TIFF":
         _check_count(_count_tiles(content), "strips or tiles")
     image: ImageFile.ImageFile = factory(io.BytesIO(content), "")
@@ -102,11 +101,12 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
 
 
 def check_max_pixels(value: Any) -> None:
-    """Refuse what is no limit.
+    """Check a `max_pixels` parameter.
 
     Raises
     ------
     ValueError
+        If it is neither None nor a positive int.
     """
     is_int = isinstance(value, Integral) and not isinstance(value, bool)
     if value is not None and not (is_int and value >= 1):
@@ -116,11 +116,12 @@ def check_max_pixels(value: Any) -> None:
 
 
 def check_size(width: int, height: int, max_pixels: int | None) -> None:
-    """Refuse an image without pixels, or with too many.
+    """Check width and height of an image, in pixels.
 
     Raises
     ------
     RefusedError
+        If it has no pixels, too many pixels, or too long a side.
     """
     if width < 1 or height < 1:
         raise RefusedError(f"no pixels: {width} x {height}. Expected at least 1.")
@@ -128,55 +129,55 @@ def check_size(width: int, height: int, max_pixels: int | None) -> None:
         raise RefusedError(
             f"{width} x {height} pixels. Expected at most max_pixels={max_pixels}."
         )
-    if max(width, height) > _LONGEST_SIDE:
+    if max(width, height) > _MAX_SIDE:
         raise RefusedError(
-            f"{width} x {height} pixels. Expected sides of at most {_LONGEST_SIDE}."
+            f"{width} x {height} pixels. Expected sides of at most {_MAX_SIDE}."
         )
 
 
 def _check_work(image: ImageFile.ImageFile, scans: int) -> None:
-    """Refuse a file whose decoding takes far longer than its pixels let expect."""
+    """Refuse a file that is too slow to decode for its number of pixels."""
     size, pixels = f"{image.width} x {image.height}", image.width * image.height
-    most = max(_USUAL_SCANS, _MOST_SCANNED_PIXELS // pixels)
-    if scans > most:
+    max_scans = max(_USUAL_SCANS, _MAX_SCANNED_PIXELS // pixels)
+    if scans > max_scans:
         raise RefusedError(
-            f"{size} pixels in {scans} progressive scans. Expected at most {most} "
+            f"{size} pixels in {scans} progressive scans. Expected at most {max_scans} "
             "scans at this size."
         )
     slow = any(tile[0] in _SLOW_DECODERS for tile in image.tile)
-    if slow and pixels > _MOST_SLOW_PIXELS:
+    if slow and pixels > _MAX_SLOW_PIXELS:
         raise RefusedError(
-            f"{size} pixels in a rare variety of {image.format}. Expected at most "
-            f"{_MOST_SLOW_PIXELS} pixels, or another format, such as PNG."
+            f"{size} pixels in a slow variant of {image.format}. Expected at most "
+            f"{_MAX_SLOW_PIXELS} pixels, or another format, such as PNG."
         )
 
 
 def _check_tiff(image: Any) -> None:
-    """Refuse what Pillow opens, but decodes to other pixels than the file holds."""
-    decoder, _, _, (values, *_) = image.tile[0]
+    """Refuse TIFF files that Pillow opens but decodes to wrong pixels."""
+    decoder, _, _, (raw_mode, *_) = image.tile[0]
     deep = max(image.tag_v2.get(_BITS, (1,))) > 8
     planes = image.tag_v2.get(_PLANAR) == 2
     mixed = planes and (image.mode == "LA" or (deep and decoder == "raw"))
-    # libtiff has put them into the order of bytes of this machine.
-    swapped = decoder == "libtiff" and values in _BIG_ENDIAN and _LITTLE_ENDIAN
+    # libtiff has already converted them to native byte order.
+    swapped = decoder == "libtiff" and raw_mode in _BIG_ENDIAN and _LITTLE_ENDIAN
     if mixed or swapped:
-        what = "planes" if mixed else "compressed big-endian values"
+        layout = "separate planes" if mixed else "compressed big-endian values"
         raise RefusedError(
-            f"a rare variety of TIFF, {image.mode} in {what}. Expected another, or "
-            "another format, such as PNG."
+            f"an unsupported variant of TIFF, {image.mode} in {layout}. Expected "
+            "another variant or format, such as PNG."
         )
 
 
 def _check_count(count: int, what: str) -> None:
-    if count > _MOST_PARTS:
-        raise RefusedError(f"damaged: expected at most {_MOST_PARTS} {what}.")
+    if count > _MAX_PARTS:
+        raise RefusedError(f"damaged: too many {what}. Expected at most {_MAX_PARTS}.")
 
 
-# -- the parts of a file -----------------------------------------------------
+# -- parsing of file structure -----------------------------------------------
 
-# Not the stuffing and the restart markers inside of a scan, nor fill bytes.
+# Excludes byte stuffing and restart markers inside of a scan, and fill bytes.
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-# Tags that hold where the strips or the tiles of a TIFF file are.
+# TIFF tags with the offsets of the strips or tiles.
 _TIFF_OFFSETS = (273, 324)
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 _LOSSLESS_FRAMES = (0xC3, 0xC7, 0xCB, 0xCF)
@@ -189,16 +190,16 @@ def _check_jpeg(content: bytes) -> int:
         _check_count(count, "segments")
         scans += marker == _START_OF_SCAN
         exif += marker == _APP1 and content.startswith(b"Exif\0\0", start)
-        if exif > _MOST_EXIF_SEGMENTS:
+        if exif > _MAX_EXIF_SEGMENTS:
             raise RefusedError(
-                f"damaged: expected at most {_MOST_EXIF_SEGMENTS} segments of EXIF "
-                "data."
+                "damaged: too many EXIF segments. Expected at most "
+                f"{_MAX_EXIF_SEGMENTS}."
             )
     return scans
 
 
 def is_lossless_jpeg(content: bytes) -> bool:
-    """Whether a JPEG file is one of those that cannot be decoded smaller."""
+    """Whether a JPEG file is lossless, and so cannot be decoded at a smaller size."""
     for marker, _ in _jpeg_segments(content):
         if marker == _START_OF_SCAN:
             break
@@ -208,7 +209,7 @@ def is_lossless_jpeg(content: bytes) -> bool:
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
-    """Marker and start of the data of each segment, up to the end of the image."""
+    """Yield marker and data offset of each segment, up to the end of the image."""
     position = 2
     while match := _JPEG_MARKER.search(content, position):
         marker, position = match[0][1], match.end()
@@ -220,7 +221,7 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _png_chunks(content: bytes) -> Iterator[int]:
-    """Start of each chunk of a PNG file."""
+    """Yield the offset of each chunk of a PNG file."""
     position = 8
     while position + 8 <= len(content):
         yield position
@@ -229,7 +230,7 @@ def _png_chunks(content: bytes) -> Iterator[int]:
 
 
 def _gif_blocks(content: bytes) -> Iterator[int]:
-    """Start of each block, and of its sub-blocks, before the first frame of a GIF."""
+    """Yield the offset of each block and sub-block before the first frame of a GIF."""
     flags = content[10] if len(content) > 10 else 0
     position = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
     while content[position : position + 1] == b"!":
@@ -242,7 +243,7 @@ def _gif_blocks(content: bytes) -> Iterator[int]:
 
 
 def _count_tiles(content: bytes) -> int:
-    """Strips or tiles that the first directory of a TIFF file states."""
+    """Count the strips or tiles declared by the first directory of a TIFF file."""
     order = "<" if content[:2] == b"II" else ">"
     big = 43 in content[2:4]
     head, entry = ("Q", "HHQQ") if big else ("H", "HHLL")
@@ -253,9 +254,9 @@ def _count_tiles(content: bytes) -> int:
         (count,) = struct.unpack_from(order + head, content, start)
         start += struct.calcsize(order + head)
         size = struct.calcsize(order + entry)
-        entries = content[start : start + size * min(count, _MOST_PARTS)]
+        entries = content[start : start + size * min(count, _MAX_PARTS)]
         entries = entries[: len(entries) // size * size]
         tags = struct.iter_unpack(order + entry, entries)
         return max((n for tag, _, n, _ in tags if tag in _TIFF_OFFSETS), default=0)
     except struct.error:
-        return 0  # damaged: that is for Pillow to say
+        return 0  # damaged: Pillow raises the error

@@ -1,4 +1,4 @@
-"""What an element of X holds: names for messages, and the content of image files."""
+"""Elements of X: their names in messages, and the content of their image files."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ ACCEPTED = (
     "of shape (height, width), (height, width, 1), (height, width, 3) or (height, "
     "width, 4) of uint8, bool, or floats in [0, 1]"
 )
-# One file object may stand in X twice, and be read by two threads.
+# A file object may occur in X twice and be read by two threads.
 open_file_lock = fork_safe_lock()
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-# What this process has too little of; no fault of an image.
-_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# The process is out of resources; the image is not at fault.
+_RESOURCE_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def describe_image(image: Any, index: int) -> str:
-    """How messages name an element of X: its position, and its path if it has one."""
+    """Name an element of X in messages: its position, and its path if it has one."""
     return f"image {index} ({describe_source(image)})"
 
 
 def describe_source(image: Any) -> str:
-    """How messages name an element of X without its position."""
+    """Name an element of X in messages, without its position."""
     if isinstance(image, (str, PurePath)):
         return repr(str(image))
     if isinstance(image, (bytes, bytearray)):
@@ -51,21 +51,24 @@ def describe_source(image: Any) -> str:
 
 
 def is_file(image: Any) -> bool:
+    """Whether an element of X is an open file."""
     return callable(getattr(image, "read", None))
 
 
 def holds_content(image: Any) -> bool:
-    """Whether an element of X is or names an image file, rather than pixels."""
+    """Whether an element of X is an image file or its path, rather than pixels."""
     return not isinstance(image, (np.ndarray, Image.Image))
 
 
 def read_content(image: Any, index: int) -> bytes:
-    """The content of the image file that an element of X is or names.
+    """Read the image file that an element of X is, or is the path of.
 
     Raises
     ------
     ImageError
-        If it cannot be read, or is nothing of the kind.
+        If it cannot be read, or the element is of another type.
+    ImageNotFoundError
+        If it is the path of a file that does not exist.
     """
     if isinstance(image, (str, os.PathLike)):
         return _path_content(path_of(image, index), index)
@@ -80,12 +83,12 @@ def read_content(image: Any, index: int) -> bytes:
 
 
 def path_of(image: str | os.PathLike[Any], index: int) -> str:
-    """The path that an element of X is; an object may have to fetch its file first.
+    """Path of an element of X; an `os.PathLike` may have to fetch its file first.
 
     Raises
     ------
     ImageError
-        If the object fails.
+        If getting the path from the object fails.
     """
     try:
         return os.fsdecode(image)
@@ -93,7 +96,7 @@ def path_of(image: str | os.PathLike[Any], index: int) -> str:
         name = describe_image(image, index)
         if is_scarcity(error, name):
             raise
-        raise ImageError(f"{name}: has no path ({_reason(error)}).", index) from error
+        raise ImageError(f"{name}: gives no path ({_reason(error)}).", index) from error
 
 
 def _reason(error: Exception) -> str:
@@ -101,6 +104,7 @@ def _reason(error: Exception) -> str:
 
 
 def _path_content(path: str, index: int) -> bytes:
+    """Read a regular file within the size limit."""
     name = describe_image(path, index)
     try:
         status = os.stat(path)  # noqa: PTH116
@@ -111,18 +115,18 @@ def _path_content(path: str, index: int) -> bytes:
             )
         if is_open_database(path):
             raise ImageError(
-                f"{name}: a code cache that is in use. Expected the path of an image.",
+                f"{name}: a code cache in use. Expected the path of an image.",
                 index,
             )
-        # A limit given to `read` would be allocated.
+        # `read` would allocate a limit passed to it.
         _check_length(status.st_size, name, index)
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError as error:
         if _URL.match(path):
             raise ImageNotFoundError(
-                f"{name}: a URL. Nothing is downloaded: expected the path of an image "
-                "file, or its bytes.",
+                f"{name}: a URL, which is not downloaded. Expected the path of an "
+                "image file, or its bytes.",
                 index,
             ) from error
         raise ImageNotFoundError(
@@ -144,17 +148,18 @@ def _path_content(path: str, index: int) -> bytes:
 def _check_length(length: int, name: str, index: int) -> None:
     if length > LARGEST_FILE:
         raise ImageError(
-            f"{name}: expected a file of at most {LARGEST_FILE} bytes.", index
+            f"{name}: file too large. Expected at most {LARGEST_FILE} bytes.", index
         )
 
 
 def is_scarcity(error: Exception, name: str) -> bool:
-    """Whether an error is no fault of the image, whose name it then notes.
+    """Whether an error means that the process is out of memory or file handles.
 
-    Such an error is raised as it is: the image would become a row of NaN.
+    If so, a note names the image. Such an error must be raised unchanged: as an
+    `ImageError` it could turn a valid image into a row of NaN.
     """
     scarce = isinstance(error, MemoryError) or (
-        isinstance(error, OSError) and error.errno in _SCARCE
+        isinstance(error, OSError) and error.errno in _RESOURCE_ERRNOS
     )
     if scarce:
         error.add_note(f"This happened to {name}.")
@@ -162,7 +167,7 @@ def is_scarcity(error: Exception, name: str) -> bool:
 
 
 def _content(file: Any, index: int) -> bytes:
-    """The whole content of an open file, which stays open."""
+    """Read the whole content of an open file, and leave it open."""
     name = describe_image(file, index)
     with open_file_lock:
         try:
@@ -174,7 +179,7 @@ def _content(file: Any, index: int) -> bytes:
         except Exception as error:
             if is_scarcity(error, name):
                 raise
-            # Files in archives and of other libraries raise nearly anything.
+            # Files in archives or of other libraries raise almost any exception.
             reason = _reason(error)
             raise ImageError(f"{name}: cannot be read ({reason}).", index) from error
     if not isinstance(content, bytes):
@@ -186,21 +191,21 @@ def _content(file: Any, index: int) -> bytes:
 
 
 def _content_on_disk(file: Any, name: str, index: int) -> bytes | None:
-    """Of a usual open file, read without its position or its lock; else None.
+    """Read a file returned by `open`, without its position or lock; otherwise None.
 
-    Forked processes share the position, and may be reading too; another thread of
-    the parent may have held the lock.
+    Forked processes share the position and may be reading too, and a thread of the
+    parent may have held the lock.
     """
-    usual = type(file) is io.BufferedReader and type(file.raw) is io.FileIO
-    if not usual or not hasattr(os, "pread"):
+    is_builtin = type(file) is io.BufferedReader and type(file.raw) is io.FileIO
+    if not is_builtin or not hasattr(os, "pread"):
         return None
-    number = file.fileno()
-    status = os.fstat(number)
+    descriptor = file.fileno()
+    status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         return None
     _check_length(status.st_size, name, index)
     parts, length = [], 0
-    while part := os.pread(number, status.st_size + 1, length):
+    while part := os.pread(descriptor, status.st_size + 1, length):
         parts.append(part)
         length += len(part)
     return b"".join(parts)
@@ -208,8 +213,8 @@ def _content_on_disk(file: Any, name: str, index: int) -> bytes | None:
 
 def _content_by_seeking(file: Any, name: str, index: int) -> Any:
     if not file.seekable():
-        # It would be empty when it is read again: by predict after fit, or to decode
-        # what was looked up.
+        # It would be empty when read again: by predict after fit, or to decode it
+        # after a cache lookup.
         raise ImageError(
             f"{name}: the open file cannot be read twice. Expected a seekable file, or "
             "its bytes.",

@@ -1,4 +1,4 @@
-"""Views of an image: crops and mirror images whose codes are averaged."""
+"""Views of an image for test-time augmentation: crops and mirrored crops."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from sk_cnncodes.images.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from PIL import Image
 
-# How many there are.
+# Number of views for each value of the `views` parameter.
 VIEWS = {"center": 1, "flip": 2, "five_crop": 5, "ten_crop": 10}
 
 
 def check_views(preprocessing: Preprocessing, views: str) -> None:
-    """Refuse five crops where the resize leaves nothing around the central one.
+    """Check that the preprocessing leaves room for five different crops.
 
     Raises
     ------
     PreprocessingError
+        If the resized image is no larger than the crop.
     """
     if views not in ("five_crop", "ten_crop") or preprocessing.resize in (
         "shorter",
@@ -32,7 +33,7 @@ def check_views(preprocessing: Preprocessing, views: str) -> None:
         size = " x ".join(map(str, preprocessing.crop_size))
         raise PreprocessingError(
             f"views={views!r}: the preprocessing resizes the whole image to its crop, "
-            f"{size}, so that all five crops would be the same. Expected 'center' or "
+            f"{size}, so all five crops would be the same. Expected 'center' or "
             "'flip', or a preprocessing with a larger resize_size."
         )
 
@@ -40,11 +41,11 @@ def check_views(preprocessing: Preprocessing, views: str) -> None:
 def take_views(
     image: Image.Image, preprocessing: Preprocessing, views: str
 ) -> np.ndarray:
-    """The views of an upright RGB image.
+    """Take the views of an upright RGB image.
 
-    "five_crop" are the four corners and the centre of the resized image, as
-    torchvision's FiveCrop; "ten_crop" those and their mirror images, as TenCrop;
-    "flip" the central crop and its mirror image.
+    "five_crop" takes the four corners and the centre of the resized image, like
+    torchvision's FiveCrop; "ten_crop" adds their mirror images, like TenCrop; "flip"
+    takes the central crop and its mirror image.
 
     Returns
     -------
@@ -60,16 +61,16 @@ def take_views(
 
 
 def average_views(codes: np.ndarray, n_views: int, norm: str | None) -> np.ndarray:
-    """Codes of images from those of their views.
+    """Average the codes of the views of each image.
 
-    The average comes before the norm: a code of norm="l2" has unit length, as the
-    descriptors averaged over crops of Chatfield et al. (2014), arXiv:1405.3531; and
-    what a view contributes depends on how strongly it activates the layer.
+    Codes are averaged before they are normalised. With norm="l2" a code has unit
+    length, like the descriptors averaged over crops in Chatfield et al. (2014),
+    arXiv:1405.3531, and each view is weighted by how strongly it activates the layer.
 
     Parameters
     ----------
     codes : ndarray of float32, shape (n_images * n_views, d)
-        Not normalised; the views of an image one after another.
+        Not normalised; the views of an image are consecutive rows.
     n_views : int
     norm : "l2" or None
 

@@ -1,5 +1,5 @@
-"""Where a network can be cut, and why there.
+"""Where a network can be cut, and why.
 
-Dominators, block outputs, the penultimate tensor, channel axes, and what a layer costs.
-Never runs a model: whoever needs a run passes it. Imports `graphs`.
+Dominators, block outputs, the penultimate tensor, channel axes, and the cost of layers.
+Never runs a model: the caller passes a function that does. Imports `graphs`.
 """

@@ -1,12 +1,12 @@
-"""Rules about what lies inside of a block: cells of NASNet, mixing of tokens.
+"""Rules about the inside of a block: NASNet cells and token mixing.
 
-Networks like NASNet have no dominator between their stem and their end: each cell
-reads the two before it. Their cells still end in one tensor, a concatenation of
-several branches.
+Networks like NASNet have no dominator between the stem and the last cell, because each
+cell reads the two before it. Still, a cell ends in one tensor, the concatenation of its
+branches.
 
-Transformers alternate two kinds of sums: a first one that lets tokens (or pixels) see
-each other, by attention, pooling, convolution or a matrix, and a second one, after an
-MLP, that sees each token by itself.
+Transformer blocks have two residual sums: the first after token mixing, by attention,
+pooling, convolution or a matrix product; the second after a channel MLP, which acts on
+each token separately.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from sk_cnncodes.graphs.operators import (
 )
 from sk_cnncodes.layers.layer import LayerGraph
 
-# What tells a cell from the inside of a block: how many tensors it joins, and how many
-# of its kind follow one another.
-_FEWEST_BRANCHES = 3
-_FEWEST_CELLS = 3
+# A cell differs from the inside of a block by the number of concatenated branches and
+# the number of cells in a row.
+_MIN_BRANCHES = 3
+_MIN_CELLS = 3
 _RECURRENT = frozenset(["GRU", "LSTM", "RNN"])
 
 
 def cell_outputs(graph: LayerGraph, nodes: list[int]) -> list[str]:
-    """Outputs of the cells among nodes between which there is no dominator."""
+    """Outputs of the cells among nodes without a dominator between them."""
     view = graph.view
-    wide = [
+    concats = [
         index
         for index in nodes
         if graph.op(index) == "Concat"
-        and len(view.data_inputs(index)) >= _FEWEST_BRANCHES
-        and not _joins_shared(graph, index)
+        and len(view.data_inputs(index)) >= _MIN_BRANCHES
+        and not _shares_input(graph, index)
     ]
     cells: list[str] = []
-    for index in wide:
+    for index in concats:
         (name,) = view.nodes[index].output
-        follows = not cells or view.producer[cells[-1]] in view.ancestors([name])
-        # The two cells after it read each cell but the last. A tensor inside of a
-        # block has one reader.
-        read = index == wide[-1] or _n_readers(graph, name) > 1
-        if follows and read and graph.can_be_layer(name):
+        is_next = not cells or view.producer[cells[-1]] in view.ancestors([name])
+        # Each cell but the last has two cells as readers; a tensor inside a block has
+        # one reader.
+        is_read = index == concats[-1] or _n_readers(graph, name) > 1
+        if is_next and is_read and graph.can_be_layer(name):
             cells.append(name)
-    return cells if len(cells) >= _FEWEST_CELLS else []
+    return cells if len(cells) >= _MIN_CELLS else []
 
 
 def _n_readers(graph: LayerGraph, name: str) -> int:
-    """How many nodes read a tensor, or the result of its activations."""
+    """Number of nodes that read a tensor, or the activation after it."""
     readers = graph.view.readers.get(name, [])
     while len(readers) == 1 and graph.op(readers[0]) in POINTWISE:
         (name,) = graph.view.nodes[readers[0]].output
@@ -60,8 +60,8 @@ def _n_readers(graph: LayerGraph, name: str) -> int:
     return len(readers)
 
 
-def _joins_shared(graph: LayerGraph, index: int) -> bool:
-    """Whether a tensor is joined here and elsewhere, as inside of a dense block."""
+def _shares_input(graph: LayerGraph, index: int) -> bool:
+    """Whether another Concat shares an input with this one, as in a dense block."""
     view = graph.view
     return any(
         reader != index and graph.op(reader) == "Concat"
@@ -71,13 +71,13 @@ def _joins_shared(graph: LayerGraph, index: int) -> bool:
 
 
 def mixes_tokens(graph: LayerGraph, nodes: list[int], channels: int) -> bool:
-    """Whether tokens, or pixels, see each other between two dominators.
+    """Whether tokens or pixels are mixed between two dominators.
 
     Parameters
     ----------
     graph : LayerGraph
     nodes : list of int
-        The nodes between the dominators.
+        Nodes between the dominators.
     channels : int
         Number of channels of the first dominator.
     """
@@ -88,13 +88,13 @@ def mixes_tokens(graph: LayerGraph, nodes: list[int], channels: int) -> bool:
     if any(max(graph.kernel(i), default=1) > 1 for i in convolutions):
         return True
     products = [i for i in nodes if graph.op(i) in ("Gemm", "MatMul")]
-    return bool(products) and _n_summed(graph, products[0]) != channels
+    return bool(products) and _inner_dimension(graph, products[0]) != channels
 
 
 def is_channel_mlp(
     graph: LayerGraph, start: str, nodes: list[int], channels: int
 ) -> bool:
-    """Whether an MLP that sees each token by itself is added to a tensor.
+    """Whether a channel MLP follows a tensor and is added to it.
 
     Parameters
     ----------
@@ -106,9 +106,9 @@ def is_channel_mlp(
     channels : int
         Its number of channels.
     """
-    learned = [i for i in nodes if graph.op(i) in LINEAR_OPS]
+    linear = [i for i in nodes if graph.op(i) in LINEAR_OPS]
     return (
-        bool(learned)
+        bool(linear)
         and all(graph.op(i) in POINTWISE | LINEAR_OPS for i in nodes)
         and not mixes_tokens(graph, nodes, channels)
         and _is_added_to(graph, start, nodes)
@@ -116,25 +116,29 @@ def is_channel_mlp(
 
 
 def _is_added_to(graph: LayerGraph, start: str, nodes: list[int]) -> bool:
-    """Whether a sum among nodes reads a tensor as it is, rearranged or scaled."""
-    alike = {start}
+    """Whether a sum among nodes reads a tensor, possibly rearranged or scaled."""
+    equivalent = {start}
     for index in nodes:
         data = graph.view.data_inputs(index)
-        if graph.op(index) in MERGES and len(data) > 1 and not alike.isdisjoint(data):
+        if (
+            graph.op(index) in MERGES
+            and len(data) > 1
+            and not equivalent.isdisjoint(data)
+        ):
             return True
-        kept = graph.op(index) in LAYOUT_OPS | {"Mul"}
-        # The normalisation of a tensor that no other node reads is a part of it.
-        kept |= (
+        keeps_values = graph.op(index) in LAYOUT_OPS | {"Mul"}
+        # A batch normalisation that is the only reader still counts as the tensor.
+        keeps_values |= (
             graph.op(index) == "BatchNormalization"
             and len(graph.view.readers[data[0]]) == 1
         )
-        if kept and len(data) == 1 and data[0] in alike:
-            alike.update(graph.view.nodes[index].output)
+        if keeps_values and len(data) == 1 and data[0] in equivalent:
+            equivalent.update(graph.view.nodes[index].output)
     return False
 
 
-def _n_summed(graph: LayerGraph, index: int) -> int:
-    """Over how many values of its data a matrix product sums."""
+def _inner_dimension(graph: LayerGraph, index: int) -> int:
+    """Length of the axis of its data that a matrix product sums over; 0 if unknown."""
     name = graph.view.data_inputs(index)[0]
     shape = graph.shape(name)
     is_left = graph.view.nodes[index].input[0] == name

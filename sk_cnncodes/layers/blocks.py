@@ -1,15 +1,15 @@
-"""Blocks: the layers of a backbone that have numbers, and why these.
+"""Blocks: the numbered layers of a backbone, and the rules that find them.
 
--1 is the penultimate layer; before it come the outputs of the blocks that a person
-would draw:
+-1 is the penultimate layer; before it come the outputs of the blocks as a diagram of
+the network would show them:
 
-- dominators with several readers, and outputs of merges (residual sums and the like);
+- dominators with several readers, and outputs of merges (residual sums and similar);
 - in plain chains, the last tensor at a resolution, after its pooling;
 - vectors that a fully connected layer reads, or the maps that they are pooled from;
-- where there is no dominator for long, the cells of `sk_cnncodes.layers.block_rules`.
+- in long parts without a dominator, the cells of `sk_cnncodes.layers.block_rules`.
 
-An activation or a normalisation after a block belongs to the block. Each rule adds or
-drops candidates and says so: `BlockFinder.decisions` has the last word on each.
+An activation after a block belongs to the block. Each rule adds or drops candidates;
+`BlockFinder.decisions` holds the last decision on each.
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ from sk_cnncodes.layers.penultimate import ClassifierWalk
 
 @dataclass(frozen=True)
 class LayerDecision:
-    """What became of a tensor that could have been a numbered layer.
+    """Whether a candidate became a numbered layer, and why.
 
     Attributes
     ----------
     tensor : str
+        Name of the tensor.
     shape : tuple of int
-        With the batch; () where it is not known.
+        Shape with the batch dimension; () if unknown.
     is_layer : bool
+        Whether it is a numbered layer.
     rule : str
         The rule that decided.
     """
@@ -56,9 +58,9 @@ class LayerDecision:
 
 
 class Candidates:
-    """Dominators by their index: those that are block outputs, and those that are not.
+    """Dominators that are block outputs, and those that are not, by index.
 
-    Both have the rule that decided last.
+    Each maps to the rule that decided last.
     """
 
     def __init__(self) -> None:
@@ -66,24 +68,24 @@ class Candidates:
         self.dropped: dict[int, str] = {}
 
     def add(self, index: int, rule: str) -> None:
-        """Take a dominator as a block output, if it is not one already."""
+        """Mark a dominator as a block output, unless it already is one."""
         if index not in self.kept:
             self.kept[index] = rule
             self.dropped.pop(index, None)
 
     def drop(self, index: int, rule: str) -> None:
-        """Take a dominator as none."""
+        """Mark a dominator as not a block output."""
         self.kept.pop(index, None)
         self.dropped[index] = rule
 
     def drop_where(self, is_dropped: Callable[[int], bool], rule: str) -> None:
-        """Drop all for which a function, called before any is dropped, says so."""
+        """Drop all that match a predicate, which is evaluated before any drop."""
         for index in [i for i in self.in_order if is_dropped(i)]:
             self.drop(index, rule)
 
     @property
     def in_order(self) -> list[int]:
-        """The block outputs, from the image on."""
+        """Indices of the block outputs, in order from the image."""
         return sorted(self.kept)
 
 
@@ -94,9 +96,9 @@ class BlockFinder:
     ----------
     graph : LayerGraph
     penultimate : str or None
-        Name of the penultimate tensor where it is known; otherwise it is found.
+        Name of the penultimate tensor; None to find it.
     stated_by : str
-        What states the penultimate tensor, for `Layer.rule`.
+        Where `penultimate` was stated, for `Layer.rule`.
     """
 
     def __init__(
@@ -118,33 +120,37 @@ class BlockFinder:
     def penultimate(self) -> str:
         """The tensor of layer -1.
 
-        Where the network pools a map by its average, or picks the class token of
-        its tokens, the map or the tokens: `pooling="auto"` then does the same, and
-        other poolings can be chosen.
+        If the classifier reads an averaged map or the class token, this is the map or
+        the tokens: `pooling="auto"` then gives the same values, and other poolings can
+        be chosen.
         """
         return self._penultimate[0]
 
     @cached_property
     def _penultimate(self) -> tuple[str, str]:
+        """The tensor of layer -1 and its rule."""
         name, rule = self._classifier_input, self._walk.rule
         if self._stated_penultimate is not None:
-            return name, f"{self._stated_by} states that it is the penultimate"
+            return name, f"penultimate tensor stated by {self._stated_by}"
         last = self.chain.all[-1]
         if last.tensors[-1] != name or last.layer is None:
-            return name, rule  # inside a block; no dominator stands for it
+            return name, rule  # inside a block, not a dominator
         shape = self.graph.shape(last.layer)
-        if len(shape) == 4 and len(self.graph.shape(name)) == 2 and not _flat(shape):
-            # The classifier sees every position of the map: so does the code.
+        if len(shape) == 4 and len(self.graph.shape(name)) == 2 and not _is_flat(shape):
+            # The classifier reads the flattened map, so the code is flattened too.
             flat = [n for n in last.tensors if len(self.graph.shape(n)) == 2]
             return flat[0], rule
         if len(self.chain.all) > 1 and self.chain.pools_all(last.nodes):
             before = self.chain.all[-2]
-            if before.layer is not None and self._auto_pools_alike(before, last):
-                return before.layer, f"{rule}, pooled as pooling='auto' does"
+            if before.layer is not None and self._auto_pooling_matches(before, last):
+                return (
+                    before.layer,
+                    f"{rule}, before its pooling, which pooling='auto' applies",
+                )
         return last.layer, rule
 
-    def _auto_pools_alike(self, before: Dominator, last: Dominator) -> bool:
-        """Whether `pooling="auto"` of `before` gives the values of `last`."""
+    def _auto_pooling_matches(self, before: Dominator, last: Dominator) -> bool:
+        """Whether `pooling="auto"` at `before` gives the values of `last`."""
         assert before.layer is not None and last.layer is not None
         layer, pooled = self.graph.layer(before.layer), self.graph.shape(last.layer)
         op, node = self.graph.op(last.nodes[0]), self.graph.view.nodes[last.nodes[0]]
@@ -175,7 +181,7 @@ class BlockFinder:
 
     @cached_property
     def decisions(self) -> list[LayerDecision]:
-        """What the rules decided about each candidate, in order from the image."""
+        """The decision on each candidate, in order from the image."""
         found = self._candidates()
         rules: dict[str, tuple[bool, str]] = {}
         for index, rule in (found.dropped | found.kept).items():
@@ -185,7 +191,7 @@ class BlockFinder:
             rules[name] = (is_layer, rule)
         for dominator in self._chain_to_penultimate:
             for name in cell_outputs(self.graph, dominator.nodes[:-1]):
-                rules[name] = (True, "the output of a cell, read by the two after it")
+                rules[name] = (True, "output of a cell, as in NASNet")
         rules[self.penultimate] = (True, self._penultimate[1])
         producer = self.graph.view.producer
         return [
@@ -194,7 +200,7 @@ class BlockFinder:
         ]
 
     def _candidates(self) -> Candidates:
-        """All rules, one after the other."""
+        """Apply all rules in order."""
         found = self._merges_and_branches()
         self._drop_squeezes(found)
         self._add_last_at_resolution(found)
@@ -204,42 +210,46 @@ class BlockFinder:
         self._drop_half_blocks(found)
         found.drop_where(
             lambda i: not self.chain.is_linear(self.chain.between(-1, i)),
-            "no weights before it: the image, rearranged or scaled",
+            "no weights before it: the input image, rearranged or scaled",
         )
         found.drop_where(
             self._only_pools_until_penultimate,
-            "only poolings and normalisations between it and the penultimate",
+            "only pooling or pointwise operators between it and layer -1",
         )
         return found
 
     @cached_property
     def _chain_to_penultimate(self) -> list[Dominator]:
-        """Dominators up to that of the penultimate layer."""
+        """Dominators up to and including that of the penultimate layer."""
         for count, dominator in enumerate(self.chain.all, 1):
             if self.penultimate in dominator.tensors:
                 return self.chain.all[:count]
         return self.chain.all
 
     def _merges_and_branches(self) -> Candidates:
-        """Outputs of merges, and dominators from which several branches leave."""
+        """Find outputs of merges, and dominators that start several branches."""
         found, chain = Candidates(), self.chain
         for index, dominator in enumerate(self._chain_to_penultimate):
             if dominator.layer is None:
-                found.drop(index, "no code can be made: not floats of rank 2 to 4")
+                found.drop(index, "no code possible: not a float tensor of rank 2 to 4")
             elif chain.is_dense_concat(index):
-                found.drop(index, "inside of a dense block: channels are added to it")
+                found.drop(index, "inside a dense block: new channels are concatenated")
             elif chain.is_merge(index):
-                found.add(index, "a merge of branches: a residual sum or the like")
+                found.add(index, "merge of branches (sum, concatenation or similar)")
             elif not chain.branches_after(index):
-                found.drop(index, "inside of a block: no branch begins or ends here")
+                found.drop(
+                    index, "not a block boundary: no branches start or merge here"
+                )
             elif chain.projects_for_attention(index):
-                found.drop(index, "keys and values of an attention without a skip")
+                found.drop(
+                    index, "keys and values of attention without a skip connection"
+                )
             else:
-                found.add(index, "several branches leave it")
+                found.add(index, "start of several branches")
         return found
 
     def _drop_squeezes(self, found: Candidates) -> None:
-        """Drop the narrow inside of a block whose output is the merge after it."""
+        """Drop the narrow tensor inside a block whose output is the next merge."""
         order, chain = found.in_order, self.chain
 
         def is_squeeze(index: int) -> bool:
@@ -256,35 +266,35 @@ class BlockFinder:
                 and not cell_outputs(self.graph, chain.between(index, follower)[:-1])
             )
 
-        found.drop_where(is_squeeze, "the squeeze inside of the block after it")
+        found.drop_where(is_squeeze, "narrow squeeze layer inside the next block")
 
     def _add_last_at_resolution(self, found: Candidates) -> None:
-        """Add the last dominator of resolutions at which no block ends."""
+        """Add the last dominator at each resolution without a block output."""
         chain, order = self.chain, found.in_order
         resolutions = [
             chain.resolution(i) for i in range(len(self._chain_to_penultimate))
         ]
-        have = {resolutions[i] for i in order}
+        covered = {resolutions[i] for i in order}
         added = set()
         for resolution in dict.fromkeys(resolutions):
-            if resolution is None or resolution in have or max(resolution) == 1:
+            if resolution is None or resolution in covered or max(resolution) == 1:
                 continue
             index = max(i for i, r in enumerate(resolutions) if r == resolution)
             before = max((i for i in order if i < index), default=-1)
             nodes = chain.between(before, index)
             if not chain.is_linear(nodes):
-                continue  # a block's output, rearranged
+                continue  # a rearranged block output
             if not any(self.graph.op(i) in POOLS | CONVOLUTIONS for i in nodes):
-                continue  # heads and tokens of an attention
+                continue  # attention heads and tokens, not a feature map
             index = self._before_inverted_bottleneck(self._with_pool(index))
             size = chain.resolution(index)
             if size is not None and max(size) > 1:
                 added.add(index)
         for index in added:
-            found.add(index, "the last at its resolution in a plain chain")
+            found.add(index, "last tensor at its resolution in a plain chain")
 
     def _with_pool(self, index: int) -> int:
-        """The pooling that follows a dominator, after a padding or not; or itself."""
+        """The pooling right after a dominator or its padding; otherwise itself."""
         chain = self._chain_to_penultimate
         for follower, dominator in enumerate(chain[index + 1 :], index + 1):
             ops = [self.graph.op(i) for i in dominator.nodes]
@@ -295,7 +305,7 @@ class BlockFinder:
         return index
 
     def _before_inverted_bottleneck(self, index: int) -> int:
-        """The narrow map before the inverted bottleneck that a dominator is in."""
+        """The input of the inverted bottleneck around a dominator; otherwise itself."""
         chain, wide = self.chain, self.chain.channels(index)
         later = range(index + 1, len(self._chain_to_penultimate))
         follower = next((i for i in later if chain.is_linear(chain.all[i].nodes)), None)
@@ -305,40 +315,40 @@ class BlockFinder:
         narrow = [i for i in range(index) if chain.channels(i) not in (0, wide)]
         if not others or not narrow or chain.channels(others[0]) >= wide:
             return index
-        same = chain.resolution(narrow[-1]) == chain.resolution(index)
-        learned = chain.is_linear(chain.between(-1, narrow[-1]))
-        return narrow[-1] if same and learned else index
+        same_size = chain.resolution(narrow[-1]) == chain.resolution(index)
+        has_weights = chain.is_linear(chain.between(-1, narrow[-1]))
+        return narrow[-1] if same_size and has_weights else index
 
     def _add_before_fully_connected(self, found: Candidates) -> None:
-        """Add the vectors, or averaged maps, that a fully connected layer reads."""
+        """Add the inputs of fully connected layers, or the maps averaged to them."""
         for index, dominator in enumerate(self._chain_to_penultimate):
             readers = self.graph.view.readers.get(dominator.tensors[-1], [])
             if dominator.layer is None or not self.chain.is_linear(readers):
                 continue
             shape = self.graph.shape(dominator.layer)
-            if self.chain.pools_all(dominator.nodes) and _flat(shape) and index > 0:
-                index -= 1  # the map before it stands for it
+            if self.chain.pools_all(dominator.nodes) and _is_flat(shape) and index > 0:
+                index -= 1  # use the map before the pooling
             elif len(shape) != 2:
                 continue
             if self.chain.all[index].layer is not None:
-                found.add(index, "a fully connected layer reads it")
+                found.add(index, "input of a fully connected layer")
 
     def _move_after_pointwise(self, found: Candidates) -> None:
-        """Move block outputs to after the activations that belong to them."""
+        """Move block outputs after the activations that belong to them."""
         moved = {index: self._after_pointwise(index) for index in found.in_order}
         rules = dict(found.kept)
         for index, after in moved.items():
             if after != index:
-                found.drop(index, "its activation follows, which belongs to the block")
+                found.drop(index, "before the activation that ends the block")
         for index, after in moved.items():
             if after != index:
                 found.add(after, f"{rules[index]}, after its activation")
 
     def _after_pointwise(self, index: int) -> int:
-        """The dominator after the activations, and squeeze-excite gates, that follow.
+        """The dominator after the activations and squeeze-excite gates of a block.
 
-        Normalisations belong to what comes next, unless they lead to the penultimate
-        layer.
+        Normalisations belong to the next block, unless only pointwise operators follow
+        up to the penultimate layer.
         """
         chain = self._chain_to_penultimate
         last = len(chain) - 1
@@ -356,7 +366,7 @@ class BlockFinder:
         return index
 
     def _drop_transitions(self, found: Candidates) -> None:
-        """Drop what has nothing learned, or a mere pooling, between it and the next."""
+        """Drop one of two outputs with no weights or only a transition between them."""
         chain = self.chain
         for index, follower in itertools.pairwise(found.in_order):
             nodes = chain.between(index, follower)
@@ -369,35 +379,35 @@ class BlockFinder:
             if merged:
                 continue
             if n_linear == 0 and chain.is_merge(index):
-                # The block has the name.
-                found.drop(
-                    follower, "nothing is learned between it and the block before"
-                )
+                # Keep the block: it is the one with a module name.
+                found.drop(follower, "no weights between the previous block and it")
             elif n_linear == 0 or transition:
-                found.drop(index, "a transition, listed after its pooling")
+                found.drop(index, "transition: the next output is listed instead")
 
     def _drop_half_blocks(self, found: Candidates) -> None:
         """Drop the sum between the attention and the MLP of a transformer block.
 
-        The same goes for what stands for the attention: a pooling, a convolution, or
-        a matrix that mixes tokens.
+        Likewise if a pooling, a convolution or a matrix product mixes the tokens
+        instead of attention.
         """
         order, chain = found.in_order, self.chain
         ends = [*order, len(self._chain_to_penultimate) - 1]
-        for place, index in enumerate(order):
-            start = ends[place - 1] if place else -1
+        for number, index in enumerate(order):
+            start = ends[number - 1] if number else -1
             before = chain.between(start, index)
-            after = chain.between(index, ends[place + 1])
-            attention = any(self.graph.op(i) in ATTENTION for i in before)
-            alone = not any(self.graph.op(i) in ATTENTION for i in after)
+            after = chain.between(index, ends[number + 1])
+            attends = any(self.graph.op(i) in ATTENTION for i in before)
+            attends &= not any(self.graph.op(i) in ATTENTION for i in after)
             last = max((i for i in found.kept if i < index), default=-1)
-            if attention and alone and chain.is_linear(after) and chain.is_merge(index):
-                found.drop(index, "the sum between an attention and its MLP")
-            elif self._mixes_then_not(last, index, after):
-                found.drop(index, "the sum between a mixing of tokens and its MLP")
+            if attends and chain.is_linear(after) and chain.is_merge(index):
+                found.drop(index, "residual sum between attention and MLP of a block")
+            elif self._is_token_mixing_sum(last, index, after):
+                found.drop(
+                    index, "residual sum between token mixing and MLP of a block"
+                )
 
-    def _mixes_then_not(self, start: int, index: int, after: list[int]) -> bool:
-        """Whether a dominator ends a mixing of tokens, and a channel MLP follows."""
+    def _is_token_mixing_sum(self, start: int, index: int, after: list[int]) -> bool:
+        """Whether a dominator is the sum after token mixing, before a channel MLP."""
         if not self.chain.is_join(index):
             return False
         channels, before = self.chain.channels(index), self.chain.between(start, index)
@@ -408,11 +418,11 @@ class BlockFinder:
         )
 
     def _only_pools_until_penultimate(self, index: int) -> bool:
-        """Whether only poolings and normalisations follow, up to the penultimate."""
+        """Whether only pooling or pointwise operators follow, up to layer -1."""
         end = len(self._chain_to_penultimate) - 1
         nodes = self.chain.between(index, end)
-        free = POINTWISE | GLOBAL_POOLS | {"Gather", "Slice"}
-        return index != end and all(self.graph.op(i) in free for i in nodes)
+        weightless = POINTWISE | GLOBAL_POOLS | {"Gather", "Slice"}
+        return index != end and all(self.graph.op(i) in weightless for i in nodes)
 
     # -- layers --------------------------------------------------------------
 
@@ -423,17 +433,17 @@ class BlockFinder:
         if others:
             raise BackboneError(
                 f"its layers need the inputs {others} besides the image input "
-                f"{self.graph.view.input_name!r}. Expected a network of images alone; "
-                "the others can be made initializers."
+                f"{self.graph.view.input_name!r}. Expected a network that takes images "
+                "only. Turn the other inputs into initializers."
             )
         labels = self.graph.labels(names)
         rules = {each.tensor: each.rule for each in self.decisions}
         return [
-            self.graph.layer(name, label, place - len(names), rules[name])
-            for place, (name, label) in enumerate(zip(names, labels, strict=True))
+            self.graph.layer(name, label, number - len(names), rules[name])
+            for number, (name, label) in enumerate(zip(names, labels, strict=True))
         ]
 
 
-def _flat(shape: tuple[int, ...]) -> bool:
-    """Whether at most one dimension, beside the batch, is larger than one."""
+def _is_flat(shape: tuple[int, ...]) -> bool:
+    """Whether at most one dimension besides the batch is larger than one."""
     return sum(dim > 1 for dim in shape[1:]) <= 1

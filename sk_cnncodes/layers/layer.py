@@ -1,4 +1,4 @@
-"""Layer: a tensor of a backbone at which it can be cut; LayerGraph makes them."""
+"""Layer: a tensor at which a backbone can be cut; LayerGraph creates them."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from sk_cnncodes.layers.channel_axes import ChannelAxes
 from sk_cnncodes.layers.typed_graph import TypedGraph
 
 Kind = Literal["map", "tokens", "vector"]
-NAMED = "named by its tensor; it has no number"
+NAMED = "chosen by tensor name; not a numbered layer"
 
 
 @public
 @dataclass(frozen=True)
 class Layer:
-    """A tensor of a backbone at which it can be cut.
+    """A tensor at which a backbone can be cut.
 
     Attributes
     ----------
     name : str
         Name of the tensor in the ONNX file.
     label : str
-        Path of the module that computes it where the export kept one, else `name`.
+        Path of the module that computes it if the export kept one, otherwise `name`.
     kind : {"map", "tokens", "vector"}
-        Activations over rows and columns, over tokens, or one vector per image.
+        A spatial feature map, tokens, or one vector per image.
     shape : tuple of int
-        Shape without the batch.
+        Shape without the batch dimension.
     channel_axis : int
-        Axis of the channels in the tensor with its batch: 1 or the last.
+        Axis of the channels, counted with the batch dimension: 1 or the last.
     has_class_token : bool
         Whether the first token is a class token.
     parameter_share : float
-        Share of the backbone's parameters that the layer needs, in [0, 1].
+        Fraction of the backbone's parameters that the layer depends on, in [0, 1].
     element : int
-        Its element type, an `onnx.TensorProto.DataType`.
+        Element type, an `onnx.TensorProto.DataType`.
     position : int or None
         -1 for the penultimate layer, -2 for the block output before it, and so on;
         None for a tensor that is not a numbered layer.
     rule : str
-        Why it is a layer: the rule that found it, or that it was named.
+        The rule that found it, or that its name was given.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Layer:
 
     @property
     def n_channels(self) -> int:
-        """Number of channels, the length of an averaged code."""
+        """Number of channels, the length of an average-pooled code."""
         return self.shape[self.channel_axis - 1]
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ class Layer:
 
 
 class LayerGraph(TypedGraph):
-    """A typed graph that makes a `Layer` of any of its tensors.
+    """A typed graph that can describe its tensors as `Layer` objects.
 
     Its parameters are those of `TypedGraph`.
     """
@@ -88,7 +88,7 @@ class LayerGraph(TypedGraph):
         return max(1, *(self.view.weights_before(name) for name in outputs))
 
     def can_be_layer(self, name: str) -> bool:
-        """Whether a tensor has a shape and a type that can give a code."""
+        """Whether a tensor has a shape and a type that codes can be pooled from."""
         shape = self.shape(name)
         return (
             self.is_float(name)
@@ -104,18 +104,18 @@ class LayerGraph(TypedGraph):
         position: int | None = None,
         rule: str = NAMED,
     ) -> Layer:
-        """The layer at a tensor of the graph.
+        """Describe a tensor of the graph as a layer.
 
         Raises
         ------
         BackboneError
-            If the tensor has no shape that could give a code.
+            If codes cannot be pooled from the tensor's shape or type.
         """
         if not self.can_be_layer(name):
             raise BackboneError(
                 f"the tensor {name!r} of shape {self.shape(name)} and type "
                 f"{self._element_name(name)} cannot be a layer. Expected "
-                "floats of shape (batch, channels), (batch, tokens, channels) or "
+                "floats of shape (batch, channels), (batch, tokens, channels), or "
                 "(batch, channels, rows, columns)."
             )
         shape = self.shape(name)
@@ -144,22 +144,22 @@ class LayerGraph(TypedGraph):
         return str(onnx.TensorProto.DataType.Name(self.element(name))).lower()
 
     def _has_class_token(self, name: str) -> bool:
-        """Whether a learned token was put before the others, upstream of a tensor."""
+        """Whether a learned token is prepended to the others upstream of a tensor."""
         tokens = self.shape(name)[1]
         for index in self.view.ancestors([name]):
             node = self.view.nodes[index]
             if self.op(index) != "Concat" or len(node.input) < 2:
                 continue
             axis = next(a.i for a in node.attribute if a.name == "axis")
-            # QLinearConcat has its own scale, and one for each of its inputs.
+            # QLinearConcat: output scale and zero point, then three values per input.
             joined = node.input if node.op_type == "Concat" else node.input[2::3]
-            if axis in (1, -2) and self._puts_learned_first(joined):
-                made = self.shape(node.output[0])
-                if len(made) == 3 and made[1] == tokens:
+            if axis in (1, -2) and self._prepends_constant(joined):
+                shape = self.shape(node.output[0])
+                if len(shape) == 3 and shape[1] == tokens:
                     return True
         return False
 
-    def _puts_learned_first(self, joined: Iterable[str]) -> bool:
-        """Whether of joined tensors the first is constant, and another is not."""
+    def _prepends_constant(self, joined: Iterable[str]) -> bool:
+        """Whether the first concatenated tensor is constant and another one is not."""
         first, *others = (name in self.view.image_dependent for name in joined)
         return not first and any(others)

@@ -1,7 +1,7 @@
-"""What a layer costs: multiply-adds of the nodes that it needs.
+"""Cost of layers: multiply-adds of the nodes that they depend on.
 
-Convolutions and matrix products are counted, which do nearly all of a network's work;
-biases, activations, normalisations and poolings are not.
+Only convolutions and matrix products are counted, which account for nearly all of a
+network's work; biases, activations, normalisations and poolings are not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Operators that are counted, and which of their inputs are the factors.
+# Counted operators, and the indices of the inputs that are multiplied.
 _FACTORS = {
     "Conv": (0, 1),
     "ConvInteger": (0, 1),
@@ -38,7 +38,7 @@ def node_multiply_adds(node: onnx.NodeProto, shapes: Shapes) -> int:
     ----------
     node : onnx.NodeProto
     shapes : mapping of str to tuple of int
-        Shapes of its inputs and its output, with the batch.
+        Shapes of its inputs and its output, with the batch dimension.
 
     Returns
     -------
@@ -50,20 +50,20 @@ def node_multiply_adds(node: onnx.NodeProto, shapes: Shapes) -> int:
     first, second = (shapes[node.input[i]] for i in _FACTORS[node.op_type])
     if node.op_type == "ConvTranspose":
         return math.prod(first) * math.prod(second[1:])
-    made = math.prod(shapes[node.output[0]])
+    n_outputs = math.prod(shapes[node.output[0]])
     if "Conv" in node.op_type:
         # The kernel has the shape [out, in / groups, height, width].
-        return made * math.prod(second[1:])
+        return n_outputs * math.prod(second[1:])
     if node.op_type == "Gemm":
         transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        return made * first[0 if transposed else -1]
-    return made * first[-1]
+        return n_outputs * first[0 if transposed else -1]
+    return n_outputs * first[-1]
 
 
 def multiply_adds(view: GraphView, shapes: Shapes, names: list[str]) -> int:
-    """Multiply-adds of all nodes that the given tensors need.
+    """Multiply-adds of all nodes that the given tensors depend on.
 
-    Nodes that the image does not reach are constants, and cost nothing.
+    Nodes that do not depend on the image are constants and cost nothing.
     """
     return sum(
         node_multiply_adds(view.nodes[index], shapes)
@@ -75,7 +75,7 @@ def multiply_adds(view: GraphView, shapes: Shapes, names: list[str]) -> int:
 def layer_multiply_adds(
     graph: TypedGraph, names: list[str]
 ) -> tuple[dict[str, int], int]:
-    """What layers of a backbone cost for one image.
+    """Multiply-adds of layers of a backbone, for one image.
 
     Parameters
     ----------
@@ -90,12 +90,12 @@ def layer_multiply_adds(
     total : int
         Multiply-adds of the whole network.
     """
-    view, wanted = graph.view, set[str]()
+    view, needed = graph.view, set[str]()
     for index, node in enumerate(view.nodes):
         if node.op_type in _FACTORS and view.data_inputs(index):
-            wanted.update(node.input[i] for i in _FACTORS[node.op_type])
-            wanted.add(node.output[0])
-    shapes = {name: graph.shape(name) for name in sorted(wanted)}
+            needed.update(node.input[i] for i in _FACTORS[node.op_type])
+            needed.add(node.output[0])
+    shapes = {name: graph.shape(name) for name in sorted(needed)}
     outputs = [output.name for output in view.model.graph.output]
-    work = {name: multiply_adds(view, shapes, [name]) // graph.batch for name in names}
-    return work, multiply_adds(view, shapes, outputs) // graph.batch
+    by_name = {n: multiply_adds(view, shapes, [n]) // graph.batch for n in names}
+    return by_name, multiply_adds(view, shapes, outputs) // graph.batch

@@ -1,4 +1,4 @@
-"""TypedGraph: an ONNX model with shapes of tensors and names of modules."""
+"""TypedGraph: an ONNX model with tensor types and module names."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sk_cnncodes.graphs.view import GraphView, TensorType, infer_types, value_sh
 if TYPE_CHECKING:
     import onnx
 
-# Gives the types of tensors by running the model; what is known of each is passed.
+# Runs the model to get the types of tensors; takes what is known of each.
 Measure = Callable[[Mapping[str, TensorType | None]], dict[str, TensorType]]
 
 
 class TypedGraph:
-    """A model with the types of its tensors.
+    """An ONNX model with the types of its tensors.
 
     Parameters
     ----------
@@ -29,9 +29,9 @@ class TypedGraph:
     input_name : str
         The image input.
     input_shape : tuple of int
-        Its shape, with a batch of one image, or of as many as the file fixes.
+        Its shape; the batch size is 1, or the one that the file fixes.
     measure : callable
-        Gives the types that shape inference does not find.
+        Returns the types that shape inference does not find.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class TypedGraph:
     # -- operators -----------------------------------------------------------
 
     def op(self, index: int) -> str:
-        """Operator of a node, by its name for floats with the channels first."""
+        """Operator of a node, mapped to its float, channels-first equivalent."""
         return plain_operator(self.view.nodes[index].op_type)
 
     def kernel(self, index: int) -> tuple[int, ...]:
-        """Rows and columns of a convolution: as stated, or those of its weights."""
+        """Kernel size of a convolution, from its attribute or its weights."""
         node = self.view.nodes[index]
         stated = [a.ints for a in node.attribute if a.name == "kernel_shape"]
         weights = node.input[3 if node.op_type == "QLinearConv" else 1]
@@ -63,9 +63,9 @@ class TypedGraph:
     # -- shapes --------------------------------------------------------------
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor; () where neither inference nor a run gives it.
+        """Shape of a tensor; () if neither inference nor a run finds it.
 
-        The model runs when the first unknown shape is asked for, once for all of them.
+        The first request for an unknown shape runs the model, once for all of them.
         """
         if not self._is_known(name) and name not in self._measured:
             unknown = self._unknown_types(name)
@@ -77,17 +77,18 @@ class TypedGraph:
         return tuple(dim or 0 for dim in known.shape)
 
     def _is_known(self, name: str) -> bool:
+        """Whether the full shape of a tensor is known."""
         known = self._types.get(name)
         return known is not None and known.shape is not None and None not in known.shape
 
     def _unknown_types(self, name: str) -> dict[str, TensorType | None]:
-        """A tensor and all others without a full type that need no input but the image.
+        """A tensor, and all others of unknown shape that a run could measure.
 
-        Of the others, those that an output of the file depends on.
+        They need no input but the image, and an output of the file depends on them.
         """
         view = self.view
         inputs = {value.name for value in view.model.graph.input}
-        foreign = view.made_of(inputs - {view.input_name})
+        foreign = view.dependents(inputs - {view.input_name})
         outputs = [output.name for output in view.model.graph.output]
         needed = view.ancestors(each for each in outputs if each not in foreign)
         names = [each for i in sorted(needed) for each in view.nodes[i].output if each]
@@ -96,7 +97,7 @@ class TypedGraph:
         return {n: self._types.get(n) for n in unknown if n not in self._measured}
 
     def may_have_rank(self, name: str, rank: int) -> bool:
-        """Whether a tensor has a rank, as far as is known without a run."""
+        """Whether a tensor may have a rank, as far as is known without a run."""
         known = self._types.get(name)
         return known is None or known.shape is None or len(known.shape) == rank
 
@@ -117,11 +118,12 @@ class TypedGraph:
 
     @cached_property
     def _module_paths(self) -> dict[str, str]:
+        """Module paths by tensor."""
         return _module_paths(self.view.nodes)
 
     @cached_property
     def module_outputs(self) -> dict[str, str]:
-        """Paths of modules and their outputs: the last tensors that they compute."""
+        """Outputs by module path: the last tensor that each module computes."""
         outputs = {}
         for node in self.view.nodes:
             for name in node.output:
@@ -134,18 +136,18 @@ class TypedGraph:
         return outputs
 
     def labels(self, names: list[str]) -> list[str]:
-        """Readable names of tensors: paths of the modules whose outputs they are.
+        """Readable names of tensors: paths of the modules that output them.
 
-        A tensor is often the output of several nested modules. Of their paths, the one
-        is taken that has as many parts as most of the tensors can have.
+        A tensor is often the output of several nested modules; the path with the depth
+        most common among the tensors is used. Without a unique path, the name is used.
         """
         modules: list[list[str]] = [
             [path for path, out in self.module_outputs.items() if out == name]
             for name in names
         ]
         depths = [{path.count(".") for path in paths} for paths in modules]
-        everywhere = [depth for found in depths for depth in found]
-        usual = max(everywhere, key=lambda d: (everywhere.count(d), -d), default=0)
+        all_depths = [depth for found in depths for depth in found]
+        usual = max(all_depths, key=lambda d: (all_depths.count(d), -d), default=0)
         labels = []
         for name, paths in zip(names, modules, strict=True):
             nearest = sorted(paths, key=lambda p: (abs(p.count(".") - usual), len(p)))
@@ -159,23 +161,23 @@ class TypedGraph:
         ]
 
     def _is_output_rearranged(self, name: str, path: str) -> bool:
-        """Whether the output of a module holds the values of a tensor, rearranged."""
-        made = self.module_outputs.get(path, name)
-        while made != name:
-            index = self.view.producer.get(made)
+        """Whether a module's output is a tensor, possibly rearranged."""
+        output = self.module_outputs.get(path, name)
+        while output != name:
+            index = self.view.producer.get(output)
             if index is None or self.op(index) not in LAYOUT_OPS:
                 return False
-            (made,) = self.view.data_inputs(index)[:1] or ("",)
+            (output,) = self.view.data_inputs(index)[:1] or ("",)
         return path in self.module_outputs
 
 
 def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
-    """The input of a model that takes images.
+    """The image input of a model.
 
     Raises
     ------
     BackboneError
-        If there is none, or there are several.
+        If there is not exactly one.
     """
     found: list[onnx.ValueInfoProto] = []
     for value in model.graph.input:
@@ -188,7 +190,7 @@ def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
                 found.append(value)
     if len(found) == 1:
         return found[0]
-    stated = [f"{v.name!r} {_shape_text(value_shape(v))}" for v in model.graph.input]
+    stated = [f"{v.name!r} {_format_shape(value_shape(v))}" for v in model.graph.input]
     raise BackboneError(
         f"it has {'no' if not found else len(found)} image inputs. Expected one input "
         "of shape [batch, 3, height, width] or [batch, height, width, 3]; its inputs "
@@ -196,14 +198,14 @@ def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     )
 
 
-def _shape_text(shape: Iterable[int | None] | None) -> str:
+def _format_shape(shape: Iterable[int | None] | None) -> str:
     if shape is None:
         return "of unknown shape"
     return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
 
 
 def _module_paths(nodes: list[onnx.NodeProto]) -> dict[str, str]:
-    """Paths of the torch modules of tensors, as torch exporters keep them."""
+    """Module paths by tensor, as recorded by torch exporters."""
     paths = {}
     for node in nodes:
         scopes = [
@@ -218,13 +220,13 @@ def _module_paths(nodes: list[onnx.NodeProto]) -> dict[str, str]:
             except (ValueError, SyntaxError):
                 parts = []
         else:
-            # Outputs of the file have names of their own; their nodes keep the path.
-            made = next((n for n in (node.output[0], node.name) if n[:1] == "/"), "")
-            parts = made.split("/")[1:-1]
+            # Outputs of the file are renamed; the names of their nodes keep the path.
+            named = next((n for n in (node.output[0], node.name) if n[:1] == "/"), "")
+            parts = named.split("/")[1:-1]
         path: list[str] = []
         for part in filter(None, parts):
             if path and part.startswith(path[-1] + "."):
-                path[-1] = part  # a part repeats the container that holds it
+                path[-1] = part  # the part repeats its container
             else:
                 path.append(part)
         if path:

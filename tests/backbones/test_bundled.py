@@ -1,6 +1,6 @@
-"""The bundled backbone: its size and cost, and codes that no one changes in silence.
+"""The bundled backbone: its size, its cost, and its codes compared with recorded ones.
 
-After a new training, ``python -m tests.backbones.test_bundled`` records its codes anew.
+After a new training, ``python -m tests.backbones.test_bundled`` records them again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def codes_of_three_images() -> np.ndarray:
     return CNNCodeTransformer(NAME, cache=None).transform(images)
 
 
-def test_its_codes_are_those_that_were_recorded() -> None:
+def test_codes_equal_the_recorded_ones() -> None:
     recorded = np.loadtxt(RECORDED, dtype=np.float32).T
     np.testing.assert_allclose(codes_of_three_images(), recorded, rtol=0, atol=1e-3)
 
 
-def test_is_small() -> None:
+def test_size_and_cost() -> None:
     backbone = load_backbone(NAME)
     assert backbone.path.stat().st_size <= 5e6
     _, multiply_adds = layer_multiply_adds(backbone.graph, [backbone.layers[-1].name])
@@ -37,7 +37,7 @@ def test_is_small() -> None:
     assert 96 <= height == width <= 160
 
 
-def test_layers_are_blocks_with_names() -> None:
+def test_layers_are_named_blocks() -> None:
     layers = load_backbone(NAME).layers
     assert len(layers) >= 5
     assert {"fire3", "fire5", "fire8"} < {layer.label for layer in layers}

@@ -1,4 +1,4 @@
-"""Every row is complete, and preprocessing is found in the documented order."""
+"""Rows are complete, and preprocessing is searched for in the documented order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sk_cnncodes.backbones.loading import download_backbone
 from sk_cnncodes.base.files import file_sha256
 from tests import networks
 
-# SPDX identifiers that let the weights be used and passed on.
+# SPDX identifiers of licences that permit use and redistribution.
 LICENSES = {"Apache-2.0", "BSD-3-Clause", "MIT"}
 
 
@@ -45,12 +45,12 @@ def test_every_row_is_complete() -> None:
         assert row.architecture
         assert 16 <= row.code_length <= 4096
         assert row.top1 is None or 50 < row.top1 < 90
-        # What the preprocessing says is written out, not left to defaults.
+        # These values must be explicit, not defaults.
         assert {"crop_size", "mean"} <= set(written[row.name]["preprocessing"])
         assert row.input_size == row.preprocessing.crop_size
 
 
-def test_nothing_stands_for_two_rows() -> None:
+def test_names_files_and_addresses_are_unique() -> None:
     rows = list_backbones()
     names = [name for row in rows for name in (row.name, *row.aliases)]
     assert len(set(names)) == len(names)
@@ -65,7 +65,7 @@ def test_nothing_stands_for_two_rows() -> None:
 def test_addresses() -> None:
     for row in list_backbones():
         assert row.bundled == (not row.addresses) or row.name in (
-            # Converted by hand: there is no public copy.
+            # Converted by hand, without a public copy.
             "squeezenet1.1",
             "mobilenet_v2",
         )
@@ -80,7 +80,7 @@ def test_addresses() -> None:
             assert len(row.addresses) == 3
             assert {a.rpartition("/")[2] for a in row.addresses} == {row.file}
         elif row.addresses:
-            # Repositories that others change: pinned to a commit.
+            # Repositories of others can change, so pin a commit.
             assert re.search(r"/resolve/[0-9a-f]{40}/", row.addresses[0])
 
 
@@ -126,7 +126,7 @@ def test_aliases(alias: str, architecture: str) -> None:
     assert row.addresses
 
 
-def test_preprocessing_that_no_source_states_is_marked() -> None:
+def test_preprocessing_by_convention_is_noted() -> None:
     for row in list_backbones():
         if row.preprocessing.channels == "BGR" and row.addresses:
             stated = row.name == "googlenet-12"
@@ -142,7 +142,7 @@ def test_preprocessing_that_no_source_states_is_marked() -> None:
         ({"sha256": None}, "'net': .*sha256"),
     ],
 )
-def test_a_wrong_row_is_named(
+def test_an_invalid_row_is_named(
     change: dict[str, object],
     message: str,
     tmp_path: Path,
@@ -173,7 +173,7 @@ def test_a_wrong_row_is_named(
         read_catalogue.cache_clear()
 
 
-def test_a_name_wins_over_a_file_and_says_so(
+def test_a_known_name_takes_precedence_over_a_file(
     tmp_path: Path, plain: Preprocessing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -184,12 +184,14 @@ def test_a_name_wins_over_a_file_and_says_so(
         assert load_backbone(path, plain).name is None
 
 
-def test_unknown_names_are_answered_with_near_ones() -> None:
+def test_similar_names_are_suggested() -> None:
     with pytest.raises(BackboneError, match="no such file.*such as 'resnet50'"):
         load_backbone("resnet-50")
     with pytest.raises(BackboneError, match="such as 'resnet50'"):
         load_backbone("ResNet50")
-    with pytest.raises(BackboneError, match="no such file; the known.*'resnet50', a s"):
+    with pytest.raises(
+        BackboneError, match="no such file; for the known.*'resnet50', a s"
+    ):
         load_backbone(Path("resnet50"))
     with pytest.raises(BackboneError, match="backbone='aaa.*name too long"):
         load_backbone("a" * 5000)
@@ -198,7 +200,7 @@ def test_unknown_names_are_answered_with_near_ones() -> None:
     assert download_backbone("cnncodes-mini") == MODELS / "cnncodes-mini.onnx"
 
 
-def test_bundled_files_are_as_their_rows_say() -> None:
+def test_bundled_files_match_their_rows() -> None:
     for row in read_catalogue().values():
         if not row.bundled:
             continue
@@ -210,7 +212,7 @@ def test_bundled_files_are_as_their_rows_say() -> None:
         assert backbone.layer(-1).name == row.penultimate
         assert backbone.layer(-1).n_channels == row.code_length
         assert len(backbone.layers) >= 4
-        # It is found to be what the row says it is.
+        # Without the row, the same tensor is found.
         unnamed = type(backbone)(path, row.sha256, row.preprocessing)
         assert unnamed.layer(-1).name == row.penultimate
 
@@ -254,7 +256,7 @@ def test_order_of_preprocessing(tmp_path: Path) -> None:
     assert load_backbone(path, record(64)).preprocessing == record(64)
 
 
-def test_broken_configuration_beside_the_file(tmp_path: Path) -> None:
+def test_invalid_configuration_next_to_the_file(tmp_path: Path) -> None:
     path = networks.save(networks.resnet(), tmp_path / "net.onnx")
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(PreprocessingError, match="preprocessor_config.json.*not JSON"):
@@ -262,14 +264,14 @@ def test_broken_configuration_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text("[1]")
     with pytest.raises(PreprocessingError, match="expected a JSON object"):
         load_backbone(path)
-    # A config.json of a transformers model that states no preprocessing.
+    # A transformers config.json states no preprocessing.
     (tmp_path / "preprocessor_config.json").unlink()
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     with pytest.raises(PreprocessingError, match="not known"):
         load_backbone(path)
 
 
-def test_weights_outside_of_the_file_are_in_the_digest(
+def test_the_digest_includes_external_weights(
     tmp_path: Path, plain: Preprocessing
 ) -> None:
     path = networks.save(

@@ -1,4 +1,4 @@
-"""Codes of a cut graph equal pooled activations of the whole network."""
+"""Codes of a cut graph equal the pooled activations of the whole network."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_pooling_of_tokens(
     plain: Preprocessing,
     tmp_path: Path,
 ) -> None:
-    """A traced transformer whose shapes hold a batch of one runs one by one."""
+    """A traced transformer with a fixed batch size of one runs image by image."""
     model = networks.vit(baked)
     transformer = CNNCodeTransformer(
         networks.save(model, tmp_path / "net.onnx"),
@@ -108,9 +108,7 @@ def test_pooling_that_does_not_fit(
         backbone.spec(layer, pooling, None)
 
 
-def test_class_token_only_where_there_is_one(
-    plain: Preprocessing, tmp_path: Path
-) -> None:
+def test_cls_pooling_needs_a_class_token(plain: Preprocessing, tmp_path: Path) -> None:
     net = networks.Net()
     kernel, bias = net.weight(16, 3, 8, 8), net.weight(16)
     x = net.op("Conv", "data", kernel, bias, kernel_shape=[8, 8], strides=[8, 8])
@@ -230,8 +228,8 @@ def test_half_precision_file(
     np.testing.assert_allclose(codes, whole[:, :, 0, 0], rtol=2e-2, atol=2e-2)
 
 
-def taking_integers(element: int, channels: int = 3) -> onnx.ModelProto:
-    """A network that turns integers into floats itself."""
+def integer_network(element: int, channels: int = 3) -> onnx.ModelProto:
+    """A network that casts its integer input to floats."""
     net = networks.Net()
     x = net.op("Cast", "data", to=TensorProto.FLOAT)
     x = net.op("Mul", x, net.constant(np.float32(1 / 255)))
@@ -247,14 +245,14 @@ def taking_integers(element: int, channels: int = 3) -> onnx.ModelProto:
     [(TensorProto.UINT8, 0), (TensorProto.INT8, 128), (TensorProto.INT32, 100)],
     ids=["uint8", "int8", "int32"],
 )
-def test_inputs_of_integers(
+def test_integer_inputs(
     element: int,
     mean: int,
     photographs: list[np.ndarray],
     plain: Preprocessing,
     tmp_path: Path,
 ) -> None:
-    model = taking_integers(element)
+    model = integer_network(element)
     path = networks.save(model, tmp_path / "net.onnx")
     whole = replace(plain, scale=1, mean=(mean,) * 3)
     codes = CNNCodeTransformer(path, preprocessing=whole).fit_transform(photographs)
@@ -270,7 +268,7 @@ def test_inputs_of_integers(
         (TensorProto.INT32, {"scale": 1, "mean": (0, 0, 0.5)}, "takes int32"),
     ],
 )
-def test_values_that_an_input_of_integers_would_cut_off(
+def test_values_that_an_integer_input_cannot_represent(
     element: int,
     change: dict,
     message: str,
@@ -278,16 +276,16 @@ def test_values_that_an_input_of_integers_would_cut_off(
     plain: Preprocessing,
     tmp_path: Path,
 ) -> None:
-    path = networks.save(taking_integers(element), tmp_path / "net.onnx")
+    path = networks.save(integer_network(element), tmp_path / "net.onnx")
     transformer = CNNCodeTransformer(path, preprocessing=replace(plain, **change))
     with pytest.raises(PreprocessingError, match=f"net.onnx.*{message}"):
         transformer.fit(photographs)
 
 
-def test_gray_of_integers_is_rounded(
+def test_gray_is_rounded_for_integer_inputs(
     photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
 ) -> None:
-    model = taking_integers(TensorProto.UINT8, channels=1)
+    model = integer_network(TensorProto.UINT8, channels=1)
     path = networks.save(model, tmp_path / "net.onnx")
     gray = replace(plain, scale=1, mean=(0,), std=(1,), channels="GRAY")
     codes = CNNCodeTransformer(path, preprocessing=gray).fit_transform(photographs)
@@ -324,11 +322,11 @@ def test_several_layers_in_one_graph(
     both = session.run(prepared(photographs, plain))
     assert [codes.shape for codes in both] == [(8, 16), (8, 8)]
     for layer, codes in zip((-1, -3), both, strict=True):
-        alone = CNNCodeTransformer(path, layer=layer, preprocessing=plain)
-        np.testing.assert_allclose(codes, alone.transform(photographs), rtol=1e-5)
+        single = CNNCodeTransformer(path, layer=layer, preprocessing=plain)
+        np.testing.assert_allclose(codes, single.transform(photographs), rtol=1e-5)
 
 
-def test_the_cut_file_is_without_later_weights(shared: Path) -> None:
+def test_a_code_graph_has_no_weights_after_its_layer(shared: Path) -> None:
     backbone = load_backbone(shared / "backbones" / "squeezenet1.1.onnx")
     second = backbone.layers[1]
     sizes = {}
@@ -347,14 +345,14 @@ def test_the_cut_file_is_without_later_weights(shared: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"), [("data", "images"), ("block0", "codes_0"), ("w0", "sk_cnncodes/1")]
 )
-def test_names_that_a_code_graph_takes_itself(
+def test_tensor_names_that_a_code_graph_reserves(
     old: str,
     new: str,
     photographs: list[np.ndarray],
     plain: Preprocessing,
     tmp_path: Path,
 ) -> None:
-    """Some exporters call the input "images"."""
+    """Some exporters name the input "images"."""
     model = networks.resnet()
     path = networks.save(model, tmp_path / "before.onnx")
     expected = CNNCodeTransformer(path, layer=-2, preprocessing=plain)
@@ -367,7 +365,7 @@ def test_names_that_a_code_graph_takes_itself(
 
 
 def test_a_file_that_changes_after_it_was_loaded(tmp_path: Path) -> None:
-    """Its codes would be kept as those of the file before."""
+    """Otherwise its codes would be cached as those of the old file."""
     path = Path(networks.save(networks.resnet(), tmp_path / "net.onnx"))
     backbone = load_backbone(path, Preprocessing(crop_size=(32, 32)))
     spec = backbone.spec(-1, "auto", None)
@@ -379,7 +377,7 @@ def test_a_file_that_changes_after_it_was_loaded(tmp_path: Path) -> None:
 def test_another_file_of_the_same_size_and_time(
     photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
 ) -> None:
-    """As unpacked from archives that state one time for all files."""
+    """Some archives have the same modification time for all files."""
     models = []
     for factor in (1, 2):
         model = networks.resnet()
@@ -398,10 +396,10 @@ def test_another_file_of_the_same_size_and_time(
     assert np.abs(first - second).max() > 0.1 * np.abs(first).max()
 
 
-def test_rows_of_dynamically_quantised_networks_are_alone(
+def test_dynamically_quantised_networks_run_image_by_image(
     photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
 ) -> None:
-    """They take the scale of all images of a batch."""
+    """Their scale depends on all images of a batch."""
     from onnxruntime.quantization import quantize_dynamic
 
     networks.save(networks.resnet(), tmp_path / "floats.onnx")
@@ -412,11 +410,11 @@ def test_rows_of_dynamically_quantised_networks_are_alone(
     assert graph.batch_size == 1
     images = [pixels // 8 if i % 2 else pixels for i, pixels in enumerate(photographs)]
     transformer = CNNCodeTransformer(path, preprocessing=plain, cache=None).fit(images)
-    alone = np.concatenate([transformer.transform([image]) for image in images])
-    np.testing.assert_array_equal(transformer.transform(images), alone)
+    single = np.concatenate([transformer.transform([image]) for image in images])
+    np.testing.assert_array_equal(transformer.transform(images), single)
 
 
-def test_fixed_batches_whose_rows_mix_are_refused(
+def test_fixed_batches_with_dependent_rows_are_refused(
     photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
 ) -> None:
     net = networks.Net()

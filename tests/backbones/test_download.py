@@ -1,4 +1,4 @@
-"""Downloads: whatever happens on the way, no half or other file is ever used."""
+"""Downloads: an incomplete or wrong file is never used."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ resize_size = 36
 scale = 0.00784
 mean = [1, 1, 1]
 """
-# What a process of its own runs: the same catalogue, and the download of one name.
+# Run in a separate process: the same catalogue, and the download of one name.
 PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -63,14 +63,14 @@ Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
 
 @dataclass
 class Server:
-    """A server on this machine; `answers` says what each path does."""
+    """A local server; `answers` maps paths to handlers."""
 
     address: str
     answers: dict[str, Answer] = field(default_factory=dict)
     gets: list[str] = field(default_factory=list)
     body: bytes = b""
     half_sent: threading.Event = field(default_factory=threading.Event)
-    go_on: threading.Event = field(default_factory=threading.Event)
+    resume: threading.Event = field(default_factory=threading.Event)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("SK_CNNCODES_MIRROR", state.address)
     monkeypatch.setattr(download, "_TIMEOUT", 0.5)
     yield state
-    state.go_on.set()
+    state.resume.set()
     httpd.shutdown()
     thread.join()
     httpd.server_close()
@@ -128,20 +128,20 @@ def truncated(handler: BaseHTTPRequestHandler, body: bytes) -> None:
 
 
 def stalled(server: Server) -> Answer:
-    """Half of the body, and the rest when the test lets it go on."""
+    """Send half of the body, and the rest once the test continues."""
 
     def answer(handler: BaseHTTPRequestHandler, body: bytes) -> None:
         truncated(handler, body)
         handler.wfile.flush()
         server.half_sent.set()
-        server.go_on.wait(20)
+        server.resume.wait(20)
         handler.wfile.write(body[len(body) // 2 :])
 
     return answer
 
 
 class Catalogue:
-    """A catalogue of the test's own in a folder, and a home folder beside it."""
+    """A catalogue for the test in a folder, with a home folder in it."""
 
     def __init__(self, folder: Path, server: Server) -> None:
         self.folder, self.server = folder, server
@@ -159,10 +159,10 @@ class Catalogue:
         code_length: int = 16,
         side: int = 32,
     ) -> bytes:
-        """A row for a network that the server has at the first of its paths."""
+        """Add a row for a network, served at the first of its paths."""
         if model is None:
             model = networks.resnet()
-            model.doc_string = " " * 2**20  # several pieces on the way
+            model.doc_string = " " * 2**20  # several chunks
         body = model if isinstance(model, bytes) else model.SerializeToString()
         self.sha256 = hashlib.sha256(body).hexdigest()
         self.server.body = body
@@ -181,8 +181,8 @@ class Catalogue:
         catalogue.read_catalogue.cache_clear()
         return body
 
-    def in_place(self) -> list[str]:
-        """What a user sees in the home folder, but for the lock."""
+    def home_files(self) -> list[str]:
+        """Files in the home folder, except locks."""
         names = [p.name for p in self.home.iterdir()] if self.home.exists() else []
         return sorted(name for name in names if not name.endswith(".lock"))
 
@@ -191,15 +191,15 @@ class Catalogue:
 def known(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Catalogue]:
-    made = Catalogue(tmp_path, server)
+    created = Catalogue(tmp_path, server)
     monkeypatch.setattr(catalogue, "MODELS", tmp_path)
-    monkeypatch.setenv("SK_CNNCODES_HOME", str(made.home))
+    monkeypatch.setenv("SK_CNNCODES_HOME", str(created.home))
     monkeypatch.delenv("SK_CNNCODES_OFFLINE", raising=False)
-    yield made
+    yield created
     catalogue.read_catalogue.cache_clear()
 
 
-# -- what works ----------------------------------------------------------------
+# -- successful downloads ------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["net", "net-alias"])
@@ -214,14 +214,14 @@ def test_a_name_is_downloaded_once_and_then_works_offline(
     backbone = load_backbone(name)
     assert (backbone.name, backbone.path) == ("net", known.file)
     assert backbone.layer(-1).n_channels == 16
-    assert known.in_place() == ["net.onnx", "net.onnx.json"]
+    assert known.home_files() == ["net.onnx", "net.onnx.json"]
     monkeypatch.setenv("SK_CNNCODES_OFFLINE", "1")
     assert load_backbone(name) == backbone
     assert server.gets == ["/a/net.onnx"]
-    assert capsys.readouterr().err == ""  # no progress bar but on a terminal
+    assert capsys.readouterr().err == ""  # a progress bar only on a terminal
 
 
-def test_progress_is_shown_when_asked_for(
+def test_progress_is_shown_on_request(
     known: Catalogue, capsys: pytest.CaptureFixture[str]
 ) -> None:
     known.add()
@@ -239,7 +239,7 @@ def test_the_mirror_replaces_scheme_and_host(
     assert server.gets == ["/models/zoo/x/net.onnx"]
 
 
-def test_a_mirror_that_is_no_address(
+def test_a_mirror_that_is_not_an_address(
     known: Catalogue, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known.add()
@@ -249,14 +249,14 @@ def test_a_mirror_that_is_no_address(
     assert server.gets == []
 
 
-# -- what goes wrong on the way --------------------------------------------------
+# -- failed downloads ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("answer", "fault"),
     [
         (changed, r"another file \(expected \d+ bytes, sha256 [0-9a-f]{64}; got \d+"),
-        (truncated, r"broke off after \d+ of \d+ bytes"),
+        (truncated, r"interrupted after \d+ of \d+ bytes"),
         (shorter, r"ended after \d+ of \d+ bytes"),
         (missing, r"HTTP status 404"),
     ],
@@ -267,11 +267,11 @@ def test_a_bad_answer_leaves_nothing(
     known.add(answer=answer)
     with pytest.raises(DownloadError, match=fault) as caught:
         load_backbone("net")
-    assert known.in_place() == []
+    assert known.home_files() == []
     message = str(caught.value)
     assert f"{server.address}/a/net.onnx: " in message
     for hint in (
-        "what arrived was removed",
+        "the downloads were removed",
         "SK_CNNCODES_MIRROR",
         str(known.file),
         known.sha256,
@@ -282,19 +282,19 @@ def test_a_bad_answer_leaves_nothing(
     assert load_backbone("net").layer(-1).n_channels == 16
 
 
-def test_a_server_that_stops_half_way(known: Catalogue, server: Server) -> None:
+def test_a_server_that_stalls(known: Catalogue, server: Server) -> None:
     known.add(answer=stalled(server))
     started = time.monotonic()
-    with pytest.raises(DownloadError, match=r"broke off after \d+ of .*timed out"):
+    with pytest.raises(DownloadError, match=r"interrupted after \d+ of .*timed out"):
         load_backbone("net")
     assert time.monotonic() - started < 5
-    assert known.in_place() == []
+    assert known.home_files() == []
 
 
-def test_no_server_at_all(known: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server(known: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     known.add()
     monkeypatch.setenv("SK_CNNCODES_MIRROR", "http://127.0.0.1:9")
-    with pytest.raises(DownloadError, match="broke off after 0 of .*connection"):
+    with pytest.raises(DownloadError, match="interrupted after 0 of .*connection"):
         load_backbone("net")
 
 
@@ -320,7 +320,9 @@ def test_a_home_folder_that_cannot_be_written(
     known.add()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SK_CNNCODES_HOME", str(tmp_path / "file" / "home"))
-    with pytest.raises(DownloadError, match=r"cannot write.*SK_CNNCODES_HOME names"):
+    with pytest.raises(
+        DownloadError, match=r"cannot write.*SK_CNNCODES_HOME to another"
+    ):
         load_backbone("net")
 
 
@@ -335,7 +337,7 @@ def test_a_home_folder_that_cannot_be_written(
         (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
     ],
 )
-def test_a_download_that_is_cut_short_leaves_nothing(
+def test_an_interrupted_download_leaves_nothing(
     known: Catalogue,
     fault: BaseException,
     expected: type[BaseException],
@@ -352,12 +354,12 @@ def test_a_download_that_is_cut_short_leaves_nothing(
     monkeypatch.setattr(pooch.HTTPDownloader, "__call__", cut_short)
     with pytest.raises(expected, match=message):
         load_backbone("net")
-    assert known.in_place() == []
+    assert known.home_files() == []
 
 
 @pytest.fixture
 def start(known: Catalogue) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    """Starts processes that load "net" as soon as the file "go" is there."""
+    """Start processes that load "net" as soon as the file "go" exists."""
     processes: list[subprocess.Popen[str]] = []
 
     def start_one() -> subprocess.Popen[str]:
@@ -381,7 +383,7 @@ def test_eight_processes_download_once(
     known: Catalogue, server: Server, start: Callable[[], subprocess.Popen[str]]
 ) -> None:
     def slow(handler: BaseHTTPRequestHandler, body: bytes) -> None:
-        time.sleep(1)  # all others ask meanwhile
+        time.sleep(1)  # the other processes ask meanwhile
         whole(handler, body)
 
     known.add(answer=slow)
@@ -391,7 +393,7 @@ def test_eight_processes_download_once(
         out, err = process.communicate(timeout=60)
         assert (out, err) == ("16\n", "")
     assert len(server.gets) == 1
-    assert known.in_place() == ["net.onnx", "net.onnx.json"]
+    assert known.home_files() == ["net.onnx", "net.onnx.json"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
@@ -408,18 +410,18 @@ def test_killed_during_the_download(
         time.sleep(0.01)
     process.kill()
     process.wait(10)
-    assert not known.file.exists()  # half of it lies beside its place
+    assert not known.file.exists()  # only the temporary file exists
 
     server.answers["/a/net.onnx"] = whole
     assert load_backbone("net").layer(-1).n_channels == 16
-    assert known.in_place() == ["net.onnx", "net.onnx.json"]
+    assert known.home_files() == ["net.onnx", "net.onnx.json"]
     assert len(server.gets) == 2
 
 
-# -- what lies in the home folder -------------------------------------------------
+# -- files in the home folder -----------------------------------------------------
 
 
-def test_offline_says_which_file_to_put_where(
+def test_offline_error_names_the_file_and_its_path(
     known: Catalogue, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = known.add()
@@ -439,7 +441,7 @@ def test_offline_says_which_file_to_put_where(
 
 
 @pytest.mark.parametrize("value", ["", "0", "false"])
-def test_offline_can_be_switched_off(
+def test_offline_can_be_disabled(
     known: Catalogue, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known.add()
@@ -447,7 +449,7 @@ def test_offline_can_be_switched_off(
     assert load_backbone("net").path == known.file
 
 
-def test_a_file_that_rotted_is_never_used(
+def test_a_corrupted_file_is_never_used(
     known: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = known.add()
@@ -479,7 +481,7 @@ def test_a_row_without_addresses(
 
 
 def dead() -> onnx.ModelProto:
-    """A network that gives all images the same codes."""
+    """A network with the same codes for all images."""
     model = networks.resnet()
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
@@ -503,12 +505,12 @@ def infinite() -> onnx.ModelProto:
     [
         (networks.resnet, {"code_length": 17}, "expected code length 17, got 16"),
         (networks.resnet, {"side": 40}, "a network for images of 40 x 40 pixels.*32"),
-        (dead, {}, "expected different codes of two different images"),
+        (dead, {}, "expected different codes for two different images"),
         (infinite, {}, "expected finite codes"),
         (lambda: b"not a network" * 99, {}, "that runs, got .*not an ONNX file"),
     ],
 )
-def test_a_backbone_that_is_not_as_its_row_says_is_removed(
+def test_a_backbone_that_does_not_match_its_row_is_removed(
     known: Catalogue,
     server: Server,
     model: Callable[[], Any],
@@ -519,10 +521,10 @@ def test_a_backbone_that_is_not_as_its_row_says_is_removed(
     with pytest.raises(DownloadError, match=message) as caught:
         load_backbone("net")
     assert "'net': its file has the right sha256" in str(caught.value)
-    assert known.in_place() == []
+    assert known.home_files() == []
 
 
-def test_a_file_put_there_by_hand_is_checked_too(
+def test_a_file_installed_by_hand_is_checked(
     known: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = known.add(dead())
@@ -530,10 +532,10 @@ def test_a_file_put_there_by_hand_is_checked_too(
     known.file.write_bytes(body)
     with pytest.raises(BackboneError, match="two different images"):
         load_backbone("net")
-    assert known.in_place() == ["net.onnx"]
+    assert known.home_files() == ["net.onnx"]
 
 
-def test_a_network_that_takes_single_images_is_recorded_as_such(
+def test_a_fixed_batch_size_is_recorded(
     known: Catalogue,
 ) -> None:
     known.add(networks.vit(baked=True))
@@ -542,7 +544,7 @@ def test_a_network_that_takes_single_images_is_recorded_as_such(
     assert record["batch_size"] == 1
 
 
-def test_the_network_is_imported_when_it_is_needed() -> None:
+def test_network_packages_are_imported_only_when_needed() -> None:
     program = (
         "import sys, sk_cnncodes; sk_cnncodes.load_backbone('cnncodes-mini')\n"
         "assert not {'pooch', 'requests', 'onnxruntime'} & set(sys.modules)"
@@ -557,10 +559,10 @@ def test_the_default_home_is_the_users_cache(monkeypatch: pytest.MonkeyPatch) ->
     assert download.cache_dir() == Path(os.fspath(pooch.os_cache("sk_cnncodes")))
 
 
-def test_without_a_home_all_but_downloads_works(
+def test_only_downloads_need_a_home_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In containers whose user has no name, nothing worked."""
+    """Containers may run as a user without a name or a home directory."""
     import pooch
 
     def no_home(_: str) -> str:

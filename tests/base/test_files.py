@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all."""
+"""Atomic writes and refused outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_new_file_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
+def test_new_file_appears_only_when_complete(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "codes.npz") as part:
         part.write_text("whole")
         assert names(tmp_path) == [part.name]
@@ -29,7 +29,7 @@ def test_new_file_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_former_file_survives(tmp_path: Path, error: type[BaseException]) -> None:
+def test_existing_file_survives(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "codes.npz"
     path.write_text("before")
     with pytest.raises(error), atomic_write(path) as part:
@@ -39,13 +39,13 @@ def test_former_file_survives(tmp_path: Path, error: type[BaseException]) -> Non
     assert path.read_text() == "before"
 
 
-def test_failure_before_anything_is_written(tmp_path: Path) -> None:
+def test_error_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "codes.npz"):
         raise ZeroDivisionError
     assert names(tmp_path) == []
 
 
-def test_a_link_leads_to_the_new_file(tmp_path: Path) -> None:
+def test_the_target_of_a_symlink_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     target, link = tmp_path / "there" / "codes.csv", tmp_path / "link.csv"
     target.write_text("before")
@@ -57,7 +57,7 @@ def test_a_link_leads_to_the_new_file(tmp_path: Path) -> None:
     assert names(target.parent) == ["codes.csv"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pipe with a name")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
 def test_a_pipe_is_written_to(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -70,7 +70,7 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
     assert (found, pipe.is_fifo(), names(tmp_path)) == (["rows"], True, ["pipe"])
 
 
-def test_folders_are_named(tmp_path: Path) -> None:
+def test_errors_name_the_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no folder '.*gone'"):
         atomic_write(tmp_path / "gone" / "codes.npy").__enter__()
     with pytest.raises(IsADirectoryError, match="is a folder. Expected a file name"):
@@ -89,7 +89,7 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
         check_not_an_input(tmp_path / "new.sqlite3", [tmp_path / "new.sqlite3"])
 
 
-def test_codes_replace_no_image_and_no_backbone(
+def test_codes_do_not_replace_an_image(
     photograph_files: list[Path], tmp_path: Path
 ) -> None:
     image = tmp_path / "image.jpg"
@@ -101,7 +101,7 @@ def test_codes_replace_no_image_and_no_backbone(
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
-def test_a_full_disk_is_said_before_the_codes_are_written(
+def test_a_full_disk_is_reported_before_codes_are_written(
     photographs: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_file: int, _start: int, length: int) -> None:
@@ -138,16 +138,16 @@ def test_threads_write_to_one_path(
     assert names(tmp_path) == ["codes.npy"]
 
 
-def test_a_full_disk_is_said_of_a_file(tmp_path: Path) -> None:
+def test_a_full_disk_error_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "codes.npz"
     with pytest.raises(OSError, match="No space left") as caught, atomic_write(path):
         raise OSError(errno.ENOSPC, "No space left")
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a folder that is in use")
-def test_a_working_folder_that_was_deleted(tmp_path: Path) -> None:
-    """A missing image ended the run, by an error that named nothing."""
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot delete folders in use")
+def test_a_deleted_working_directory(tmp_path: Path) -> None:
+    """A missing image aborted the run, with an error that did not name it."""
     folder = tmp_path / "gone"
     folder.mkdir()
     before = Path.cwd()
@@ -156,7 +156,7 @@ def test_a_working_folder_that_was_deleted(tmp_path: Path) -> None:
         folder.rmdir()
         image = np.zeros((9, 9, 3), np.uint8)
         transformer = CNNCodeTransformer(cache=None, on_error="nan")
-        with pytest.warns(UserWarning, match="from a folder that was deleted"):
+        with pytest.warns(UserWarning, match="relative to a folder that was deleted"):
             codes = transformer.transform(["missing.png", image])
         assert np.isnan(codes).any(axis=1).tolist() == [True, False]
     finally:

@@ -1,4 +1,4 @@
-"""Threads of one user: in order, no more than asked for, and gone with it."""
+"""Thread pools: ordered results, bounded work, and threads that end."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def test_results_come_in_order(n_threads: int, ahead: int) -> None:
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_no_more_is_begun_than_was_allowed(n_threads: int) -> None:
-    begun: list[int] = []
+def test_no_more_than_ahead_is_started(n_threads: int) -> None:
+    started: list[int] = []
     with OrderedThreadPool(n_threads, "tested") as threads:
-        results = threads.in_order(begun.append, range(100), 4)
+        results = threads.in_order(started.append, range(100), 4)
         for _ in range(10):
             next(results)
-    assert len(begun) <= 14
+    assert len(started) <= 14
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_an_error_is_raised_in_its_place(n_threads: int) -> None:
+def test_an_error_is_raised_in_order(n_threads: int) -> None:
     def invert(number: int) -> float:
         return 1 / number
 
@@ -51,25 +51,25 @@ def test_an_error_is_raised_in_its_place(n_threads: int) -> None:
         assert [next(results), next(results)] == [1, 0.5]
         with pytest.raises(ZeroDivisionError):
             next(results)
-        # The threads go on with other work.
+        # The threads continue with other work.
         assert list(threads.in_order(invert, [4, 2], 2)) == [0.25, 0.5]
     assert not own_threads()
 
 
-def test_what_was_not_begun_is_dropped() -> None:
-    begun: list[int] = []
+def test_pending_items_are_dropped() -> None:
+    started: list[int] = []
 
     def wait(number: int) -> None:
-        begun.append(number)
+        started.append(number)
         time.sleep(0.05)
 
     with OrderedThreadPool(2, "tested") as threads:
         next(threads.in_order(wait, range(100), 50))
-    assert len(begun) < 50
+    assert len(started) < 50
     assert not own_threads()
 
 
-def test_threads_end_though_their_context_did_not() -> None:
+def test_threads_end_without_a_context() -> None:
     threads = OrderedThreadPool(2, "tested")
     assert list(threads.in_order(abs, [-1, -2], 2)) == [1, 2]
     assert len(own_threads()) == 2
@@ -80,7 +80,7 @@ def test_threads_end_though_their_context_did_not() -> None:
     assert not own_threads()
 
 
-def test_nothing_is_kept() -> None:
+def test_no_references_are_kept() -> None:
     class Large:
         pass
 
@@ -98,8 +98,8 @@ def test_nothing_is_kept() -> None:
 
 
 @pytest.mark.parametrize("n_threads", [0, 1, 3])
-def test_a_stop_iteration_is_not_the_end(n_threads: int) -> None:
-    """With `map`, what came behind it was left out in silence."""
+def test_a_stop_iteration_does_not_end_the_results(n_threads: int) -> None:
+    """With `map`, all later items were silently skipped."""
 
     def stop(number: int) -> int:
         return number if number != 2 else next(iter(()))
@@ -111,25 +111,25 @@ def test_a_stop_iteration_is_not_the_end(n_threads: int) -> None:
             next(results)
 
 
-def test_what_is_shared_is_used_by_one_at_a_time() -> None:
-    things = [[], []]
-    shared = ResourcePool(things)
-    most = []
+def test_a_shared_resource_is_used_by_one_thread_at_a_time() -> None:
+    resources = [[], []]
+    shared = ResourcePool(resources)
+    n_users = []
 
-    def use(thing: list[int]) -> None:
-        thing.append(1)
-        most.append(len(thing))
+    def use(resource: list[int]) -> None:
+        resource.append(1)
+        n_users.append(len(resource))
         time.sleep(0.001)
-        thing.pop()
+        resource.pop()
 
     with OrderedThreadPool(5, "tested") as threads:
         list(threads.in_order(lambda _: shared.use(use), range(50), 10))
-    assert most == [1] * 50
+    assert n_users == [1] * 50
     with pytest.raises(ZeroDivisionError):
         shared.use(lambda _: 1 / 0)
-    assert shared.use(lambda thing: thing) in things
+    assert shared.use(lambda resource: resource) in resources
     assert shared._free.qsize() == 2
 
 
-def test_threads_whose_making_was_interrupted_can_be_deleted() -> None:
+def test_a_pool_whose_init_was_interrupted_can_be_deleted() -> None:
     OrderedThreadPool.__new__(OrderedThreadPool).__del__()

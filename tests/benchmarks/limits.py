@@ -67,7 +67,7 @@ def measure_limits(backbone_path: str, images: list[str]) -> Limits:
 
     def decode() -> list[Image.Image]:
         return [
-            decode_content(content, images[i], i, min_decode_size=least)
+            decode_content(content, images[i], i, min_decode_size=least).rgb
             for i, content in enumerate(contents)
         ]
 

@@ -1,4 +1,4 @@
-"""Runs the command: in this process, or as a process of its own."""
+"""Run the command in this process or in a new one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ only_posix = pytest.mark.skipif(
 def invoke(
     *arguments: str | Path, given: str | None = None, **variables: str
 ) -> Result:
-    """Run in this process; an error that the command does not explain is raised."""
+    """Run in this process; raise errors that the command does not handle."""
     words = [str(argument) for argument in arguments]
     result = CliRunner(env=variables).invoke(app, words, input=given)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -35,7 +35,7 @@ def invoke(
 
 
 def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run as a process."""
+    """Run in a new process."""
     return subprocess.run(
         [sys.executable, "-m", "sk_cnncodes", *map(str, arguments)],
         capture_output=True,
@@ -63,14 +63,14 @@ def start(
 
 
 def interrupt(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Send Ctrl-C as a terminal does; what the process still says."""
+    """Send Ctrl-C as a terminal does; return the remaining output."""
     assert process.poll() is None, f"ended too early: {process.communicate()}"
     os.killpg(process.pid, signal.SIGINT)
     return process.communicate(timeout=60)
 
 
 def wait_until(process: subprocess.Popen[str], done: Callable[[], bool]) -> None:
-    """Wait for a process to reach a point, which it must while it runs."""
+    """Wait until a condition holds while the process runs."""
     deadline = time.monotonic() + 60
     while not done():
         assert process.poll() is None, f"ended too early: {process.communicate()}"

@@ -1,4 +1,4 @@
-"""Folders of photographs for the commands."""
+"""Folders of photographs, and trained models, for the commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.cli.commands import invoke
 
 
 def copies(files: list[Path], folder: Path, count: int) -> list[Path]:
-    """Copies of image files, each of other content: a few bytes follow the image."""
+    """Copy image files; bytes after the image make the content of each unique."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:04}.jpg" for number in range(count)]
     for number, path in enumerate(paths):
@@ -24,7 +24,7 @@ def copies(files: list[Path], folder: Path, count: int) -> list[Path]:
 def photos(
     photograph_files: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A folder with two classes of 12 photographs, and files that are none."""
+    """A folder with two classes of 12 photographs, and other files."""
     folder = tmp_path_factory.mktemp("photos")
     copies(photograph_files[:4], folder / "china", 12)
     copies(photograph_files[4:], folder / "flower", 12)
@@ -36,7 +36,7 @@ def photos(
 
 @pytest.fixture(scope="session")
 def models(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What train writes for each head."""
+    """A model that train wrote for each head."""
     folder = tmp_path_factory.mktemp("models")
     paths = {head.value: folder / f"{head.value}.joblib" for head in Head}
     for head, path in paths.items():

@@ -1,4 +1,4 @@
-"""The commands that show and get backbones."""
+"""The commands that list, inspect and download backbones."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from tests.cli.commands import invoke
 
 def test_backbones(tmp_path: Path) -> None:
     rows = {row.name: row for row in list_backbones()}
-    # As long as the file: the table looks at names and sizes.
+    # The table checks only names and sizes.
     with open(tmp_path / "mnist-12.onnx", "wb") as file:
         file.truncate(rows["mnist-12"].size)
     result = invoke("backbones", SK_CNNCODES_HOME=str(tmp_path))
     assert (result.exit_code, result.stderr) == (0, "")
     head, *lines = result.stdout.splitlines()
-    assert head.split()[:2] == ["name", "also"]
-    here = {line.split()[0]: line[head.index("here") :] for line in lines}
-    assert list(here) == list(rows)
-    assert here["cnncodes-mini"] == "bundled"
-    assert here["mnist-12"] == "yes"
-    assert here["resnet50-v1-12"] == "no"
-    assert here["mobilenet_v2"] == "no, nor to download"
+    assert head.split()[:2] == ["name", "aliases"]
+    local = {line.split()[0]: line[head.index("local") :] for line in lines}
+    assert list(local) == list(rows)
+    assert local["cnncodes-mini"] == "bundled"
+    assert local["mnist-12"] == "yes"
+    assert local["resnet50-v1-12"] == "no"
+    assert local["mobilenet_v2"] == "no, cannot be downloaded"
 
 
 def test_backbones_as_json(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_layers_as_json() -> None:
     assert found[-1]["code_length"] == 800
 
 
-def test_download_of_what_is_there() -> None:
+def test_download_of_a_local_backbone() -> None:
     result = invoke("download", "cnncodes-mini", SK_CNNCODES_OFFLINE="1")
     assert result.exit_code == 0
     name, _, path = result.stdout.strip().partition(": ")

@@ -1,4 +1,4 @@
-"""The command that measures which way of running a backbone is fastest."""
+"""The command that measures the fastest configuration of a backbone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_benchmark(photograph_files: list[Path]) -> None:
     assert {"device", "engine", "precision", "code"} <= set(found[0])
 
 
-def test_benchmark_of_nothing(tmp_path: Path) -> None:
+def test_benchmark_without_images(tmp_path: Path) -> None:
     result = invoke("benchmark", "cnncodes-mini", tmp_path)
     assert result.exit_code == 1
     assert "Error:" in result.stderr

@@ -1,4 +1,4 @@
-"""What the doctor finds, and the cures it names."""
+"""Problems that the diagnosis finds, and the cures that it names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.providers["CPUExecutionProvider"] is True
     assert found.providers.get("CUDAExecutionProvider", False) <= (count_gpus() > 0)
     assert found.home == str(tmp_path / "home")
-    assert not (tmp_path / "home").exists()  # it only looks
+    assert not (tmp_path / "home").exists()  # it was not created
     text = doctor.as_text(found)
     assert f"{tmp_path / 'home'} (offline)" in text
     assert "CPUExecutionProvider: works" in text
@@ -32,14 +32,14 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def install(monkeypatch: pytest.MonkeyPatch, **packages: str) -> None:
     """Pretend that these distributions are installed."""
-    made = [
+    distributions = [
         SimpleNamespace(metadata={"Name": name.replace("_", "-")}, version=version)
         for name, version in packages.items()
     ]
-    monkeypatch.setattr(importlib.metadata, "distributions", lambda: made)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: distributions)
 
 
-def test_a_clash_of_two_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_conflicting_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, numpy="2", onnxruntime_gpu="1.27.0", onnxruntime="1.26.0")
     (problem,) = [p for p in doctor.diagnose().problems if "one folder" in p]
     assert "onnxruntime 1.26.0 and onnxruntime-gpu 1.27.0" in problem
@@ -50,7 +50,7 @@ def test_a_clash_of_two_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime_gpu"])
-def test_one_package_is_no_clash(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_one_package_is_no_conflict(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     install(monkeypatch, onnxruntime_extensions="0.14", **{name: "1.27.0"})
     assert doctor.onnxruntime_packages() == {name.replace("_", "-"): "1.27.0"}
     assert not [p for p in doctor.diagnose().problems if "onnxruntime 1" in p]
@@ -104,7 +104,7 @@ def test_without_a_gpu_cuda_is_not_tried() -> None:
     assert not problems
 
 
-def test_a_gpu_and_a_runtime_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_with_a_cpu_only_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = FakeRuntime(True)
     monkeypatch.setattr(
         runtime, "get_available_providers", lambda: ["CPUExecutionProvider"]
@@ -114,15 +114,15 @@ def test_a_gpu_and_a_runtime_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-def test_cuda_works_where_there_is_a_gpu() -> None:
+def test_cuda_works_on_a_gpu() -> None:
     if count_gpus() == 0:
         pytest.skip("needs a GPU")
     assert doctor.diagnose().providers["CUDAExecutionProvider"]
 
 
-def test_a_home_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_home_folder_that_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (problem,) = doctor.folder_problems(tmp_path / "file" / "home")
-    assert "cannot be written" in problem
+    assert "is not writable" in problem
     assert "SK_CNNCODES_HOME" in problem
     assert doctor.folder_problems(tmp_path / "new" / "home") == []

@@ -1,4 +1,4 @@
-"""The command that tells what works on a machine."""
+"""The command that checks what works on a machine."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.forwards import counted_forwards
 
 
 def read(path: Path) -> tuple[np.ndarray, list[str]]:
-    """Codes and paths of a file that embed wrote."""
+    """Read codes and paths from a file that embed wrote."""
     if path.suffix == ".npz":
         with np.load(path) as archive:
             assert archive.files == ["codes", "paths"]
@@ -44,7 +44,7 @@ def output(request: Any, tmp_path: Path) -> Path:
 def test_codes_and_paths(
     photos: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images_module, "PART", 7)
+    monkeypatch.setattr(images_module, "CHUNK_SIZE", 7)
     result = invoke("embed", photos, "-o", output)
     assert (result.exit_code, result.stdout) == (0, "")
     assert f"Wrote 24 codes of length 800 to {output}." in result.stderr
@@ -74,11 +74,11 @@ def test_options_of_the_code(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "codes.npz"
     assert invoke("embed", photos, "-o", output, *arguments).exit_code == 0
     codes, paths = read(output)
-    own = CNNCodeTransformer(layer=-3, pooling="max", norm="l2").transform(paths)
-    np.testing.assert_array_equal(codes, own)
+    expected = CNNCodeTransformer(layer=-3, pooling="max", norm="l2").transform(paths)
+    np.testing.assert_array_equal(codes, expected)
 
 
-def test_cache_goes_on(photos: Path, tmp_path: Path) -> None:
+def test_cache_is_used_again(photos: Path, tmp_path: Path) -> None:
     cache = ("--cache", tmp_path / "cache.sqlite3")
     with counted_forwards() as count:
         invoke("embed", photos / "china", "-o", tmp_path / "part.npz", *cache)
@@ -89,14 +89,14 @@ def test_cache_goes_on(photos: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(tmp_path / "part.npz")[0], codes[:12])
 
 
-@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
+@pytest.mark.skipif(os.name != "posix", reason="needs file names of bytes")
 def test_names_that_are_not_utf8(photos: Path, tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
     try:
         with open(path, "wb") as file:
             file.write((photos / "china" / "0000.jpg").read_bytes())
     except OSError:
-        pytest.skip("this file system has UTF-8 names only")
+        pytest.skip("this file system has only UTF-8 names")
     for name in ("codes.npz", "codes.npy"):
         assert invoke("embed", tmp_path, "-o", tmp_path / name).exit_code == 0
         assert [os.fsencode(p) for p in read(tmp_path / name)[1]] == [path]
@@ -131,14 +131,14 @@ def test_parquet_without_pyarrow(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes")
-def test_parquet_names_a_path_that_is_no_utf8(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names of any bytes")
+def test_parquet_refuses_a_path_that_is_not_utf8(photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     image = tmp_path / os.fsdecode(b"caf\xe9.jpg")
     shutil.copy(photos / "china" / "0000.jpg", image)
     result = invoke("embed", image, "-o", tmp_path / "codes.parquet")
     assert result.exit_code == 1
-    assert "caf\\udce9.jpg': its name is no UTF-8" in result.stderr
+    assert "caf\\udce9.jpg': its name is not UTF-8" in result.stderr
     assert not (tmp_path / "codes.parquet").exists()
     result = invoke("embed", image, "-o", tmp_path / "codes.npz")
     assert result.exit_code == 0

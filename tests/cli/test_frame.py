@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, errors, help."""
+"""Exit codes, errors and help of all commands."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_wrong_usage(
     assert not list(tmp_path.iterdir())
 
 
-def test_check_output_takes_a_new_and_an_old_file(tmp_path: Path) -> None:
+def test_check_output_accepts_new_and_existing_files(tmp_path: Path) -> None:
     check_output(tmp_path / "new.npz", (".npz",))
     (tmp_path / "old.NPZ").touch()
     check_output(tmp_path / "old.NPZ", (".npz",))

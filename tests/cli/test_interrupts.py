@@ -1,4 +1,4 @@
-"""Ctrl-C: no half-written output, exit code 130, and how to go on."""
+"""Ctrl-C: no partial output, exit code 130, and a hint on how to resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = only_posix
 def many(
     photograph_files: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A folder of images that take some seconds."""
+    """A folder of images that take some seconds to embed."""
     folder = tmp_path_factory.mktemp("many")
     copies(photograph_files[:4], folder / "china", 400)
     copies(photograph_files[4:], folder / "flower", 400)
@@ -38,7 +38,7 @@ def codes_of_many(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def left(folder: Path) -> set[str]:
-    """Files in a folder, but for those of a cache."""
+    """Names of files in a folder, except those of a cache."""
     return {p.name for p in folder.iterdir() if not p.name.startswith("codes.sqlite3")}
 
 
@@ -46,15 +46,17 @@ def has_rows(cache: Path) -> bool:
     return cache.exists() and CodeCache(cache).info().rows > 0
 
 
-def test_embed_goes_on_by_its_cache(many: Path, tmp_path: Path) -> None:
+def test_embed_resumes_from_its_cache(many: Path, tmp_path: Path) -> None:
     arguments = ("embed", many / "china", "-o", "out.npz", "--cache", "codes.sqlite3")
     (tmp_path / "out.npz").write_text("before")
     process = start(tmp_path, *arguments)
     wait_until(process, lambda: has_rows(tmp_path / "codes.sqlite3"))
-    _, said = interrupt(process)
+    _, message = interrupt(process)
     assert process.returncode == 130
-    assert "Interrupted. 'out.npz' was not written. Run the same command again" in said
-    assert "Traceback" not in said
+    assert (
+        "Interrupted. 'out.npz' was not written. Run the same command again" in message
+    )
+    assert "Traceback" not in message
     assert left(tmp_path) == {"out.npz"}
     assert (tmp_path / "out.npz").read_text() == "before"
     stored = CodeCache(tmp_path / "codes.sqlite3").info().rows
@@ -63,32 +65,32 @@ def test_embed_goes_on_by_its_cache(many: Path, tmp_path: Path) -> None:
     cache = CodeCache(tmp_path / "codes.sqlite3")
     paths = sorted(map(str, many.glob("china/*.jpg")))[:stored]
     CNNCodeTransformer(cache=cache).transform(paths)
-    assert cache.info().hits >= stored - 16  # what was embedded is found again
+    assert cache.info().hits >= stored - 16  # stored codes are cache hits
 
     process = start(tmp_path, *arguments)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 0, message
     with np.load(tmp_path / "out.npz") as archive:
         codes, paths = archive["codes"][::100], archive["paths"][::100]
-    own = CNNCodeTransformer().transform(paths.tolist())
-    np.testing.assert_allclose(codes, own, atol=1e-5)
+    expected = CNNCodeTransformer().transform(paths.tolist())
+    np.testing.assert_allclose(codes, expected, atol=1e-5)
 
 
 def test_embed_without_a_cache(many: Path, tmp_path: Path) -> None:
     process = start(tmp_path, "embed", many, "-o", "out.npy")
     wait_until(process, lambda: any(n.startswith(".out.") for n in left(tmp_path)))
-    _, said = interrupt(process)
+    _, message = interrupt(process)
     assert process.returncode == 130
-    assert "with --cache FILE" in said
+    assert "with --cache FILE" in message
     assert left(tmp_path) == set()
 
 
 def test_predict(many: Path, models: dict[str, Path], tmp_path: Path) -> None:
     process = start(tmp_path, "predict", models["svm"], many, "-o", "labels.csv")
     wait_until(process, lambda: any(n.startswith(".labels") for n in left(tmp_path)))
-    _, said = interrupt(process)
+    _, message = interrupt(process)
     assert process.returncode == 130
-    assert "'labels.csv' was not written." in said
+    assert "'labels.csv' was not written." in message
     assert left(tmp_path) == set()
 
 
@@ -99,9 +101,9 @@ def test_printed_rows_are_whole(
         arguments = ("predict", models["svm"], many, "--json")
         process = start(tmp_path, *arguments, stdout=rows_file)
         wait_until(process, lambda: (tmp_path / "rows.jsonl").stat().st_size > 0)
-        _, said = interrupt(process)
+        _, message = interrupt(process)
     assert process.returncode == 130
-    assert "The rows that were printed are whole." in said
+    assert "The printed rows are complete." in message
     text = (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
     assert text.endswith("}\n")
     rows = [json.loads(line) for line in text.splitlines()]
@@ -111,23 +113,23 @@ def test_printed_rows_are_whole(
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_train_in_its_search(
+def test_train_during_its_search(
     many: Path, codes_of_many: Path, tmp_path: Path, jobs: str
 ) -> None:
     options = ("--cv", "100", "--layer", "-1", "--jobs", jobs)
     arguments = ("train", many, "-o", "model.joblib", *options)
     process = start(tmp_path, *arguments, "--cache", codes_of_many)
     assert process.stderr is not None
-    assert "Compare 3 combinations" in process.stderr.readline()
-    time.sleep(2)  # into the search, which takes longer
-    printed, said = interrupt(process)
+    assert "Comparing 3 combinations" in process.stderr.readline()
+    time.sleep(2)  # during the search, which takes longer
+    printed, message = interrupt(process)
     assert (process.returncode, printed) == (130, "")
-    assert "'model.joblib' was not written. Run the same command again" in said
-    assert "Traceback" not in said
+    assert "'model.joblib' was not written. Run the same command again" in message
+    assert "Traceback" not in message
     assert left(tmp_path) == set()
 
 
-def test_workers_leave_it_to_the_command() -> None:
+def test_workers_block_the_signal() -> None:
     program = """
 import os, signal, time
 from joblib import Parallel, delayed
@@ -150,6 +152,6 @@ def test_similar(many: Path, tmp_path: Path) -> None:
     options = ("--among", many, "--cache", "codes.sqlite3")
     process = start(tmp_path, "similar", "cnncodes-mini", query, *options)
     wait_until(process, lambda: has_rows(tmp_path / "codes.sqlite3"))
-    printed, said = interrupt(process)
+    printed, message = interrupt(process)
     assert (process.returncode, printed) == (130, "")
-    assert "Run the same command again to go on" in said
+    assert "Run the same command again to resume" in message

@@ -13,7 +13,7 @@ from sk_cnncodes.engines.execution import has_openvino, working_precisions
 from tests import networks
 
 
-def test_all_that_works_is_measured(
+def test_all_working_configurations_are_measured(
     tmp_path: Path, plain: Preprocessing, photographs: list[np.ndarray]
 ) -> None:
     net = networks.save(networks.resnet(), tmp_path / "net.onnx")
@@ -27,21 +27,21 @@ def test_all_that_works_is_measured(
     )
     faults = working_precisions()
     on_cpu = [m for m in measured if m.device == "cpu"]
-    ways = {(m.engine, m.precision) for m in on_cpu}
+    configurations = {(m.engine, m.precision) for m in on_cpu}
     expected = {("onnxruntime", "float32")}
     if not faults["int8"]:
         expected.add(("onnxruntime", "int8"))
     if has_openvino():
         short = {p for p in ("bfloat16", "int8") if not faults[p]}
         expected |= {("openvino", p) for p in {"float32", *short}}
-    assert ways == expected
+    assert configurations == expected
     speeds = [m.images_per_second for m in measured]
     assert speeds == sorted(speeds, reverse=True)
     assert speeds[-1] > 0
     for m in on_cpu:
         assert m.least_cosine <= m.median_cosine
         assert m.least_cosine > (0.9999 if m.precision == "float32" else 0.9)
-    # The lines can be used as they are.
+    # The lines run without changes.
     for m in on_cpu:
         line = constructor_call(net, m)
         made = eval(line, {"CNNCodeTransformer": CNNCodeTransformer})

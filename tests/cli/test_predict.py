@@ -26,8 +26,8 @@ def rows_of(text: str) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def with_bad_ones(photos: Path, tmp_path: Path) -> list[Path]:
-    """Six paths, of which the first, the third and the last are bad."""
+def with_bad_images(photos: Path, tmp_path: Path) -> list[Path]:
+    """Six paths; the first, third and last are bad."""
     good = [photos / "china" / f"{number:04}.jpg" for number in range(3)]
     truncated = tmp_path / "truncated.jpg"
     truncated.write_bytes(good[0].read_bytes()[:700])
@@ -41,7 +41,10 @@ def test_csv_of_a_folder(models: dict[str, Path], photos: Path, head: str) -> No
     result = invoke("predict", models[head], photos)
     assert result.exit_code == 0
     assert result.stdout.startswith("path,label,probability,error\n")
-    assert result.stderr == "Ignored 3 entries that are hidden or no image.\n"
+    assert (
+        result.stderr
+        == "Ignored 3 entries that are hidden or without an image suffix.\n"
+    )
     rows = rows_of(result.stdout)
     paths = [row["path"] for row in rows]
     assert paths == sorted(map(str, photos.glob("*/*.jpg")))
@@ -63,18 +66,18 @@ def test_json_lines(models: dict[str, Path], photos: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("part", [256, 2])
+@pytest.mark.parametrize("chunk_size", [256, 2])
 def test_bad_images_do_not_stop_the_run(
     models: dict[str, Path],
-    with_bad_ones: list[Path],
-    part: int,
+    with_bad_images: list[Path],
+    chunk_size: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(images_module, "PART", part)
-    result = invoke("predict", models["logistic"], *with_bad_ones, "--json")
+    monkeypatch.setattr(images_module, "CHUNK_SIZE", chunk_size)
+    result = invoke("predict", models["logistic"], *with_bad_images, "--json")
     assert result.exit_code == 3
     rows = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [row["path"] for row in rows] == list(map(str, with_bad_ones))
+    assert [row["path"] for row in rows] == list(map(str, with_bad_images))
     assert [row["label"] for row in rows] == [
         None,
         "china",
@@ -87,10 +90,10 @@ def test_bad_images_do_not_stop_the_run(
     assert faults[0].startswith("no such file")
     assert "truncated" in faults[2]
     assert faults[5].startswith("not an image file")
-    said = result.stderr.splitlines()
-    assert said[0].startswith(f"{with_bad_ones[0]}: no such file")
-    assert said[-1] == "3 images could not be read."
-    assert len(said) == 4
+    messages = result.stderr.splitlines()
+    assert messages[0].startswith(f"{with_bad_images[0]}: no such file")
+    assert messages[-1] == "3 images could not be read."
+    assert len(messages) == 4
 
 
 def test_only_bad_images(models: dict[str, Path]) -> None:
@@ -137,17 +140,17 @@ def test_output_that_is_an_input(
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_nothing_on_standard_input(models: dict[str, Path], options: list[str]) -> None:
+def test_empty_standard_input(models: dict[str, Path], options: list[str]) -> None:
     result = invoke("predict", models["svm"], "-", *options, given="")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "found no images in what was given" in result.stderr
+    assert "found no images in the arguments" in result.stderr
 
 
 def test_model_that_takes_no_images(photos: Path, tmp_path: Path) -> None:
     joblib.dump(LogisticRegression().fit([[0.0], [1.0]], [0, 1]), tmp_path / "m.joblib")
     result = invoke("predict", tmp_path / "m.joblib", photos)
     assert result.exit_code == 1
-    assert "holds a LogisticRegression that takes no images" in result.stderr
+    assert "contains a LogisticRegression, which takes no images" in result.stderr
 
 
 def test_cache_serves_the_second_run(
@@ -186,10 +189,10 @@ def test_regressor(photos: Path, tmp_path: Path) -> None:
         (b"", "Expected a whole file"),
         (b"no pickle", "Expected a whole file"),
         ("half", "Expected a whole file"),
-        ("list", "holds a list, which does not predict"),
+        ("list", "contains a list, which cannot predict"),
     ],
 )
-def test_model_that_is_none(
+def test_model_files_that_cannot_be_loaded(
     content: bytes | str | None,
     message: str,
     models: dict[str, Path],
@@ -215,9 +218,9 @@ def test_folder_without_images(models: dict[str, Path], tmp_path: Path) -> None:
     result = invoke("predict", models["svm"], tmp_path)
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        f"{str(tmp_path)!r}: this folder holds no images.",
-        "Ignored 1 entry that is hidden or no image.",
-        "Error: found no images in what was given.",
+        f"{str(tmp_path)!r}: this folder contains no images.",
+        "Ignored 1 entry that is hidden or without an image suffix.",
+        "Error: found no images in the arguments.",
     ]
 
 
@@ -242,7 +245,7 @@ def test_old_output_survives_an_error(
 
 @pytest.fixture(scope="module")
 def onnx_model(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What train writes by --onnx, beside a joblib file of the same name."""
+    """An ONNX file that train wrote, beside a joblib file of the same name."""
     pytest.importorskip("skl2onnx")
     folder = tmp_path_factory.mktemp("onnx")
     files = ("-o", folder / "model.joblib", "--onnx", folder / "model.onnx")
@@ -265,9 +268,9 @@ def test_onnx_file_predicts_as_the_joblib_file(onnx_model: Path, photos: Path) -
 
 
 def test_bad_images_for_an_onnx_file(
-    onnx_model: Path, with_bad_ones: list[Path]
+    onnx_model: Path, with_bad_images: list[Path]
 ) -> None:
-    result = invoke("predict", onnx_model, *with_bad_ones)
+    result = invoke("predict", onnx_model, *with_bad_images)
     assert result.exit_code == 3
     labels = [row["label"] for row in rows_of(result.stdout)]
     assert labels == ["", "china", "", "china", "china", ""]
@@ -276,18 +279,18 @@ def test_bad_images_for_an_onnx_file(
 def test_onnx_file_takes_no_cache(onnx_model: Path, tmp_path: Path) -> None:
     result = invoke("predict", onnx_model, "a.jpg", "--cache", tmp_path / "codes")
     assert result.exit_code == 2
-    assert "Expected --cache with a joblib file only" in result.stderr
+    assert "Expected --cache only with a joblib or skops file" in result.stderr
 
 
-def test_onnx_file_on_a_device_that_is_none(onnx_model: Path) -> None:
+def test_onnx_file_on_an_unknown_device(onnx_model: Path) -> None:
     result = invoke("predict", onnx_model, "a.jpg", "--device", "tpu")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: device: expected")
 
 
-def test_backbone_is_no_model() -> None:
+def test_backbone_is_not_a_model() -> None:
     from sk_cnncodes import load_backbone
 
     result = invoke("predict", load_backbone("cnncodes-mini").path, "photo.jpg")
     assert result.exit_code == 1
-    assert "a backbone goes to CNNCodeTransformer" in result.stderr
+    assert "pass a backbone to CNNCodeTransformer" in result.stderr

@@ -1,4 +1,4 @@
-"""The command that finds the images most like others."""
+"""The command that finds the images most similar to others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_nearest_images(photos: Path, metric: str) -> None:
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
     assert {row["query"] for row in rows} == {query}
-    assert query in [row["path"] for row in rows[:3]]  # copies of it are as near
+    assert query in [row["path"] for row in rows[:3]]  # its copies are equally near
     codes = CNNCodeTransformer(layer=-2).transform(paths)
     row = pairwise_distances(codes[[paths.index(query)]], codes, metric=metric)[0]
     found = [float(row["distance"]) for row in rows]
@@ -82,7 +82,7 @@ def test_fewer_images_than_asked_for(photos: Path) -> None:
     assert len(result.stdout.splitlines()) == 2
 
 
-def test_bad_images_are_left_out(photos: Path, tmp_path: Path) -> None:
+def test_bad_images_are_skipped(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_text("no image")
     Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
     query = photos / "china" / "0000.jpg"
@@ -110,7 +110,7 @@ def test_a_bad_query_does_not_stop_the_others(photos: Path) -> None:
         ("cnncodes-mini", "{photo}", "missing.jpg", "none of the images can be read"),
         ("cnncodes-min", "{photo}", "{photos}", "backbone='cnncodes-min'"),
         ("missing.joblib", "{photo}", "{photos}", "model 'missing.joblib': no such"),
-        ("list.joblib", "{photo}", "{photos}", "holds 0 transformers"),
+        ("list.joblib", "{photo}", "{photos}", "contains 0 CNNCodeTransformers"),
     ],
 )
 def test_errors(
@@ -131,7 +131,7 @@ def test_errors(
     assert message in result.stderr
 
 
-def test_exported_classifier_is_no_backbone(photos: Path, tmp_path: Path) -> None:
+def test_exported_classifier_is_not_a_backbone(photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("skl2onnx")
     images = sorted(photos.glob("*/*.jpg"))
     labels = [image.parent.name for image in images]
@@ -140,7 +140,7 @@ def test_exported_classifier_is_no_backbone(photos: Path, tmp_path: Path) -> Non
     to_onnx(model, tmp_path / "model.onnx")
     result = invoke("similar", tmp_path / "model.onnx", images[0], "--among", photos)
     assert result.exit_code == 1
-    assert "is a classifier in one ONNX file" in result.stderr
+    assert "is an exported classifier" in result.stderr
 
 
 def test_layer_of_a_model_cannot_be_chosen(photos: Path) -> None:

@@ -1,4 +1,4 @@
-"""Closed streams, as cron and daemons have them; and signals that end a command."""
+"""Closed streams, as under cron and in daemons, and signals that end a command."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_closed(closed: str, *arguments: str | Path) -> subprocess.CompletedProce
 def test_predict(
     closed: str, photos: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    """It ended by a traceback, or without a word."""
+    """It neither prints a traceback nor ends without output."""
     rows = tmp_path / "rows.csv"
     images = (photos / "china" / "0000.jpg", "missing.jpg")
     printed = run_closed(closed, "predict", models["svm"], *images)
@@ -45,7 +45,7 @@ def test_predict(
 
 
 def test_train_with_workers(photos: Path, models: dict[str, Path]) -> None:
-    """Workers have the streams of the command."""
+    """Workers inherit the streams of the command."""
     model = models["svm"].with_name("closed.joblib")
     cache = ("--cache", models["svm"].with_name("codes.sqlite3"))
     options = ("--layer", "-1", "--head", "svm", "--cv", "3", "--jobs", "2", *cache)
@@ -57,7 +57,7 @@ def test_train_with_workers(photos: Path, models: dict[str, Path]) -> None:
 def test_no_input_to_read(models: dict[str, Path]) -> None:
     done = run_closed("<&-", "predict", models["svm"], "-")
     assert done.returncode == 1
-    assert done.stderr.strip() == "Error: found no images in what was given."
+    assert done.stderr.strip() == "Error: found no images in the arguments."
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def many(photograph_files: list[Path], tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_leaves_no_file(name: str, many: Path, tmp_path: Path) -> None:
-    """Half an output and a cache in the folder for temporary files were left."""
+    """Neither partial output nor a temporary cache is left."""
     if signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
-        pytest.skip(f"{name} is ignored here, as nohup has it")
+        pytest.skip(f"{name} is ignored here, as under nohup")
     folder = tmp_path / "work"
     folder.mkdir()
     process = start(folder, "embed", many, "-o", "codes.npz")
@@ -85,14 +85,14 @@ def test_a_signal_leaves_no_file(name: str, many: Path, tmp_path: Path) -> None:
 def test_a_signal_leaves_no_workers(
     photos: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    """They went on for minutes, and kept the output open."""
+    """Otherwise they continue for minutes and keep the output open."""
     cache = ("--cache", models["svm"].with_name("codes.sqlite3"))
     options = ("--layer", "-1", "--cv", "9", "--jobs", "2", *cache)
     process = start(tmp_path, "train", photos, "-o", "model.joblib", *options)
     assert process.stderr is not None
-    while "Compare" not in (line := process.stderr.readline()):
+    while "Comparing" not in (line := process.stderr.readline()):
         assert line
     process.terminate()
-    process.communicate(timeout=60)  # to the end of what workers may write
+    process.communicate(timeout=60)  # waits until workers close the streams
     assert process.returncode == 143
     assert not list(tmp_path.iterdir())

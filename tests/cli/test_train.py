@@ -54,11 +54,13 @@ def test_text(photos: Path, tmp_path: Path) -> None:
     assert re.search(r"^ +precision +recall +f1-score +support$", text, re.MULTILINE)
     assert re.search(r"^china +1 +\d+ +\S+$", text, re.MULTILINE)
     assert re.search(r"Saved .*model.joblib \(0.0\d MB\)\.\n$", text)
-    assert "Ignored 3 entries that are hidden or no image." in result.stderr
+    assert (
+        "Ignored 3 entries that are hidden or without an image suffix." in result.stderr
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["model.joblib"]
 
 
-def test_json_tells_of_the_saved_model(photos: Path, tmp_path: Path) -> None:
+def test_json_describes_the_saved_model(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "model.joblib"
     arguments = ("train", photos, "-o", output, *FAST, "--held-out", "0.25", "--json")
     result = invoke(*arguments)
@@ -85,7 +87,7 @@ def test_json_tells_of_the_saved_model(photos: Path, tmp_path: Path) -> None:
     codes, head = model["codes"], model["head"]
     assert codes.layer == found["chosen"]["layer"]
     assert type(head) is type(HEADS[found["chosen"]["head"]][1])
-    # Nothing of the run's own cache is left in it.
+    # It does not refer to the cache of the run.
     assert (codes.cache, codes.cache_layers) == ("memory", None)
 
 
@@ -98,7 +100,7 @@ def test_same_seed_same_result(photos: Path, tmp_path: Path) -> None:
     assert search("1") == search("1")
 
 
-def test_one_forward_pass_an_image(photos: Path, tmp_path: Path) -> None:
+def test_one_forward_pass_per_image(photos: Path, tmp_path: Path) -> None:
     arguments = ("train", photos, "-o", tmp_path / "model.joblib", *FAST)
     cache = ("--cache", tmp_path / "codes.sqlite3")
     with counted_forwards() as count:
@@ -106,7 +108,7 @@ def test_one_forward_pass_an_image(photos: Path, tmp_path: Path) -> None:
         assert count.images == 24
         assert invoke(*arguments, *cache).exit_code == 0
         assert count.images == 24
-        # A further layer, which that cache lacks, takes one pass more.
+        # Another layer, which the cache lacks, takes one more pass.
         assert invoke(*arguments, *cache, "--layer", "-3").exit_code == 0
         assert count.images == 48
 
@@ -119,7 +121,7 @@ def test_several_processes(photos: Path, tmp_path: Path) -> None:
     assert alone == together
 
 
-def test_all_images_train_where_none_is_held_out(photos: Path, tmp_path: Path) -> None:
+def test_all_images_train_without_held_out_images(photos: Path, tmp_path: Path) -> None:
     arguments = ("train", photos, "-o", tmp_path / "m.joblib", *FAST, "--held-out", "0")
     text = invoke(*arguments).stdout
     assert text.startswith("24 images of 2 classes; 0 held out.")
@@ -127,7 +129,7 @@ def test_all_images_train_where_none_is_held_out(photos: Path, tmp_path: Path) -
     assert json.loads(invoke(*arguments, "--json").stdout)["held_out"] is None
 
 
-def test_bad_images_are_left_out(photos: Path, tmp_path: Path) -> None:
+def test_bad_images_are_skipped(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     bad = folder / "china" / "0005.jpg"
@@ -161,12 +163,12 @@ def test_temporary_cache_is_removed(
         ({"a": 9, "b": 1}, [], "too few images: class 'b' has 1. Expected at least 2"),
         ({"a": 9, "b": 5}, [], "class 'b' has 4. Expected at least 5 of each class"),
         ({"a": 2, "b": 2}, ["--cv", "2", "--held-out", "0"], "5 nearest neighbours: 2"),
-        ({"a/deep": 9, "b/deep": 9}, [], "Folders lie deeper, such as"),
+        ({"a/deep": 9, "b/deep": 9}, [], "Found nested folders, such as"),
         ({"a": 9, "b": 9}, ["--layer", "-99"], "layer=-99"),
         ({"a": 9, "b": 9}, ["--backbone", "nothing"], "backbone='nothing'"),
     ],
 )
-def test_errors_come_before_the_work(
+def test_errors_come_before_any_forward_pass(
     counts: dict[str, int],
     arguments: list[str],
     message: str,
@@ -187,9 +189,7 @@ def test_errors_come_before_the_work(
     assert not (tmp_path / "m.joblib").exists()
 
 
-def test_images_and_folders_that_give_no_class_are_named(
-    photos: Path, tmp_path: Path
-) -> None:
+def test_skipped_images_and_folders_are_reported(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     (folder / "empty").mkdir()
@@ -201,8 +201,11 @@ def test_images_and_folders_that_give_no_class_are_named(
         *("--head", "svm", "--cv", "2"),
     )
     assert result.exit_code == 0
-    assert "no image lies directly: 'empty', 'nested'." in result.stderr
-    assert "Ignored 13 images that lie in no class's folder" in result.stderr
+    assert (
+        "contain no images themselves and are skipped: 'empty', 'nested'."
+        in result.stderr
+    )
+    assert "Ignored 13 images outside the class folders" in result.stderr
 
 
 def test_outputs_that_would_replace_an_input(photos: Path, tmp_path: Path) -> None:
@@ -225,7 +228,7 @@ def test_outputs_that_would_replace_an_input(photos: Path, tmp_path: Path) -> No
     assert image.read_bytes() == (photos / "china" / "0000.jpg").read_bytes()
 
 
-def test_too_few_images_that_can_be_read(photos: Path, tmp_path: Path) -> None:
+def test_too_few_readable_images(photos: Path, tmp_path: Path) -> None:
     for name, damaged in (("china", 0), ("flower", 11)):
         shutil.copytree(photos / name, tmp_path / "photos" / name)
         for path in sorted((tmp_path / "photos" / name).glob("*.jpg"))[:damaged]:
@@ -235,17 +238,17 @@ def test_too_few_images_that_can_be_read(photos: Path, tmp_path: Path) -> None:
     assert "too few images: class 'flower' has 1." in result.stderr
 
 
-def test_many_classes_are_told_by_their_confusions() -> None:
+def test_many_classes_list_the_most_frequent_confusions() -> None:
     import numpy as np
 
     classes = [f"class {i}" for i in range(21)]
     matrix = 5 * np.eye(21, dtype=int)
-    assert "nothing" in confusions(classes, matrix)
+    assert "none" in confusions(classes, matrix)
     matrix[3, 7], matrix[20, 0] = 2, 11
     lines = confusions(classes, matrix).splitlines()
     assert [line.split(maxsplit=1) for line in lines[2:]] == [
-        ["11", "class 20 taken for class 0"],
-        ["2", "class 3 taken for class 7"],
+        ["11", "class 20 predicted as class 0"],
+        ["2", "class 3 predicted as class 7"],
     ]
     assert len(confusions(classes[:20], matrix[:20, :20]).splitlines()) == 23
 
@@ -253,11 +256,11 @@ def test_many_classes_are_told_by_their_confusions() -> None:
 def test_codes_of_training_and_use_are_the_same(
     models: dict[str, Path], photos: Path
 ) -> None:
-    """The head was fitted on what the saved transformer gives."""
+    """The head was fitted on codes of the saved transformer."""
     model = joblib.load(models["logistic"])
-    own = CNNCodeTransformer(layer=model["codes"].layer, norm="l2")
+    transformer = CNNCodeTransformer(layer=model["codes"].layer, norm="l2")
     images = sorted(map(str, photos.glob("*/*.jpg")))
-    labels = model["head"].predict(own.transform(images))
+    labels = model["head"].predict(transformer.transform(images))
     assert labels.tolist() == model.predict(images).tolist()
     assert (labels == [Path(image).parent.name for image in images]).mean() > 0.9
 
@@ -273,7 +276,7 @@ def test_onnx_without_skl2onnx(
     assert not list(tmp_path.iterdir())
 
 
-def test_no_file_is_left_where_the_other_cannot_be_written(
+def test_no_file_is_left_if_one_cannot_be_written(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("skl2onnx")
@@ -289,9 +292,7 @@ def test_no_file_is_left_where_the_other_cannot_be_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_stored_backbone_travels_in_the_joblib_file(
-    photos: Path, tmp_path: Path
-) -> None:
+def test_joblib_file_contains_the_stored_backbone(photos: Path, tmp_path: Path) -> None:
     backbone = tmp_path / "own.onnx"
     shutil.copy(load_backbone("cnncodes-mini").path, backbone)
     arguments = ("train", photos, "-o", tmp_path / "m.joblib", *FAST)

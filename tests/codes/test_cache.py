@@ -1,4 +1,4 @@
-"""Each image is embedded once, and every change of what decides a code is seen."""
+"""Each image is embedded once, and every change that affects a code is detected."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def save_net(path: Path, plain: Preprocessing, seed: int = 0) -> str:
     return networks.save(model, path)
 
 
-# -- one forward pass an image -----------------------------------------------
+# -- one forward pass per image ----------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["memory", "file", "instance"])
@@ -173,10 +173,10 @@ def test_workers_share_one_file(
     search = GridSearchCV(model, grid, cv=4, n_jobs=2, error_score="raise")
     search.fit(photograph_files, [0, 0, 0, 0, 1, 1, 1, 1])
     assert cache.info().rows == 16
-    assert forwards.images == 8  # of the refit in this process: none
+    assert forwards.images == 8  # none for the refit in this process
 
 
-def test_a_worker_with_a_memory_of_its_own_says_so(
+def test_a_memory_cache_in_a_worker_warns(
     net: str, photograph_files: list[Path]
 ) -> None:
     model = make_pipeline(CNNCodeTransformer(net), LogisticRegression())
@@ -190,10 +190,10 @@ def test_a_worker_with_a_memory_of_its_own_says_so(
         ).fit(photograph_files, [0, 0, 0, 0, 1, 1, 1, 1])
 
 
-# -- what decides a code -----------------------------------------------------
+# -- cache keys --------------------------------------------------------------
 
 
-def test_every_parameter_that_decides_a_code_is_in_the_key(
+def test_every_parameter_that_affects_a_code_is_in_the_key(
     net: str, photograph_files: list[Path], plain: Preprocessing, tmp_path: Path
 ) -> None:
     cache = CodeCache(tmp_path / "codes.sqlite3")
@@ -216,7 +216,7 @@ def test_every_parameter_that_decides_a_code_is_in_the_key(
     assert cache.info().rows == 8 * len(variants)
 
 
-def test_what_does_not_decide_a_code_is_not_in_the_key(
+def test_parameters_that_do_not_affect_a_code_are_not_in_the_key(
     net: str, photograph_files: list[Path], forwards: Forwards
 ) -> None:
     for parameters in (
@@ -253,13 +253,13 @@ def own_files(
     paths = [folder / f"{i}.bmp" for i in range(4)]
     for path, pixels in zip(paths, photographs, strict=False):
         Image.fromarray(pixels[:40, :40]).save(path)
-    # As if they had been there for long: their digests are remembered at once.
+    # As if the files were old: their digests are remembered immediately.
     monkeypatch.setattr("sk_cnncodes.codes.digests.SETTLED_NS", -(10**18))
     return paths
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes")
-def test_names_that_are_no_utf8(
+@pytest.mark.skipif(sys.platform != "linux", reason="needs arbitrary file names")
+def test_names_that_are_not_utf8(
     net: str, own_files: list[Path], tmp_path: Path
 ) -> None:
     name = os.fsdecode(b"caf\xe9.bmp")
@@ -272,7 +272,7 @@ def test_names_that_are_no_utf8(
 
 
 class Augmenting(Sequence[Any]):
-    """Gives another image each time, as augmentation does."""
+    """Returns a different image each time, as augmentation does."""
 
     def __init__(self, images: list[np.ndarray], kind: Callable[..., Any]) -> None:
         self.images, self.kind = images, kind
@@ -291,7 +291,7 @@ class Augmenting(Sequence[Any]):
 def test_images_that_differ_each_time(
     kind: Callable[..., Any], net: str, photographs: list[np.ndarray]
 ) -> None:
-    """No code is stored for an image that it was not made of."""
+    """No code is stored under the digest of another image."""
     cache = CodeCache()
     transformer = CNNCodeTransformer(net, cache=cache, n_jobs=1)
     images = Augmenting([pixels[:60, :60] for pixels in photographs], kind)
@@ -305,7 +305,7 @@ def test_images_that_differ_each_time(
 def test_a_changed_file(
     kind: str, net: str, own_files: list[Path], photographs: list, tmp_path: Path
 ) -> None:
-    """Even with the same size and time stamp."""
+    """Even with the same size and timestamp."""
     cache = CodeCache(None if kind == "memory" else tmp_path / "codes.sqlite3")
     transformer = CNNCodeTransformer(net, cache=cache)
     before = transformer.transform(own_files)
@@ -320,10 +320,10 @@ def test_a_changed_file(
     assert not np.allclose(after[1], before[1])
 
 
-def test_a_file_that_changes_at_once(
+def test_a_file_that_changes_in_quick_succession(
     net: str, photographs: list[np.ndarray], tmp_path: Path
 ) -> None:
-    """Time stamps are too coarse for files that were written a moment ago."""
+    """Timestamps are too coarse for files written a moment ago."""
     path = tmp_path / "fast.bmp"
     for pixels in photographs:
         Image.fromarray(pixels[:40, :40]).save(path)
@@ -355,7 +355,7 @@ def test_a_file_that_changes_between_look_up_and_decoding(
     monkeypatch.undo()
     fresh = CNNCodeTransformer(net, cache=None).transform(X)
     np.testing.assert_allclose(codes, fresh, rtol=1e-5, atol=1e-6)
-    # And nothing wrong was stored.
+    # No wrong code was stored.
     again = CNNCodeTransformer(net, cache=cache).transform(X)
     np.testing.assert_allclose(again, fresh, rtol=1e-5, atol=1e-6)
 
@@ -376,7 +376,7 @@ def test_touched_moved_and_linked_files_are_the_same_images(
     assert forwards.images == 4
 
 
-def test_a_second_look_reads_no_file(
+def test_a_second_look_up_reads_no_file(
     net: str, own_files: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from sk_cnncodes.codes import digests
@@ -399,7 +399,7 @@ def test_a_second_look_reads_no_file(
 # -- precompute --------------------------------------------------------------
 
 
-def test_precompute_goes_on_where_it_was_interrupted(
+def test_precompute_continues_after_an_interruption(
     net: str,
     photograph_files: list[Path],
     forwards: Forwards,
@@ -488,7 +488,7 @@ def test_the_size_is_bounded(kind: str, tmp_path: Path) -> None:
         cache.put_many([(f"spec {number // 5}", keys, codes)])
     info = cache.info()
     assert 50_000 < info.bytes <= 300_000
-    # The newest are there, the oldest are not.
+    # The newest are kept, the oldest are dropped.
     assert cache.get_many("spec 1", digests(50, 450))[-1] is not None
     assert cache.get_many("spec 0", digests(1)) == [None]
     cache.prune(100_000)
@@ -497,7 +497,7 @@ def test_the_size_is_bounded(kind: str, tmp_path: Path) -> None:
         cache.prune(-1)
 
 
-def test_the_least_recently_used_leave_memory_first() -> None:
+def test_the_least_recently_used_are_dropped_first() -> None:
     cache = CodeCache(max_bytes=10_000)
     rows = np.ones((1, 500), np.float32)
     for number in range(4):
@@ -578,10 +578,10 @@ def test_a_cache_that_fails_does_not_break_a_transform(
     text = tmp_path / "notes.txt"
     text.write_text("not a cache" * 500)
     transformer = CNNCodeTransformer(net, cache=text)
-    with pytest.warns(CacheWarning, match="notes.txt.*not a SQLite file") as caught:
+    with pytest.warns(CacheWarning, match="notes.txt.*not an SQLite file") as caught:
         codes = transformer.transform(photograph_files)
     assert len(caught) == 1
     np.testing.assert_array_equal(codes, expected)
     assert text.read_text() == "not a cache" * 500
-    again = transformer.transform(photograph_files)  # said once
+    again = transformer.transform(photograph_files)  # reported once
     np.testing.assert_array_equal(again, expected)

@@ -31,7 +31,7 @@ def filled(path: Path) -> CodeCache:
 
 
 def checkpoint(path: Path) -> None:
-    """Move everything from the log into the file."""
+    """Move the contents of the log into the file."""
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.close()
@@ -47,7 +47,7 @@ def test_it_is_in_wal_mode_and_marked(tmp_path: Path) -> None:
     db.close()
 
 
-def test_days_share_it(tmp_path: Path) -> None:
+def test_it_persists(tmp_path: Path) -> None:
     path = tmp_path / "codes.sqlite3"
     filled(path)
     later = CodeCache(path)
@@ -68,7 +68,7 @@ def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_newer_schema_is_said(tmp_path: Path) -> None:
+def test_a_newer_schema_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "codes.sqlite3"
     filled(path)
     db = sqlite3.connect(path)
@@ -78,7 +78,7 @@ def test_a_newer_schema_is_said(tmp_path: Path) -> None:
         assert CodeCache(path).get_many("spec", KEYS) == [None] * 4
 
 
-def test_a_damaged_file_is_said_and_left(tmp_path: Path) -> None:
+def test_a_damaged_file_is_reported_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "codes.sqlite3"
     filled(path)
     checkpoint(path)
@@ -91,7 +91,7 @@ def test_a_damaged_file_is_said_and_left(tmp_path: Path) -> None:
         assert CodeCache(path).get_many("spec", KEYS) == [None] * 4
 
 
-def test_a_flipped_bit_is_a_miss_and_is_healed(tmp_path: Path) -> None:
+def test_a_changed_code_is_a_miss_and_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "codes.sqlite3"
     cache = filled(path)
     db = sqlite3.connect(path)
@@ -116,11 +116,11 @@ def test_a_code_under_another_image_is_a_miss(tmp_path: Path) -> None:
     assert cache.get_many("spec", [b"z"]) == [None]
 
 
-def test_a_full_disk_keeps_what_is_there(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_existing_codes(tmp_path: Path) -> None:
     cache = filled(tmp_path / "codes.sqlite3")
     store = cache._open()
     assert isinstance(store, FileStore)
-    db = store._database._connected()
+    db = store._database._connect()
     pages = db.execute("PRAGMA page_count").fetchone()[0]
     db.execute(f"PRAGMA max_page_count = {pages + 1}")
     large = np.ones((50, 2000), np.float32)
@@ -139,7 +139,7 @@ def test_a_file_that_cannot_be_written(
     path = tmp_path / "codes.sqlite3"
     filled(path)
     checkpoint(path)
-    monkeypatch.setattr(CacheDatabase, "_opened", CacheDatabase._opened_read_only)
+    monkeypatch.setattr(CacheDatabase, "_open", CacheDatabase._open_read_only)
     monkeypatch.setattr(CacheDatabase, "_is_writable", lambda self: False)
     cache = CodeCache(path)
     np.testing.assert_array_equal(cache.get_many("spec", KEYS), CODES)
@@ -152,7 +152,9 @@ def test_a_file_that_cannot_be_written(
 
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     cache = CodeCache(tmp_path / "no" / "codes.sqlite3")
-    with pytest.warns(CacheWarning, match="cannot be opened.*folder that exists"):
+    with pytest.warns(
+        CacheWarning, match="cannot be opened.*existing, writable folder"
+    ):
         cache.put_many([("spec", KEYS, CODES)])
 
 
@@ -188,7 +190,7 @@ while True:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    """Eight processes write; two of them are killed, again and again."""
+    """Eight processes write; two of them are killed repeatedly."""
     path = tmp_path / "codes.sqlite3"
     rounds = int(os.environ.get("SK_CNNCODES_KILLS", "4"))
     acknowledged: dict[int, int] = {}
@@ -248,12 +250,12 @@ def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path: Path) -> No
 
 @pytest.mark.skipif(sys.platform == "win32", reason="deletes an open file")
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_file_that_was_deleted_is_made_anew(damaged: bool, tmp_path: Path) -> None:
+def test_a_deleted_file_is_created_again(damaged: bool, tmp_path: Path) -> None:
     path = tmp_path / "codes.sqlite3"
     if damaged:
         path.write_bytes(b"no database" * 100)
         cache = CodeCache(path)
-        with pytest.warns(CacheWarning, match="not a SQLite file"):
+        with pytest.warns(CacheWarning, match="not an SQLite file"):
             cache.put_many([("spec", KEYS, CODES)])
     else:
         cache = filled(path)
@@ -264,7 +266,7 @@ def test_a_file_that_was_deleted_is_made_anew(damaged: bool, tmp_path: Path) -> 
     np.testing.assert_array_equal(CodeCache(path).get_many("spec", KEYS), CODES)
 
 
-def test_a_writer_that_waited_in_vain_does_not_wait_each_time(
+def test_a_writer_that_timed_out_does_not_wait_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BUSY_SECONDS", 0.5)
@@ -279,7 +281,7 @@ def test_a_writer_that_waited_in_vain_does_not_wait_each_time(
         module, "set_busy_timeout", lambda _db, seconds: waits.append(seconds)
     )
     cache.put_many([("other", KEYS, CODES)])
-    assert waits == [0.1]  # set by this failure; the former one's wait was not reset
+    assert waits == [0.1]  # set by this failure; the timeout was not restored before
     other.execute("ROLLBACK")
     other.close()
     monkeypatch.setattr(module, "_BACKOFF_SECONDS", -1)
@@ -289,10 +291,10 @@ def test_a_writer_that_waited_in_vain_does_not_wait_each_time(
     np.testing.assert_array_equal(cache.get_many("other", KEYS), CODES)
 
 
-def test_a_file_that_cannot_be_opened_is_waited_for_once(
+def test_a_locked_file_that_cannot_be_opened_is_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each look-up waited 30 s: the connection was never there to be told not to."""
+    """Without an open connection to shorten its timeout, each look-up waited 30 s."""
     monkeypatch.setattr(module, "BUSY_SECONDS", 0.3)
     path = tmp_path / "codes.sqlite3"
     other = sqlite3.connect(path, isolation_level=None)
@@ -314,7 +316,7 @@ def test_a_file_that_cannot_be_opened_is_waited_for_once(
     assert waited == [0.3, 0.1]
 
 
-def test_a_use_that_is_noted_keeps_the_busy_timeout(
+def test_updating_the_last_use_keeps_the_busy_timeout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = filled(tmp_path / "codes.sqlite3")
@@ -326,22 +328,22 @@ def test_a_use_that_is_noted_keeps_the_busy_timeout(
     store._database.spec_numbers.clear()
     assert cache.get_many("spec", KEYS)[0] is not None
     (busy_timeout,) = (
-        store._database._connected().execute("PRAGMA busy_timeout").fetchone()
+        store._database._connect().execute("PRAGMA busy_timeout").fetchone()
     )
     assert busy_timeout == 100
 
 
 def test_a_cache_among_the_images_is_not_read(tmp_path: Path) -> None:
-    """When it was closed again, SQLite's locks ended, and codes were lost."""
+    """Closing the file after reading it released SQLite's locks: codes were lost."""
     path = tmp_path / "codes.sqlite3"
     cache = filled(path)
     names = [str(path) + end for end in ("", "-wal", "-shm")]
     transformer = CNNCodeTransformer(on_error="nan", cache=None)
     image = np.zeros((9, 9, 3), np.uint8)
-    with pytest.warns(UserWarning, match="3 of 4 images.*\n.*cache that is in use"):
+    with pytest.warns(UserWarning, match="3 of 4 images.*\n.*code cache in use"):
         codes = transformer.transform([*names, image])
     assert np.isnan(codes).any(axis=1).tolist() == [True] * 3 + [False]
-    # Another process finds no end of this one's locks: it must not delete the log.
+    # This process still holds its locks, so another one must not delete the log.
     other = f"from sk_cnncodes import CodeCache; print(CodeCache({str(path)!r}).info())"
     assert "rows=4" in run_python(other)
     cache.put_many([("more", KEYS, CODES)])

@@ -28,7 +28,7 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def test_content_counts_not_its_place(tmp_path: Path) -> None:
+def test_files_are_digested_by_content(tmp_path: Path) -> None:
     content = png(PIXELS)
     paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
     for path in paths:
@@ -37,7 +37,7 @@ def test_content_counts_not_its_place(tmp_path: Path) -> None:
     assert len({image_digest(source, 0) for source in sources}) == 1
 
 
-def test_dtype_shape_and_values_of_arrays_count() -> None:
+def test_arrays_are_digested_by_dtype_shape_and_values() -> None:
     arrays = [
         PIXELS,
         PIXELS.reshape(2, 8, 3),
@@ -54,7 +54,7 @@ def test_dtype_shape_and_values_of_arrays_count() -> None:
     assert image_digest(fortran, 0) == image_digest(PIXELS, 0)
 
 
-def test_pil_images_count_by_what_they_become() -> None:
+def test_pil_images_are_digested_by_their_rgb_pixels() -> None:
     image = Image.fromarray(PIXELS)
     assert image_digest(image, 0) == image_digest(image.copy(), 0)
     turned = image.copy()
@@ -67,7 +67,7 @@ def test_pil_images_count_by_what_they_become() -> None:
     hnp.arrays(np.uint8, (3, 4, 3)),
     st.sampled_from([np.asarray, Image.fromarray, png]),
 )
-def test_digests_are_equal_just_where_pixels_are(
+def test_digests_are_equal_if_and_only_if_pixels_are(
     a: np.ndarray, b: np.ndarray, form: Any
 ) -> None:
     same = image_digest(form(a), 0) == image_digest(form(b), 1)
@@ -77,15 +77,15 @@ def test_digests_are_equal_just_where_pixels_are(
 @pytest.mark.parametrize(
     "image", [None, 3, "gone.png", np.zeros((2, 2), "M8[s]"), np.zeros(2, object)]
 )
-def test_what_is_no_image(image: Any) -> None:
+def test_invalid_images(image: Any) -> None:
     with pytest.raises(ImageError, match="image 4"):
         image_digest(image, 4)
 
 
-def test_another_folder_of_the_same_name_holds_other_files(
+def test_a_replaced_folder_of_the_same_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even where all its files have the sizes and times of the former ones."""
+    """Even if all its files have the same sizes and timestamps as before."""
     original = os.lstat
 
     def timeless(path: Any, **options: Any) -> Any:
@@ -108,10 +108,10 @@ def test_another_folder_of_the_same_name_holds_other_files(
     assert digests.many([0]) == [image_digest(path, 0)]
 
 
-def test_a_sequence_that_gives_another_path_each_time(
+def test_a_sequence_that_returns_another_path_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No file is remembered by the digest of another one."""
+    """No file is remembered with the digest of another one."""
     monkeypatch.setattr("sk_cnncodes.codes.digests.SETTLED_NS", -(10**18))
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path, pixels in zip(paths, (PIXELS, PIXELS[::-1]), strict=True):

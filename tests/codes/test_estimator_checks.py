@@ -25,10 +25,10 @@ from sk_cnncodes import CNNCodeTransformer
 
 
 class RowsToCodes(CNNCodeTransformer):
-    """Folds rows of numbers into images, so that checks on 2-D data can run.
+    """Turns rows of numbers into images, so that checks on 2-D data can run.
 
-    scikit-learn's checks know no image estimators. Each row becomes one gray image
-    by its squashed values; everything else is the estimator as it is.
+    scikit-learn's checks have no image data. The values of each row, squashed to
+    (0, 1), become one gray image; everything else is unchanged.
     """
 
     def fit(self, X: Any, y: Any = None) -> RowsToCodes:
@@ -41,7 +41,7 @@ class RowsToCodes(CNNCodeTransformer):
         from sklearn.utils.validation import validate_data
 
         if not reset and not hasattr(self, "n_features_in_"):
-            reset = True  # it may transform without a fit
+            reset = True  # transform works without fit
         X = validate_data(self, X, reset=reset, dtype=np.float64)
         squashed = 0.5 + np.arctan(X) / np.pi
         return [row[None] for row in squashed]

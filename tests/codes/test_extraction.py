@@ -1,4 +1,4 @@
-"""The loop: memory stays bounded, failures stop it, threads end."""
+"""Extraction: bounded memory, errors stop it, threads end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests import networks
 
 
 class Counted(Sequence[Any]):
-    """Makes images on demand, and knows how many are asked for ahead."""
+    """Creates images on demand, and records how far they were requested."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -87,11 +87,11 @@ def test_fewer_images_than_threads_get_all_threads_in_each_run(
     opened: list[tuple[int, int]] = []
     open_session = sessions.open_session
 
-    def noting(graphs_: Any, execution: Any, threads: int, callers: int, *rest: Any):
+    def recording(graphs_: Any, execution: Any, threads: int, callers: int, *rest: Any):
         opened.append((threads, callers))
         return open_session(graphs_, execution, threads, callers, *rest)
 
-    monkeypatch.setattr(sessions, "open_session", noting)
+    monkeypatch.setattr(sessions, "open_session", recording)
     sessions.SESSIONS.clear()
     codes = CNNCodeTransformer(net, n_jobs=4, cache=None)
     assert codes.transform(Counted(count)).shape == (count, 16)
@@ -130,7 +130,7 @@ def test_codes_that_are_not_finite_are_an_error(
 def test_row_i_is_the_code_of_image_i(
     rows: list[int], batch_size: int, n_jobs: int, net: str
 ) -> None:
-    """Whatever the order, duplicates, bad images, batches and threads."""
+    """For any order, duplicates, bad images, batch sizes and numbers of threads."""
     rng = np.random.default_rng(1)
     images: list[Any] = list(rng.integers(0, 256, (8, 12, 12, 3), np.uint8))
     images += ["gone.jpg", b"no image"]

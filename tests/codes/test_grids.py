@@ -18,6 +18,6 @@ def test_a_grid_names_its_layers_for_the_cache() -> None:
 
 
 @pytest.mark.parametrize("layers", ["fire9", -1])
-def test_one_layer_is_no_list(layers: Any) -> None:
+def test_a_single_layer_is_refused(layers: Any) -> None:
     with pytest.raises(TypeError, match="layers: expected a list of layers, got"):
         layer_grid(layers)

@@ -1,4 +1,4 @@
-"""Saved transformers find their backbone again, refuse another, or bring their own."""
+"""Saved transformers find their backbone, refuse another one, or include their own."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from tests import networks
 
 
 @pytest.fixture(autouse=True)
-def nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Backbones lie where a test puts them, and nowhere else."""
+def isolated_backbones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backbones exist only where a test puts them."""
     monkeypatch.setenv("SK_CNNCODES_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SK_CNNCODES_OFFLINE", "1")
     monkeypatch.delenv("SK_CNNCODES_BACKBONES", raising=False)
@@ -47,7 +47,7 @@ def nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def net(tmp_path: Path, plain: Preprocessing) -> Path:
-    """A backbone that says itself how to preprocess, in a folder of its own."""
+    """A backbone with preprocessing metadata, in a separate folder."""
     model = networks.resnet()
     for key, value in plain.to_metadata().items():
         model.metadata_props.add(key=key, value=value)
@@ -60,7 +60,7 @@ def fitted(net: Path, photographs: list[np.ndarray]) -> CNNCodeTransformer:
     return CNNCodeTransformer(str(net), cache=None).fit(photographs)
 
 
-def moved(net: Path, folder: Path) -> None:
+def move(net: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     net.rename(folder / net.name)
 
@@ -82,9 +82,9 @@ def test_a_saved_pipeline_is_small_and_names_its_backbone(
     )
 
 
-@pytest.mark.parametrize("place", ["folders", "home", "working folder"])
+@pytest.mark.parametrize("location", ["folders", "home", "working directory"])
 def test_a_moved_backbone_is_found(
-    place: str,
+    location: str,
     fitted: CNNCodeTransformer,
     net: Path,
     photographs: list[np.ndarray],
@@ -93,17 +93,17 @@ def test_a_moved_backbone_is_found(
 ) -> None:
     codes = fitted.transform(photographs)
     saved = pickle.dumps(fitted)
-    if place == "folders":
-        moved(net, tmp_path / "elsewhere")
+    if location == "folders":
+        move(net, tmp_path / "elsewhere")
         folders = f"{tmp_path / 'none'}{os.pathsep}{tmp_path / 'elsewhere'}"
         monkeypatch.setenv("SK_CNNCODES_BACKBONES", folders)
-    elif place == "home":
-        moved(net, tmp_path / "home")
-    else:  # a relative path is one of where the model is loaded, too
+    elif location == "home":
+        move(net, tmp_path / "home")
+    else:  # a relative path is also tried in the current working directory
         monkeypatch.chdir(net.parent)
         relative = CNNCodeTransformer(net.name, cache=None).fit(photographs)
         saved = pickle.dumps(relative)
-        moved(net, tmp_path / "elsewhere")
+        move(net, tmp_path / "elsewhere")
         monkeypatch.chdir(tmp_path / "elsewhere")
     again = pickle.loads(saved).transform(photographs)
     np.testing.assert_array_equal(again, codes)
@@ -126,7 +126,7 @@ def test_a_relative_path_is_found_from_another_folder(
 def test_a_known_backbone_is_downloaded(
     photographs: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its path is gone, but the catalogue knows its digest."""
+    """The file is gone, but the catalogue has its digest."""
     copied = tmp_path / "copy.onnx"
     copied.write_bytes(sk_cnncodes.download_backbone("cnncodes-mini").read_bytes())
     fitted = CNNCodeTransformer(copied, cache=None).fit(photographs)
@@ -135,7 +135,7 @@ def test_a_known_backbone_is_downloaded(
     np.testing.assert_array_equal(fitted.transform(photographs), codes)
 
 
-def test_a_missing_backbone_is_an_error_that_lists_the_places(
+def test_a_missing_backbone_is_an_error_that_lists_the_paths(
     fitted: CNNCodeTransformer,
     net: Path,
     photographs: list[np.ndarray],
@@ -168,7 +168,7 @@ def test_one_changed_byte_is_refused(
 def test_preprocessing_stays_that_of_fit(
     net: Path, photographs: list[np.ndarray], tmp_path: Path, plain: Preprocessing
 ) -> None:
-    """Though the file beside the backbone that stated it is gone."""
+    """Even if the file beside the backbone that states it is gone."""
     bare = networks.save(networks.resnet(), tmp_path / "bare.onnx")
     beside = tmp_path / "preprocessor_config.json"
     beside.write_text(
@@ -217,7 +217,9 @@ def test_an_edited_graph_is_refused(fitted: CNNCodeTransformer) -> None:
         CNNCodeTransformer().__setstate__(state)
 
 
-def test_what_a_newer_version_saved_names_it(fitted: CNNCodeTransformer) -> None:
+def test_a_model_saved_by_a_newer_version_is_refused(
+    fitted: CNNCodeTransformer,
+) -> None:
     state = fitted.__getstate__() | {"_sk_cnncodes_version": "9.1", "zoom": 2}
     with pytest.raises(SavedModelError, match=r"9\.1.*\['zoom'\].*9\.1 or newer"):
         CNNCodeTransformer.__new__(CNNCodeTransformer).__setstate__(state)
@@ -241,7 +243,7 @@ def test_a_stored_graph_needs_no_file(
     photographs: list[np.ndarray],
     tmp_path: Path,
 ) -> None:
-    """In a process that has nothing else: not the file, not the session."""
+    """In a new process, without the file and without an open session."""
     fitted.set_params(layer=layer, store_backbone=True, norm="l2").fit(photographs)
     codes = fitted.transform(photographs)
     joblib.dump(fitted, tmp_path / "model.joblib")
@@ -252,7 +254,7 @@ def test_a_stored_graph_needs_no_file(
     np.testing.assert_allclose(np.load(files[2]), codes, rtol=1e-5, atol=1e-6)
 
 
-def test_a_stored_graph_is_the_cut_one(
+def test_a_stored_graph_is_cut_at_the_layer(
     photographs: list[np.ndarray], fitted: CNNCodeTransformer, net: Path
 ) -> None:
     fitted.set_params(layer=-4, store_backbone=True)
@@ -307,10 +309,10 @@ def test_cached_codes_stay_valid_with_a_stored_graph(
     assert after.hits == before.hits + len(photographs)
 
 
-def test_a_stored_graph_asks_for_no_file(
+def test_a_stored_graph_with_external_weights_is_refused(
     fitted: CNNCodeTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where someone made the digests anew."""
+    """Even if the digests were recomputed."""
     monkeypatch.chdir(tmp_path)
     state = fitted.set_params(store_backbone=True).__getstate__()
     model = onnx.load_from_string(state["_stored_graph"]["model"])
@@ -332,7 +334,7 @@ def test_a_stored_graph_asks_for_no_file(
 def test_a_stored_graph_of_another_precision(
     precision: str, net: Path, photographs: list[np.ndarray], tmp_path: Path
 ) -> None:
-    """Its codes are kept apart from those in float32, and need no file either."""
+    """Its codes are cached separately from float32 codes, and need no file either."""
     given = {"store_backbone": True, "cache": tmp_path / "c.sqlite3"}
     exact = CNNCodeTransformer(net, **given).fit_transform(photographs)
     fitted = CNNCodeTransformer(net, precision=precision, **given)
@@ -349,7 +351,7 @@ def test_a_stored_graph_of_another_precision(
     np.testing.assert_allclose(loaded.transform(photographs), codes, atol=1e-5)
 
 
-def test_a_stored_graph_of_another_version_has_codes_of_its_own(
+def test_a_stored_graph_of_another_version_has_another_digest(
     fitted: CNNCodeTransformer, photographs: list[np.ndarray]
 ) -> None:
     fitted.set_params(store_backbone=True)
@@ -371,7 +373,7 @@ def test_a_stored_graph_of_another_version_has_codes_of_its_own(
 def test_paths_become_strings_that_mean_the_same(
     photographs: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that is called like a known backbone stays the file."""
+    """A path that equals the name of a known backbone still means the file."""
     monkeypatch.chdir(tmp_path)
     networks.save(networks.resnet(), tmp_path / "resnet50")
     plain = Preprocessing(crop_size=(32, 32), scale=1 / 255)

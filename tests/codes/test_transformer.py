@@ -1,4 +1,4 @@
-"""CNNCodeTransformer as a scikit-learn user meets it."""
+"""CNNCodeTransformer as used from scikit-learn."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def codes(photographs: list[np.ndarray]) -> np.ndarray:
 
 @pytest.fixture
 def two_nets(tmp_path: Path, plain: Preprocessing) -> list[str]:
-    """Two backbones that say themselves how to preprocess."""
+    """Two backbones with preprocessing metadata."""
     paths = []
     for seed, model in enumerate([networks.resnet(), networks.squeezenet()]):
         for key, value in plain.to_metadata().items():
@@ -98,7 +98,7 @@ def test_set_params_takes_effect(
     changed = transformer.transform(photographs)
     fresh = CNNCodeTransformer(two_nets[1]).fit_transform(photographs)
     np.testing.assert_array_equal(changed, fresh)
-    assert len(transformer.get_feature_names_out()) == 32
+    assert len(transformer.fit(photographs).get_feature_names_out()) == 32
 
 
 def test_the_preprocessing_parameter_as_a_dict(photographs: list[np.ndarray]) -> None:
@@ -114,7 +114,7 @@ def test_the_preprocessing_parameter_as_a_dict(photographs: list[np.ndarray]) ->
 def test_feature_names_and_set_output(
     codes: np.ndarray, photograph_files: list[Path]
 ) -> None:
-    names = CNNCodeTransformer().get_feature_names_out()
+    names = CNNCodeTransformer().fit(photograph_files).get_feature_names_out()
     assert names[0] == "cnncodetransformer0"
     assert len(names) == 800
     series = pd.Series([str(p) for p in photograph_files], index=list("abcdefgh"))
@@ -140,7 +140,7 @@ def test_column_transformer(photograph_files: list[Path]) -> None:
 
 
 def test_html_repr_has_no_link() -> None:
-    """There is no page of documentation that it could lead to."""
+    """There is no documentation page to link to."""
     html = CNNCodeTransformer()._repr_html_()
     assert "CNNCodeTransformer" in html
     assert "href" not in html
@@ -165,8 +165,8 @@ def test_one_transformer_in_many_threads(
     transformer = CNNCodeTransformer()
     results: list[np.ndarray | None] = [None] * 8
 
-    def work(place: int) -> None:
-        results[place] = transformer.transform(photographs)
+    def work(index: int) -> None:
+        results[index] = transformer.transform(photographs)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     for thread in threads:
@@ -206,7 +206,7 @@ def test_pipeline_with_memory(tmp_path: Path, photographs: list[np.ndarray]) -> 
     assert model.predict(photographs).tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
-def test_a_grid_scores_every_backbone_and_layer_for_itself(
+def test_a_grid_scores_every_backbone_and_layer(
     two_nets: list[str], photographs: list[np.ndarray]
 ) -> None:
     """Every candidate's fold scores equal those computed by hand."""
@@ -293,13 +293,13 @@ def test_wrong_parameters_fail_in_fit(
 
 
 def test_wrong_x_fails_in_fit() -> None:
-    with pytest.raises(ValueError, match="a matrix of features"):
+    with pytest.raises(ValueError, match="a feature matrix"):
         CNNCodeTransformer().fit(np.zeros((4, 64)))
     with pytest.raises(ValueError, match="0 images"):
         CNNCodeTransformer().fit([])
 
 
-def test_files_that_are_no_backbones(
+def test_invalid_backbone_files(
     tmp_path: Path, photographs: list[np.ndarray], plain: Preprocessing
 ) -> None:
     text = tmp_path / "text.onnx"
@@ -332,7 +332,7 @@ def test_another_file_under_the_same_name_is_refused(
     assert refitted.transform(photographs).shape == (8, 32)
 
 
-def test_a_bad_image_is_named_and_rows_stay(
+def test_a_bad_image_is_named_and_rows_stay_in_place(
     codes: np.ndarray, photographs: list[np.ndarray], tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.jpg"
@@ -392,7 +392,7 @@ def test_codes_are_written_to_a_file(
 def test_bad_images_in_a_file_of_codes(
     photograph_files: list[Path], tmp_path: Path
 ) -> None:
-    """NaN where asked for; otherwise no file, and what was done stays in the cache."""
+    """NaN if requested; otherwise no file, and finished codes stay in the cache."""
     images = [*photograph_files[:5], "gone.jpg", *photograph_files[5:]]
     path, cache = tmp_path / "codes.npy", tmp_path / "cache" / "codes.sqlite3"
     cache.parent.mkdir()

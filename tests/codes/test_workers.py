@@ -1,4 +1,4 @@
-"""Threads that decode and run: in order, bounded, and gone when their user is."""
+"""Workers: ordered results, bounded concurrency, and no threads left afterwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests import networks
 
 
 class Mean:
-    """A session whose code is the mean colour; late images are run sooner."""
+    """A session whose code is the mean colour; later images take less time."""
 
     def __init__(self, n_concurrent_runs: int, fail_at: int | None = None) -> None:
         self.n_concurrent_runs = n_concurrent_runs
@@ -63,7 +63,7 @@ def run(
     size: int,
     stop_at_fault: bool = True,
 ) -> tuple[list[int], np.ndarray, list[ImageError]]:
-    """Positions with codes, the codes, and the faults, as they come."""
+    """Positions with codes, the codes, and the faults, in the order returned."""
     spec = load_backbone(net).spec(-1, "auto", None)
     rows, codes, faults = [], [], []
     with Workers(images, spec, n_threads, stop_at_fault=stop_at_fault) as workers:
@@ -77,7 +77,7 @@ def run(
     return rows, np.concatenate(codes) if codes else np.empty(0), faults
 
 
-def left_threads() -> list[str]:
+def remaining_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("sk_cnncodes")]
 
 
@@ -95,9 +95,9 @@ def test_codes_come_in_order(
     assert not faults
     assert max(session.sizes) <= size
     assert session.most_running <= min(n_concurrent_runs, n_threads)
-    named = "MainThread" if 1 in (n_threads, n_concurrent_runs) else "sk_cnncodes-"
-    assert all(name.startswith(named) for name in session.callers)
-    assert not left_threads()
+    prefix = "MainThread" if 1 in (n_threads, n_concurrent_runs) else "sk_cnncodes-"
+    assert all(name.startswith(prefix) for name in session.callers)
+    assert not remaining_threads()
 
 
 @pytest.mark.parametrize("n_concurrent_runs", [1, 4])
@@ -118,45 +118,45 @@ def test_bad_images_do_not_shift_rows(net: str, n_concurrent_runs: int) -> None:
 def test_the_first_fault_is_that_of_the_first_bad_image(
     net: str, n_concurrent_runs: int, tmp_path: Path
 ) -> None:
-    """Though that image takes longer to be found bad than the next one."""
+    """Even though that image takes longer to fail than the next one."""
     images = images_of(40)
     large = np.zeros((2000, 2000, 3), np.float64)
-    large[-1, -1] = 7  # out of range: all of it has to be looked at
+    large[-1, -1] = 7  # out of range, found only after checking all values
     images[5], images[6], images[9] = large, b"no image", str(tmp_path / "gone.jpg")
     _, _, faults = run(net, images, Mean(n_concurrent_runs), 4, 1)
     assert faults[0].index == 5
     transformer = CNNCodeTransformer(net, n_jobs=4, cache=None)
     with pytest.raises(ImageError, match="image 5"):
         transformer.transform(images)
-    assert not left_threads()
+    assert not remaining_threads()
 
 
 @pytest.mark.parametrize("n_concurrent_runs", [1, 4])
-def test_an_error_of_the_session_ends_all(net: str, n_concurrent_runs: int) -> None:
+def test_a_session_error_ends_all_threads(net: str, n_concurrent_runs: int) -> None:
     session = Mean(n_concurrent_runs, fail_at=2)
     with pytest.raises(MemoryError, match="no more"):
         run(net, images_of(2000), session, 4, 2)
     assert len(session.sizes) < 40
-    assert not left_threads()
+    assert not remaining_threads()
 
 
-# Python itself loses a Ctrl-C that comes while it deletes an object.
+# Python itself drops a Ctrl-C that arrives while an object is being deleted.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("n_concurrent_runs", [1, 4])
-def test_ctrl_c_ends_all(net: str, n_concurrent_runs: int) -> None:
+def test_ctrl_c_ends_all_threads(net: str, n_concurrent_runs: int) -> None:
     session, ended = Mean(n_concurrent_runs), threading.Event()
 
     def interrupt() -> None:
         while not ended.wait(0.4):
             _thread.interrupt_main()
 
-    # A shell starts what runs in its background with Ctrl-C ignored.
+    # Shells start background processes with Ctrl-C ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             threading.Thread(target=interrupt).start()
             run(net, images_of(100_000), session, 4, 2)
-        assert not left_threads()
+        assert not remaining_threads()
     finally:
         ended.set()
         signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""What device and n_jobs stand for, and what a CPU can do."""
+"""Resolution of device and n_jobs, and CPU features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU = Device(None, required=True)
 ALL = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
-def test_threads_follow_the_conventions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_follow_sklearn_conventions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("joblib.cpu_count", lambda: 8)
     assert usable_threads(None) == 1
@@ -35,7 +35,7 @@ def test_threads_follow_the_conventions(monkeypatch: pytest.MonkeyPatch) -> None
     assert usable_threads(-1) == 8
 
 
-def test_cpu_is_always_there() -> None:
+def test_cpu_is_always_available() -> None:
     assert resolve_devices("cpu", providers=ALL) == (CPU,)
     assert resolve_devices("auto", providers=ALL)[0].required is False
 
@@ -76,13 +76,13 @@ def test_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "device", ["gpu", "cuda:", "cuda:x", "", [], ["auto"], ["cpu"], ["cuda", "cuda"]]
 )
-def test_devices_that_do_not_exist(device: str | list[str]) -> None:
+def test_invalid_device_names(device: str | list[str]) -> None:
     with pytest.raises(ValueError, match="device: expected 'auto', 'cpu', 'cuda'"):
         check_device(device)
 
 
 @pytest.mark.parametrize("device", [0, None, [0, 1], {"cuda:0"}])
-def test_devices_of_another_type(device: object) -> None:
+def test_invalid_device_types(device: object) -> None:
     with pytest.raises(TypeError, match="device: expected 'auto'"):
         check_device(device)  # type: ignore[arg-type]
 
@@ -97,7 +97,7 @@ def test_devices_of_another_type(device: object) -> None:
         ("amx_bf16 amx_tile amx_int8", {"int8", "bfloat16"}),
     ],
 )
-def test_what_a_cpu_can_do(
+def test_cpu_features_from_flags(
     flags: str, expected: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = f"processor\t: 0\nmodel name\t: X\nflags\t\t: fpu {flags}\n"
@@ -106,7 +106,7 @@ def test_what_a_cpu_can_do(
     assert cpu_features.__wrapped__() == expected
 
 
-def test_a_cpu_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_cpu_features(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(self: Path, encoding: str) -> str:
         raise FileNotFoundError
 

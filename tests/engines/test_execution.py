@@ -1,4 +1,4 @@
-"""Which engine runs what where, and what is said where nothing can."""
+"""Choice of engine and devices, and errors for unsupported combinations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GPU_PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretend to be a machine with these features."""
+    """Function that simulates a machine with the given features."""
 
     def pretend(*, cpu: set[str], gpus: int = 0, openvino: bool = True) -> None:
         monkeypatch.setattr(execution, "available_providers", lambda: GPU_PROVIDERS)
@@ -35,7 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     return pretend
 
 
-def test_auto_chooses_by_precision(machine: Any) -> None:
+def test_auto_depends_on_precision(machine: Any) -> None:
     def chosen(precision: str, engine: str = "auto") -> str:
         return str(resolve_execution(engine=engine, precision=precision))
 
@@ -52,7 +52,7 @@ def test_auto_chooses_by_precision(machine: Any) -> None:
     assert chosen("int8") == "onnxruntime on cpu in int8"
 
 
-def test_a_precision_that_needs_a_gpu_does_not_fall_back(machine: Any) -> None:
+def test_gpu_precision_does_not_fall_back_to_the_cpu(machine: Any) -> None:
     machine(cpu={"int8"}, gpus=1)
     assert resolve_execution(precision="float16").devices == (Device(0, True),)
     assert resolve_execution(precision="float32").devices == (Device(0, False),)
@@ -111,7 +111,7 @@ def test_a_precision_that_needs_a_gpu_does_not_fall_back(machine: Any) -> None:
         ),
     ],
 )
-def test_what_a_machine_cannot_do_is_an_error_that_says_what_it_can(
+def test_unsupported_precision_names_supported_ones(
     machine: Any,
     cpu: set[str],
     gpus: int,
@@ -126,7 +126,7 @@ def test_what_a_machine_cannot_do_is_an_error_that_says_what_it_can(
     assert f"one of {valid} here" in str(error.value)
 
 
-def test_openvino_that_is_not_installed(machine: Any) -> None:
+def test_openvino_not_installed(machine: Any) -> None:
     machine(cpu={"int8"}, openvino=False)
     with pytest.raises(DeviceError, match=r"not installed \(pip install 'sk-cnn"):
         resolve_execution(engine="openvino")
@@ -142,7 +142,7 @@ def test_openvino_that_is_not_installed(machine: Any) -> None:
         ({"engine": "onnxruntime", "precision": "bfloat16"}, "computed by OpenVINO"),
     ],
 )
-def test_parameters_that_fit_no_machine(
+def test_parameters_invalid_on_every_machine(
     parameters: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -152,7 +152,7 @@ def test_parameters_that_fit_no_machine(
         CNNCodeTransformer(**parameters).fit(["a.jpg"])
 
 
-def test_nothing_heavy_is_imported_to_choose() -> None:
+def test_choosing_does_not_import_openvino() -> None:
     program = (
         "import sys; from sk_cnncodes.engines.execution import *; resolve_execution();"
         "working_precisions(); has_openvino(); print('openvino' in sys.modules)"

@@ -1,4 +1,4 @@
-"""The GPU engine: its logic on the CPU as far as that goes; and on a GPU."""
+"""The GPU engine: its logic tested on the CPU, and codes computed on a GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sk_cnncodes.engines.session import CodeSession, MultiDeviceRunner
 from tests.engines.test_session import code_graph
 from tests.faults.conftest import allow_threads
 
-# What ONNX Runtime and its libraries say when the memory of a GPU is full.
+# Messages of ONNX Runtime and its libraries when a GPU is out of memory.
 OUT_OF_MEMORY = [
     "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while "
     "running Conv node. Status Message: bfc_arena.cc:376 AllocateRawInternal Failed to "
@@ -41,7 +41,7 @@ def images(count: int, seed: int = 0) -> np.ndarray:
 
 
 def gpu_runner(*, fixed_batch: bool = False) -> GpuRunner:
-    """The runner of a GPU, whose memory and session are those of the CPU."""
+    """A GpuRunner whose memory and session are on the CPU."""
     session = import_onnxruntime().InferenceSession(
         code_graph(), providers=["CPUExecutionProvider"]
     )
@@ -51,7 +51,7 @@ def gpu_runner(*, fixed_batch: bool = False) -> GpuRunner:
 # -- batches -----------------------------------------------------------------
 
 
-def test_bound_batches_give_the_codes_of_their_images() -> None:
+def test_bound_batches_return_the_codes_of_their_images() -> None:
     runner = gpu_runner()
     for count in (1, 5, 8, 3, 13, 2, 13):
         X = images(count, seed=count)
@@ -59,29 +59,29 @@ def test_bound_batches_give_the_codes_of_their_images() -> None:
         np.testing.assert_allclose(codes, X.mean((1, 2)), rtol=1e-5)
 
 
-def test_the_gpu_sees_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_padded_to_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = gpu_runner()
-    seen: list[int] = []
+    sizes: list[int] = []
     slot_run = onnxruntime_engine._Slot.run
 
-    def noted(self, X: np.ndarray, filled: int) -> list[np.ndarray]:
-        seen.append(filled)
-        made = slot_run(self, X, filled)
-        assert len(made[0]) == filled
-        return made
+    def recorded(self, X: np.ndarray, padded_rows: int) -> list[np.ndarray]:
+        sizes.append(padded_rows)
+        outputs = slot_run(self, X, padded_rows)
+        assert len(outputs[0]) == padded_rows
+        return outputs
 
-    monkeypatch.setattr(onnxruntime_engine._Slot, "run", noted)
+    monkeypatch.setattr(onnxruntime_engine._Slot, "run", recorded)
     for count in (50, 50, 37, 20, 7, 1, 50):
         assert len(runner.run(images(count))[0]) == count
-    assert seen == [50, 50, 50, 32, 8, 1, 50]
-    seen.clear()
+    assert sizes == [50, 50, 50, 32, 8, 1, 50]
+    sizes.clear()
     fixed = gpu_runner(fixed_batch=True)
     fixed.run(images(5))
     fixed.run(images(3))
-    assert seen == [5, 3]
+    assert sizes == [5, 3]
 
 
-def test_threads_do_not_mix_up_their_batches() -> None:
+def test_threads_do_not_mix_up_batches() -> None:
     runner = gpu_runner()
     assert runner.n_concurrent_runs == 2
 
@@ -94,7 +94,7 @@ def test_threads_do_not_mix_up_their_batches() -> None:
         list(pool.map(work, range(300)))
 
 
-def test_pages_are_locked_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_pinned_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
     def driver(refuses: str = "") -> SimpleNamespace:
@@ -113,12 +113,12 @@ def test_pages_are_locked_and_given_back(monkeypatch: pytest.MonkeyPatch) -> Non
     runner = gpu_runner()
     np.testing.assert_allclose(runner.run(images(3))[0], images(3).mean((1, 2)))
     assert calls[-1] == "cuMemHostRegister_v2"
-    runner.run(images(9))  # in the place of another batch in flight
+    runner.run(images(9))  # in the other slot
     assert calls.count("cuMemHostUnregister") == 0
-    runner.run(images(9))  # needs more memory than the first time
+    runner.run(images(9))  # in the first slot, which needs more memory
     assert calls.count("cuMemHostRegister_v2") == 3
     assert calls.count("cuMemHostUnregister") == 1
-    # A driver that refuses costs speed, not codes.
+    # If the driver refuses, codes are still correct.
     monkeypatch.setattr(
         onnxruntime_engine, "cuda_driver", lambda: driver("cuMemHostRegister_v2")
     )
@@ -133,8 +133,8 @@ def test_pages_are_locked_and_given_back(monkeypatch: pytest.MonkeyPatch) -> Non
 # -- several devices -----------------------------------------------------------
 
 
-def test_several_devices_work_at_once() -> None:
-    meeting = threading.Barrier(3)
+def test_several_devices_run_concurrently() -> None:
+    barrier = threading.Barrier(3)
     used: set[str] = set()
 
     class Slow:
@@ -145,7 +145,7 @@ def test_several_devices_work_at_once() -> None:
 
         def run(self, X: np.ndarray) -> list[np.ndarray]:
             used.add(self.name)
-            meeting.wait(timeout=20)  # until all three run
+            barrier.wait(timeout=20)  # until all three run
             return [X.mean((1, 2))]
 
     session = CodeSession(
@@ -163,47 +163,47 @@ def test_several_devices_work_at_once() -> None:
 
 
 class Small:
-    """A GPU that holds a few images only."""
+    """A GPU runner with memory for a few images."""
 
     provider, n_concurrent_runs, image_shape = "CUDAExecutionProvider", 2, (4, 4, 3)
 
-    def __init__(self, holds: int, says: str = OUT_OF_MEMORY[0]) -> None:
-        self.holds, self.says = holds, says
+    def __init__(self, capacity: int, message: str = OUT_OF_MEMORY[0]) -> None:
+        self.capacity, self.message = capacity, message
         self.tried: list[int] = []
 
     def run(self, X: np.ndarray) -> list[np.ndarray]:
         self.tried.append(len(X))
-        if len(X) > self.holds:
-            raise RuntimeError(self.says)
+        if len(X) > self.capacity:
+            raise RuntimeError(self.message)
         return [X.mean((1, 2))]
 
 
-@pytest.mark.parametrize("says", OUT_OF_MEMORY)
-def test_out_of_memory_halves_the_batch_and_says_so_once(says: str) -> None:
-    assert is_out_of_memory(RuntimeError(says))
-    runner = Small(5, says)
+@pytest.mark.parametrize("message", OUT_OF_MEMORY)
+def test_out_of_memory_halves_the_batch_and_warns_once(message: str) -> None:
+    assert is_out_of_memory(RuntimeError(message))
+    runner = Small(5, message)
     session = CodeSession(runner, None, on_cpu=False)
-    with pytest.warns(RuntimeWarning, match="does not hold 32 images") as warned:
+    with pytest.warns(RuntimeWarning, match="32 images does not fit") as warned:
         (codes,) = session.run(images(32))
     assert len(warned) == 1
     np.testing.assert_allclose(codes, images(32).mean((1, 2)))
     assert runner.tried[:4] == [32, 16, 8, 4]
     runner.tried.clear()
-    session.run(images(32))  # without a warning, and at once in parts that fit
+    session.run(images(32))  # without a warning, directly in batches that fit
     assert runner.tried == [4] * 8
     assert session.choose_batch_size(1000) == 4
 
 
-def test_a_gpu_that_holds_no_image() -> None:
+def test_gpu_without_memory_for_one_image() -> None:
     session = CodeSession(Small(0), None, on_cpu=False)
     with (
-        pytest.warns(RuntimeWarning, match="goes on with 1"),
-        pytest.raises(DeviceError, match="does not hold a run of one image"),
+        pytest.warns(RuntimeWarning, match="Continuing with 1"),
+        pytest.raises(DeviceError, match="one image does not fit"),
     ):
         session.run(images(2))
 
 
-def test_other_errors_are_not_tried_again() -> None:
+def test_other_errors_are_not_retried() -> None:
     runner = Small(0, "the shapes do not fit")
     with pytest.raises(RuntimeError, match="do not fit"):
         CodeSession(runner, None, on_cpu=False).run(images(8))
@@ -213,7 +213,7 @@ def test_other_errors_are_not_tried_again() -> None:
 # -- options -------------------------------------------------------------------
 
 
-def test_options_of_cuda() -> None:
+def test_cuda_options() -> None:
     ((name, exact),) = gpu_providers(b"", Device(1, required=True), "float32", None, "")
     assert name == "CUDAExecutionProvider"
     assert exact == {
@@ -225,7 +225,7 @@ def test_options_of_cuda() -> None:
     assert fast["use_tf32"] == "1"
 
 
-def test_options_of_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tensorrt_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     device = Device(1, required=True, tensorrt=True)
     (name, options), (second, _) = gpu_providers(
@@ -248,7 +248,7 @@ def test_options_of_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("precision", "difference"), [("float32", 1e-3), ("tf32", 1e-2), ("float16", 2e-2)]
 )
-def test_codes_of_a_gpu_agree_with_those_of_the_cpu(
+def test_gpu_codes_match_cpu_codes(
     photographs: list[np.ndarray], precision: str, difference: float
 ) -> None:
     many = photographs * 20
@@ -261,7 +261,7 @@ def test_codes_of_a_gpu_agree_with_those_of_the_cpu(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(count_gpus() == 0, reason="needs a GPU")
-def test_two_sessions_at_once_on_a_gpu(photographs: list[np.ndarray]) -> None:
+def test_two_concurrent_sessions_on_a_gpu(photographs: list[np.ndarray]) -> None:
     expected = CNNCodeTransformer(cache=None, device="cpu").transform(photographs)
 
     def work(layer: int) -> np.ndarray:
@@ -273,10 +273,10 @@ def test_two_sessions_at_once_on_a_gpu(photographs: list[np.ndarray]) -> None:
     np.testing.assert_allclose(last, expected, atol=1e-3 * np.abs(expected).max())
 
 
-def test_a_session_whose_threads_cannot_all_be_started(
+def test_session_whose_threads_cannot_all_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where one of three could be started, ONNX Runtime waited for ever."""
+    """Regression: if one of three started, ONNX Runtime waited forever."""
     before = threading.active_count()
     with monkeypatch.context() as patch:
         allow_threads(patch, 1)

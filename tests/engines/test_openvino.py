@@ -25,7 +25,7 @@ from tests.engines.test_session import code_graph
 pytestmark = pytest.mark.skipif(not has_openvino(), reason="needs openvino")
 
 
-def test_float32_codes_are_those_of_onnxruntime(
+def test_float32_codes_match_onnxruntime(
     photographs: list[np.ndarray], shared: Path
 ) -> None:
     for backbone in ("mobilenet_v2", "squeezenet1.1"):
@@ -40,17 +40,19 @@ def test_float32_codes_are_those_of_onnxruntime(
 @pytest.mark.skipif(
     bool(working_precisions()["bfloat16"]), reason="needs bfloat16 in the CPU"
 )
-def test_bfloat16_codes_are_close_and_kept_apart(photographs: list[np.ndarray]) -> None:
+def test_bfloat16_codes_are_close_and_cached_separately(
+    photographs: list[np.ndarray],
+) -> None:
     expected = CNNCodeTransformer().transform(photographs)
     codes = CNNCodeTransformer(precision="bfloat16").transform(photographs)
     norms = np.linalg.norm(codes, axis=1) * np.linalg.norm(expected, axis=1)
     assert ((codes * expected).sum(1) / norms).min() > 0.995
-    # Another precision is another code, whatever the cache holds.
+    # Not those of float32 from the cache.
     assert np.abs(codes - expected).max() > 1e-4 * np.abs(expected).max()
     np.testing.assert_array_equal(CNNCodeTransformer().transform(photographs), expected)
 
 
-def test_threads_run_at_once() -> None:
+def test_concurrent_runs() -> None:
     runner = OpenVinoRunner(
         code_graph(), n_threads=2, n_concurrent_runs=3, bfloat16=False
     )
@@ -66,8 +68,8 @@ def test_threads_run_at_once() -> None:
         list(pool.map(work, range(200)))
 
 
-def test_nothing_is_sent(tmp_path: Path) -> None:
-    """Its telemetry is not even imported, and the user's home stays as it is."""
+def test_no_telemetry(tmp_path: Path) -> None:
+    """Its telemetry is not imported, and the user's home is unchanged."""
     program = (
         "import sys, numpy as np; from sk_cnncodes import CNNCodeTransformer\n"
         "X = np.zeros((2, 9, 9, 3), np.uint8)\n"
@@ -80,7 +82,7 @@ def test_nothing_is_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_computes_on() -> None:
+def test_forked_child_computes_codes() -> None:
     program = (
         "import os, warnings, numpy as np; from sk_cnncodes import CNNCodeTransformer\n"
         "warnings.simplefilter('ignore')\n"
@@ -99,10 +101,10 @@ def test_a_forked_child_computes_on() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_a_batch_of_one_that_cannot_be_taken_out(
+def test_fixed_batch_size_that_cannot_be_made_dynamic(
     precision: str, photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
 ) -> None:
-    """OpenVINO runs such a graph with more images, and writes outside of its memory."""
+    """OpenVINO would run the graph with more images, and write out of bounds."""
     path = networks.save(networks.vit(baked=True), tmp_path / "net.onnx")
     codes = [
         CNNCodeTransformer(

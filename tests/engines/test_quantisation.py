@@ -1,4 +1,4 @@
-"""8-bit and 16-bit graphs, the calibration in fit, and what keeps it."""
+"""int8 and float16 graphs, calibration in fit, and saving of the calibration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.conftest import prepared
 from tests.forwards import counted_forwards
 
 needs_int8 = pytest.mark.skipif(
-    bool(working_precisions()["int8"]), reason="needs 8-bit products in the CPU"
+    bool(working_precisions()["int8"]), reason="needs 8-bit arithmetic in the CPU"
 )
 
 
@@ -47,8 +47,8 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-def close_but_short(codes: np.ndarray, exact: np.ndarray) -> None:
-    """As 8 bits can be; an image unlike the others is cut off at their ranges."""
+def assert_close_but_quantised(codes: np.ndarray, exact: np.ndarray) -> None:
+    """Within 8-bit accuracy; an image unlike the others is clipped to their ranges."""
     found = cosines(codes, exact)
     assert 0.99 < np.median(found) < 0.99999
     assert found.min() > 0.94
@@ -71,7 +71,7 @@ def first_graph(path: str | Path, layer: int = -1, preprocessing=None) -> bytes:
 
 @needs_int8
 @pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1.1", "cnncodes-mini"])
-def test_real_backbones_keep_their_codes_in_short_numbers(
+def test_real_backbones_keep_their_codes_in_low_precision(
     name: str, photographs: list[np.ndarray], request: pytest.FixtureRequest
 ) -> None:
     path: str | Path = name
@@ -85,12 +85,12 @@ def test_real_backbones_keep_their_codes_in_short_numbers(
     assert len(half) < 0.6 * len(graph)
     # The normalisations of mobilenet_v2 give NaN in half precision if not fused.
     assert cosines(run(half, X), exact).min() > 0.9999
-    short = quantise(graph, measure_ranges(graph, (x[None] for x in X), 1))
-    assert len(short) < 0.35 * len(graph)
-    close_but_short(run(short, X), exact)
+    quantised = quantise(graph, measure_ranges(graph, (x[None] for x in X), 1))
+    assert len(quantised) < 0.35 * len(graph)
+    assert_close_but_quantised(run(quantised, X), exact)
 
 
-def test_a_quantised_graph_multiplies_in_8_bits(
+def test_quantised_graph_multiplies_in_8_bits(
     tmp_path: Path, plain: Preprocessing
 ) -> None:
     path = networks.save(networks.resnet(), tmp_path / "net.onnx")
@@ -118,16 +118,14 @@ def convolutions_out(model: onnx.ModelProto, weight: onnx.NodeProto) -> int:
     return kernel.dims[0]
 
 
-def test_ranges_that_do_not_fit_are_an_error(
-    tmp_path: Path, plain: Preprocessing
-) -> None:
+def test_missing_range_is_an_error(tmp_path: Path, plain: Preprocessing) -> None:
     path = networks.save(networks.resnet(), tmp_path / "net.onnx")
     graph = first_graph(path, preprocessing=plain)
     X = np.zeros((1, 32, 32, 3), np.uint8)
     ranges = measure_ranges(graph, [X], 1)
-    lost = dict(list(ranges.items())[1:])
+    incomplete = dict(list(ranges.items())[1:])
     with pytest.raises(BackboneError, match=f"lacks 1 of {len(ranges)}.*fit.*again"):
-        quantise(graph, lost)
+        quantise(graph, incomplete)
 
 
 # -- the transformer -------------------------------------------------------------
@@ -136,12 +134,12 @@ def test_ranges_that_do_not_fit_are_an_error(
 @needs_int8
 def test_fit_calibrates_and_transform_needs_it(photographs: list[np.ndarray]) -> None:
     transformer = int8()
-    with pytest.raises(NotFittedError, match="precision='int8'.*call fit before"):
+    with pytest.raises(NotFittedError, match="precision='int8'.*Call fit before"):
         transformer.transform(photographs)
     assert transformer.__sklearn_tags__().requires_fit
     exact = CNNCodeTransformer(cache=None).fit_transform(photographs)
     codes = transformer.fit(photographs).transform(photographs)
-    close_but_short(codes, exact)
+    assert_close_but_quantised(codes, exact)
     assert transformer.calibration_.n_images == len(photographs)
     transformer.set_params(precision="float32").fit(photographs)
     assert not hasattr(transformer, "calibration_")
@@ -149,8 +147,8 @@ def test_fit_calibrates_and_transform_needs_it(photographs: list[np.ndarray]) ->
 
 
 @needs_int8
-def test_codes_of_two_engines_are_kept_apart(photographs: list[np.ndarray]) -> None:
-    """They differ by 1%, and one of them would be given for the other."""
+def test_codes_of_engines_are_cached_separately(photographs: list[np.ndarray]) -> None:
+    """In int8 they differ by 1%, so the cache must not mix them up."""
     pytest.importorskip("openvino")
     cache = CodeCache()
     for engine in ("openvino", "onnxruntime"):
@@ -167,7 +165,7 @@ def test_codes_of_two_engines_are_kept_apart(photographs: list[np.ndarray]) -> N
 
 
 @needs_int8
-def test_a_calibration_is_saved_and_not_cloned(photographs: list[np.ndarray]) -> None:
+def test_calibration_is_saved_but_not_cloned(photographs: list[np.ndarray]) -> None:
     transformer = int8().fit(photographs)
     codes = transformer.transform(photographs)
     saved = pickle.dumps(transformer)
@@ -191,13 +189,13 @@ def test_calibrations_do_not_share_cached_codes(
     with counted_forwards(keep_sessions=True) as count:
         again = int8(cache=path).fit(photographs)
         np.testing.assert_array_equal(again.transform(photographs), codes[0])
-    assert count.images == 0  # the same images calibrate to the same codes
+    assert count.images == 0  # the same images give the same calibration
     exact = CNNCodeTransformer(cache=path).transform(photographs)
     assert np.abs(exact - codes[0]).max() > 1e-3
 
 
 @needs_int8
-def test_the_same_images_are_run_once_for_all_candidates(
+def test_same_images_are_measured_once_for_all_estimators(
     photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[int] = []
@@ -226,7 +224,7 @@ def test_bad_images_in_the_calibration(photographs: list[np.ndarray]) -> None:
 
 
 @needs_int8
-def test_calibration_keeps_the_limit_on_pixels(photographs: list[np.ndarray]) -> None:
+def test_calibration_respects_max_pixels(photographs: list[np.ndarray]) -> None:
     transformer = CNNCodeTransformer(precision="int8", max_pixels=1000)
     with pytest.raises(ImageError, match="max_pixels=1000"):
         transformer.fit(photographs)
@@ -234,17 +232,19 @@ def test_calibration_keeps_the_limit_on_pixels(photographs: list[np.ndarray]) ->
     transformer.set_params(max_pixels=None).fit([*photographs[:2], tall])
 
 
-def test_another_backbone_needs_another_calibration(
+def test_other_backbone_needs_a_new_calibration(
     photographs: list[np.ndarray], shared: Path
 ) -> None:
     transformer = int8().fit(photographs)
     transformer.set_params(backbone=shared / "backbones" / "squeezenet1.1.onnx")
-    with pytest.raises(BackboneError, match="calibrated for another one.*Fit again"):
+    with pytest.raises(
+        BackboneError, match="calibrated with another backbone.*Fit again"
+    ):
         transformer.transform(photographs)
 
 
 @needs_int8
-def test_another_preprocessing_needs_another_calibration(
+def test_other_preprocessing_needs_a_new_calibration(
     photographs: list[np.ndarray],
 ) -> None:
     transformer = int8().fit(photographs)
@@ -253,14 +253,16 @@ def test_another_preprocessing_needs_another_calibration(
     transformer.set_params(preprocessing=own)
     np.testing.assert_array_equal(transformer.transform(photographs), codes)
     transformer.set_params(preprocessing=replace(own, scale=20 * own.scale))
-    with pytest.raises(BackboneError, match="calibrated with another one. Fit again"):
+    with pytest.raises(
+        BackboneError, match="calibrated with another preprocessing. Fit again"
+    ):
         transformer.transform(photographs)
 
 
 @needs_int8
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_accuracy_on_photographs(shared: Path, engine: str) -> None:
-    """A part of Caltech-20; the whole of it is measured by the benchmark."""
+    """On a subset of Caltech-20; the benchmark measures all of it."""
     if engine == "openvino":
         from sk_cnncodes.engines.execution import has_openvino
 

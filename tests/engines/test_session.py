@@ -1,4 +1,4 @@
-"""Devices, threads, sessions, and what a child process inherits."""
+"""Sessions: devices, batches, the session table, threads and forked children."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Graph:
 
 
 def code_graph(kind: str = "mean") -> bytes:
-    """uint8 [N, 4, 4, 3] to float32 codes that are right, mixed up, or too few."""
+    """A graph from uint8 [N, 4, 4, 3] to correct, mixed-up or too few codes."""
     from onnx import TensorProto, helper
 
     net = networks.Net()
@@ -47,8 +47,8 @@ CPU = Device(None, required=True)
 
 
 @pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
-def test_a_gpu_that_does_not_work_is_said() -> None:
-    """Where ONNX Runtime falls back to the CPU: an error, or one warning."""
+def test_unusable_gpu_is_an_error_or_a_warning() -> None:
+    """ONNX Runtime itself falls back to the CPU."""
     graph = [Graph(code_graph())]
     with pytest.raises(DeviceError, match="cannot use CUDA"):
         open_session(graph, Device(0, required=True), 1)
@@ -58,7 +58,7 @@ def test_a_gpu_that_does_not_work_is_said() -> None:
 
 
 @pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
-def test_auto_is_quiet_without_a_gpu() -> None:
+def test_auto_does_not_warn_without_a_gpu() -> None:
     program = (
         "import numpy as np; from sk_cnncodes import CNNCodeTransformer;"
         "X = np.zeros((2, 9, 9, 3), np.uint8);"
@@ -67,7 +67,7 @@ def test_auto_is_quiet_without_a_gpu() -> None:
     assert run_python(program) == "(2, 800)"
 
 
-def test_import_is_light_and_telemetry_is_off() -> None:
+def test_import_is_lazy_and_telemetry_is_off() -> None:
     program = (
         "import os, sys, sk_cnncodes; assert 'onnx' not in sys.modules;"
         "assert 'onnxruntime' not in sys.modules;"
@@ -82,7 +82,7 @@ def test_import_is_light_and_telemetry_is_off() -> None:
 # -- sessions ----------------------------------------------------------------
 
 
-def test_a_graph_that_mixes_rows_up_is_not_used_in_batches() -> None:
+def test_graph_that_mixes_up_rows_is_not_run_in_batches() -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
     expected = images.mean((1, 2))
     for wrong in ("mixed", "few"):
@@ -94,13 +94,13 @@ def test_a_graph_that_mixes_rows_up_is_not_used_in_batches() -> None:
             open_session(graph_list[:1], CPU, 1)
 
 
-def test_fixed_batches_are_filled_up() -> None:
+def test_fixed_batches_are_padded() -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
     session = open_session([Graph(code_graph(), 3)], CPU, 1)
     np.testing.assert_allclose(session.run(images)[0], images.mean((1, 2)), rtol=1e-5)
 
 
-def test_table_makes_each_session_once_and_forgets_the_oldest() -> None:
+def test_table_makes_each_session_once_and_drops_the_oldest() -> None:
     table = SessionTable(max_sessions=2)
     made: list[str] = []
 
@@ -126,7 +126,7 @@ def test_table_makes_each_session_once_and_forgets_the_oldest() -> None:
     assert made == ["a", "b", "c", "b"]
 
 
-def test_a_session_that_fails_is_tried_again() -> None:
+def test_failed_session_is_retried() -> None:
     table = SessionTable()
 
     def fail() -> CodeSession:
@@ -139,7 +139,7 @@ def test_a_session_that_fails_is_tried_again() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_transforms_and_ends() -> None:
+def test_forked_child_transforms_and_exits() -> None:
     program = (
         "import os, warnings, numpy as np; from sk_cnncodes import CNNCodeTransformer\n"
         "warnings.simplefilter('ignore')\n"
@@ -157,7 +157,7 @@ def test_a_forked_child_transforms_and_ends() -> None:
 
 
 class Small:
-    """A CPU runner whose memory holds one image."""
+    """A CPU runner with memory for one image."""
 
     provider, image_shape = "CPUExecutionProvider", (4, 4, 3)
 
@@ -171,10 +171,10 @@ class Small:
 
 
 @pytest.mark.parametrize("n_concurrent_runs", [1, 2])
-def test_memory_that_runs_out_while_it_is_measured(n_concurrent_runs: int) -> None:
-    """The lock of the measurement was taken a second time, which never ended."""
+def test_running_out_of_memory_during_measurement(n_concurrent_runs: int) -> None:
+    """Regression: the lock of the measurement was acquired twice, a deadlock."""
     session = CodeSession(Small(n_concurrent_runs), None)
-    with pytest.warns(RuntimeWarning, match="memory does not hold 2 images"):
+    with pytest.warns(RuntimeWarning, match="2 images does not fit in memory"):
         assert session.choose_batch_size(1000) >= 1
     images = np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
     (codes,) = session.run(images)

@@ -1,4 +1,4 @@
-"""load_model: every way a pipeline is saved, and every way a file is wrong."""
+"""load_model: every format of saved pipelines, and damaged or wrong files."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_other_files(tmp_path: Path) -> None:
         load_model(text)
 
 
-def test_errors_of_the_transformer_stay_as_they_are(tmp_path: Path) -> None:
+def test_errors_of_the_transformer_are_not_wrapped(tmp_path: Path) -> None:
     fitted = CNNCodeTransformer().fit(np.zeros((1, 8, 8, 3)))
     digest = fitted.fitted_backbone_["sha256"].encode()
     path = tmp_path / "edited.pickle"
@@ -117,7 +117,7 @@ def test_skops_with_every_parameter(
     assert loaded.preprocessing == given
 
 
-def test_skops_refuses_what_is_not_trusted(
+def test_skops_refuses_untrusted_types(
     photographs: list[np.ndarray], tmp_path: Path
 ) -> None:
     risky = make_pipeline(CNNCodeTransformer(), FunctionTransformer(np.save))

@@ -1,4 +1,4 @@
-"""OnnxClassifier: the tiny reader of exported pipelines."""
+"""OnnxClassifier: predictions of exported pipelines, and files that it refuses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests import networks
 
 ROOT = Path(__file__).parents[2]
 LABELS = ["china"] * 4 + ["flower"] * 4
-# What imports in an environment of numpy, Pillow and ONNX Runtime.
+# Packages of an environment with only numpy, Pillow and ONNX Runtime.
 PACKAGES = ["numpy", "PIL", "onnxruntime"]
 
 
@@ -119,7 +119,7 @@ def test_max_pixels(exported: Path, photograph_files: list[Path]) -> None:
         OnnxClassifier(exported, max_pixels=0)
 
 
-def test_a_file_that_was_replaced(
+def test_a_replaced_file_is_refused(
     exported: Path, photographs: list[np.ndarray], tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -130,7 +130,7 @@ def test_a_file_that_was_replaced(
     to_onnx(pipeline.fit(photographs, range(8)), path)
     onnx_classifier._SESSIONS.clear()  # as in another process
     for model in (classifier, pickle.loads(saved)):
-        with pytest.raises(ExportError, match="model.onnx.*another one than when"):
+        with pytest.raises(ExportError, match="model.onnx.*the file changed after"):
             model.predict(photographs)
     assert list(OnnxClassifier(path).predict(photographs)) == list(range(8))
 
@@ -154,19 +154,19 @@ def test_copies_and_threads(
     for thread in threads:
         thread.join(60)
     assert found == [expected] * 4
-    there = joblib.Parallel(n_jobs=2)(
+    from_workers = joblib.Parallel(n_jobs=2)(
         joblib.delayed(classifier.predict)(photographs) for _ in range(2)
     )
-    assert [list(labels) for labels in there] == [expected] * 2
+    assert [list(labels) for labels in from_workers] == [expected] * 2
 
 
 @pytest.mark.parametrize("network", ["fixed batch", "opset 7"])
-def test_older_networks_and_fixed_batches(
+def test_old_opsets_and_fixed_batch_sizes(
     network: str, photographs: list[np.ndarray], tmp_path: Path, plain: Preprocessing
 ) -> None:
     if network == "opset 7":
         model = networks.resnet(opset=7)
-    else:  # an addition that takes three images, neither more nor less
+    else:  # an addition for exactly three images
         net = networks.Net()
         zeros = net.constant(np.zeros((3, 4, 1, 1), np.float32))
         x = net.op("Relu", net.op("Add", net.conv("data", 3, 4), zeros))
@@ -184,26 +184,27 @@ def test_older_networks_and_fixed_batches(
     )
 
 
-def test_files_that_are_none(exported: Path, tmp_path: Path) -> None:
+def test_files_that_to_onnx_did_not_write(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"gone\.onnx.*cannot be read"):
         OnnxClassifier(tmp_path / "gone.onnx")
     backbone = download_backbone("cnncodes-mini")
-    with pytest.raises(ExportError, match="a backbone goes to CNNCodeTransformer"):
+    with pytest.raises(ExportError, match="pass a backbone to CNNCodeTransformer"):
         OnnxClassifier(backbone)
     text = tmp_path / "text.onnx"
     text.write_text("hello")
     with pytest.raises(ExportError, match=r"text\.onnx.*it is damaged"):
         OnnxClassifier(text)
-    with pytest.raises(ExportError, match="no file"):
+    with pytest.raises(ExportError, match="not a regular file"):
         OnnxClassifier(tmp_path)
 
 
-@pytest.mark.parametrize("place", [0.1, 0.5, 0.9, -100, -10])
-def test_a_changed_byte_is_noticed(
-    place: float, exported: Path, tmp_path: Path
+@pytest.mark.parametrize("position", [0.1, 0.5, 0.9, -100, -10])
+def test_a_changed_byte_is_detected(
+    position: float, exported: Path, tmp_path: Path
 ) -> None:
     content = bytearray(exported.read_bytes())
-    content[int(place * len(content)) if place > 0 else int(place)] ^= 1
+    index = int(position * len(content)) if position > 0 else int(position)
+    content[index] ^= 1
     path = tmp_path / "changed.onnx"
     path.write_bytes(content)
     with pytest.raises(ExportError, match=r"changed\.onnx': it was damaged or changed"):
@@ -232,7 +233,7 @@ def test_saved_by_onnx_or_changed_on_purpose(
 
 
 def _without_digest(path: Path) -> onnx.ModelProto:
-    """As someone who changes a file on purpose has it."""
+    """The model without its digest, to change it on purpose."""
     model = onnx.load(path)
     (entry,) = [e for e in model.metadata_props if e.key == "sk_cnncodes.sha256"]
     model.metadata_props.remove(entry)
@@ -251,8 +252,8 @@ def _large_batch(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 100_000
 
 
-def _first_weight_outside(model: onnx.ModelProto) -> None:
-    """Its content is as it was, in a file in the working folder."""
+def _make_first_weight_external(model: onnx.ModelProto) -> None:
+    """Move a weight unchanged to a file in the working directory."""
     tensor = model.graph.initializer[0]
     Path("weights.bin").write_bytes(tensor.raw_data)
     tensor.ClearField("raw_data")
@@ -271,7 +272,7 @@ def _without_labels(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (_first_weight_outside, "asks for weights in another file"),
+        (_make_first_weight_external, "refers to weights in another file"),
         (_set("classes", "{"), "sk_cnncodes.classes: not JSON"),
         (_set("classes", '{"china": 1}'), "classes: expected a list of names"),
         (_set("classes", '["china", 1]'), "classes: expected a list of names"),
@@ -279,7 +280,7 @@ def _without_labels(model: onnx.ModelProto) -> None:
             _set("classes", '["china", "flower", "g"]'),
             "'probabilities' has the shape .*, 2",
         ),
-        (_set("classes", '["chin", "flow"]'), "label '.*' is none of the classes"),
+        (_set("classes", '["chin", "flow"]'), "label '.*' is not one of the classes"),
         (_set("model", "[]"), "sk_cnncodes.model: expected a JSON object"),
         (_set("preprocessing", "[]"), "preprocessing: expected a JSON object"),
         (_set("preprocessing", '{"crop_size": [9, 9]}'), r"shape \[N, 9, 9, 3\]"),
@@ -288,7 +289,7 @@ def _without_labels(model: onnx.ModelProto) -> None:
         (_without_labels, r"its outputs are \['probabilities'\]"),
     ],
 )
-def test_files_that_break_the_contract(
+def test_invalid_files_are_refused(
     change: Callable[[onnx.ModelProto], None],
     fault: str,
     exported: Path,
@@ -309,7 +310,7 @@ def test_files_that_break_the_contract(
 def test_a_network_that_cannot_run(
     exported: Path, photographs: list[np.ndarray], tmp_path: Path
 ) -> None:
-    """A shape that only shows while it runs."""
+    """The wrong shape only appears at run time."""
     model = _without_digest(exported)
     (last,) = [n for n in model.graph.node if n.output[0] == "label"]
     shape = onnx.numpy_helper.from_array(np.array([7, -1]), "seven")
@@ -341,16 +342,16 @@ print(json.dumps({
 def test_only_numpy_pillow_and_onnxruntime(
     exported: Path, pipeline: Pipeline, photograph_files: list[Path], tmp_path: Path
 ) -> None:
-    """In an environment of links to these packages; nothing else can be imported."""
+    """Nothing but symlinks to these packages can be imported."""
     folder = tmp_path / "packages"
     folder.mkdir()
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.origin is not None
-        place = Path(spec.origin).parent
-        (folder / name).symlink_to(place)
+        package = Path(spec.origin).parent
+        (folder / name).symlink_to(package)
         for libraries in ("numpy.libs", "pillow.libs"):
-            beside, link = place.parent / libraries, folder / libraries
+            beside, link = package.parent / libraries, folder / libraries
             if beside.is_dir() and not link.exists():
                 link.symlink_to(beside)
     (folder / "sk_cnncodes").symlink_to(ROOT / "sk_cnncodes")
@@ -368,11 +369,11 @@ def test_only_numpy_pillow_and_onnxruntime(
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
     )
     assert result.returncode == 0, result.stderr
-    there = json.loads(result.stdout)
-    assert there["found"] == []
-    assert there["labels"] == list(pipeline.predict(images))
+    output = json.loads(result.stdout)
+    assert output["found"] == []
+    assert output["labels"] == list(pipeline.predict(images))
     np.testing.assert_allclose(
-        there["probabilities"], pipeline.predict_proba(images), atol=1e-4
+        output["probabilities"], pipeline.predict_proba(images), atol=1e-4
     )
 
 

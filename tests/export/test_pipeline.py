@@ -1,4 +1,4 @@
-"""to_onnx: every head gives what scikit-learn gives, or an error that names it."""
+"""to_onnx: every head predicts as in scikit-learn, or is refused by name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from sk_cnncodes import (
 )
 
 CACHE = CodeCache()
-# Scaled to unit length, which keeps every solver short.
+# Unit length lets every solver converge quickly.
 CODES = CNNCodeTransformer(norm="l2", cache=CACHE)
 
 
@@ -127,7 +127,7 @@ def test_classes(
         "bool": y > 4,
         "float": (y % 3) * 0.5,
     }[kind]
-    if kind == "float":  # scikit-learn takes them where they are whole
+    if kind == "float":  # scikit-learn accepts only whole numbers
         y = y * 2
     pipeline, classifier = exported(head, X, y, tmp_path / "m.onnx")
     assert classifier.classes_.tolist() == pipeline.classes_.tolist()
@@ -206,24 +206,24 @@ def test_a_step_that_cannot_be_converted_is_named(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_step_that_is_converted_wrongly_is_named(
+def test_a_wrongly_converted_step_is_named(
     digits: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As skl2onnx 1.20 does with some classifiers."""
+    """skl2onnx 1.20 converts some classifiers wrongly."""
     from sk_cnncodes.export import conversion
 
     X, y = digits
     pipeline = make_pipeline(CODES, StandardScaler(), SVC()).fit(X, y)
-    right = conversion.converted
+    original = conversion.converted
     other = StandardScaler().fit(np.random.default_rng(0).normal(size=(9, 800)))
     monkeypatch.setattr(
         conversion,
         "converted",
-        lambda step, *rest: right(
+        lambda step, *rest: original(
             other if isinstance(step, StandardScaler) else step, *rest
         ),
     )
-    with pytest.raises(ExportError, match=r"'standardscaler'.*give other values"):
+    with pytest.raises(ExportError, match=r"'standardscaler'.*give different values"):
         to_onnx(pipeline)
 
 
@@ -264,7 +264,7 @@ def test_skl2onnx_is_an_extra(
         to_onnx(pipeline)
 
 
-def test_a_stored_graph_is_exported_too(
+def test_a_stored_backbone_is_exported(
     digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
     import pickle

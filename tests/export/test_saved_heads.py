@@ -1,4 +1,4 @@
-"""On Caltech-20, every way of saving gives the labels of the saved pipeline."""
+"""On Caltech-20, every saved format predicts the same as the pipeline."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ for file in sorted(folder.glob("*.model")):
 
 
 class Saved(NamedTuple):
-    """Pipelines by the name of their heads, the test photographs, and the folder."""
+    """Pipelines by the names of their heads, the test photographs, and the folder."""
 
     pipelines: dict[str, Pipeline]
     images: list[str]
@@ -76,17 +76,17 @@ class Saved(NamedTuple):
 
 @pytest.fixture(scope="module")
 def saved(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """Every head fitted, saved in every way, and loaded in processes of their own."""
+    """Every head fitted, saved in every format, and loaded in a new process."""
     folder = tmp_path_factory.mktemp("saved")
-    for way in ("joblib", "skops", "stored", "backbones"):
-        (folder / way).mkdir()
+    for name in ("joblib", "skops", "stored", "backbones"):
+        (folder / name).mkdir()
     backbone = folder / "backbones" / "mobilenet_v2.onnx"
     backbone.write_bytes((shared / "backbones" / backbone.name).read_bytes())
     photographs = shared / "data" / "caltech20"
     train = [str(p) for p in sorted((photographs / "train").glob("*/*.jpg"))]
     test = [str(p) for p in sorted((photographs / "test").glob("*/*.jpg"))]
     names = [Path(p).parent.name for p in train]
-    sizes = [float(len(name)) for name in names]  # something to regress
+    sizes = [float(len(name)) for name in names]  # targets of the regressors
     pipelines = {}
     for name, head in HEADS.items():
         codes = CNNCodeTransformer(str(backbone))
@@ -101,28 +101,28 @@ def saved(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
         codes.set_params(store_backbone=False)
         pipelines[name] = pipeline
     joblib.dump(test, folder / "images.joblib")
-    for way in ("joblib", "skops", "stored"):
-        if way == "stored":
-            backbone.rename(folder / "taken away")
+    for kind in ("joblib", "skops", "stored"):
+        if kind == "stored":
+            backbone.rename(folder / "moved")
         subprocess.run(
-            [sys.executable, "-c", PROGRAM, folder / way, folder / "images.joblib"],
+            [sys.executable, "-c", PROGRAM, folder / kind, folder / "images.joblib"],
             check=True,
             timeout=900,
         )
-    (folder / "taken away").rename(backbone)
+    (folder / "moved").rename(backbone)
     return Saved(pipelines, test, folder)
 
 
-@pytest.mark.parametrize("way", ["joblib", "skops", "stored"])
+@pytest.mark.parametrize("kind", ["joblib", "skops", "stored"])
 @pytest.mark.parametrize("name", HEADS)
-def test_a_fresh_process_predicts_the_same(name: str, way: str, saved: Saved) -> None:
-    there = np.load(saved.folder / way / f"{name}.npy")
+def test_a_fresh_process_predicts_the_same(name: str, kind: str, saved: Saved) -> None:
+    predicted = np.load(saved.folder / kind / f"{name}.npy")
     expected = saved.pipelines[name].predict(saved.images)
     if "regressor" in name:
-        np.testing.assert_allclose(there, expected, atol=1e-3)
+        np.testing.assert_allclose(predicted, expected, atol=1e-3)
     else:
-        assert len(there) == 400
-        np.testing.assert_array_equal(there, expected)
+        assert len(predicted) == 400
+        np.testing.assert_array_equal(predicted, expected)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -140,7 +140,7 @@ def test_saved_pipelines_are_small_and_need_few_trusted_types(
 
 @pytest.fixture(scope="module")
 def prepared(saved: Saved) -> np.ndarray:
-    """The test photographs as an ONNX file takes them."""
+    """The test photographs, preprocessed for an ONNX file."""
     from sk_cnncodes import load_backbone
     from sk_cnncodes.images.decode import read_rgb
 
@@ -172,5 +172,5 @@ def test_the_onnx_file_predicts_the_same(
     else:
         wanted = pipeline.decision_function(saved.images)
         np.testing.assert_allclose(outputs["decision"], wanted, atol=1e-3)
-    if name == "logistic":  # from the files to the labels, as it will be used
+    if name == "logistic":  # also from files to labels
         assert list(classifier.predict(saved.images)) == list(outputs["label"])

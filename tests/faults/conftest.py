@@ -1,4 +1,4 @@
-"""A small backbone, images in every form, and what must not be left over."""
+"""Fixtures: a small backbone, images, and a check that no thread remains."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pixels() -> list[np.ndarray]:
 def files(
     pixels: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory
 ) -> list[str]:
-    """The same images as files without loss."""
+    """The same images as lossless files."""
     folder = tmp_path_factory.mktemp("images")
     paths = [str(folder / f"{number}.png") for number in range(len(pixels))]
     for image, path in zip(pixels, paths, strict=True):
@@ -65,18 +65,18 @@ def own_threads() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_over() -> Iterator[None]:
-    """No thread of ours, and no more open files of caches than before."""
+def no_thread_remains() -> Iterator[None]:
+    """Empty the memory cache before a test, and check that its threads end."""
     MEMORY.clear()
     yield
     deadline = time.monotonic() + 5
     while own_threads() and time.monotonic() < deadline:
-        time.sleep(0.01)  # after an interrupt, they end with their image
+        time.sleep(0.01)  # after an interrupt, they finish their current image
     assert not own_threads()
 
 
 def leftovers(folder: Path, cache: Path) -> list[str]:
-    """Files of a folder that are not a cache and what SQLite keeps beside it."""
+    """Files of a folder other than a cache and the files that SQLite adds to it."""
     kept = {cache.name + ending for ending in ("", "-wal", "-shm")}
     return sorted(set(os.listdir(folder)) - kept)  # noqa: PTH208
 
@@ -85,7 +85,7 @@ def leftovers(folder: Path, cache: Path) -> list[str]:
 def given(
     net: str, files: list[str], alone: np.ndarray, tmp_path: Path
 ) -> tuple[str, str, str, str]:
-    """What programs are given: backbone, folder of images, their codes, a folder."""
+    """Arguments of programs: backbone, image folder, expected codes, work folder."""
     reference = tmp_path / "expected.npy"
     np.save(reference, alone)
     folder = tmp_path / "work"
@@ -94,7 +94,7 @@ def given(
 
 
 def allow_threads(patch: pytest.MonkeyPatch, count: int) -> None:
-    """Let no more threads start than these."""
+    """Let at most `count` more threads start."""
     start, left = threading.Thread.start, [count]
 
     def start_some(thread: threading.Thread) -> None:

@@ -1,4 +1,4 @@
-"""Runs programs in processes of their own, which limits and signals may end."""
+"""Run programs in separate processes, which limits and signals may end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def own_threads():
 def run_program(
     source: str, *arguments: object, timeout: float = 240, prefix: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python source after the head; a process that hangs is a failure."""
+    """Run Python source after the common head; raises if the process hangs."""
     return subprocess.run(
         [*prefix, sys.executable, "-c", _HEAD + source, *map(str, arguments)],
         cwd=ROOT,
@@ -44,14 +44,14 @@ def run_program(
 
 
 def output_of(source: str, *arguments: object, **options: float) -> str:
-    """What a program prints that must end well."""
+    """Standard output of a program that must succeed."""
     done = run_program(source, *arguments, **options)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stdout.strip()
 
 
-def bound_by_rights() -> list[str]:
-    """What a command begins with, so that root may not write everywhere."""
+def bound_by_permissions() -> list[str]:
+    """Command prefix that makes file permissions apply to root, too."""
     if os.geteuid() != 0:
         return []
     if not shutil.which("setpriv"):

@@ -1,4 +1,4 @@
-"""Many threads and processes at once: right rows, no hang, threads within cores."""
+"""Concurrency: right rows, no hang, and no more threads than cores."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_sixteen_threads_use_one_transformer(
     kind: str, net: str, files: list[str], alone: np.ndarray, tmp_path: Path
 ) -> None:
-    """Each asks for other images, in another order, again and again."""
+    """Each repeatedly requests different images in a different order."""
     cache = {"none": None, "memory": "memory", "file": tmp_path / "codes.sqlite3"}
     transformer = CNNCodeTransformer(
         net, cache=cache[kind], cache_layers=[-1, -2], batch_size=2, n_jobs=2
@@ -74,7 +74,7 @@ LABELS = [0, 1] * 6
 def test_searches_in_parallel(
     backend: str, used_before: bool, net: str, files: list[str], tmp_path: Path
 ) -> None:
-    """Candidates, folds and refit as in one thread; the parent used the cache."""
+    """Scores and refit equal those of one thread, also if the parent used the cache."""
     expected = search(net, None, 1).fit(files, LABELS)
     cache = CodeCache(tmp_path / "codes.sqlite3")
     if used_before:
@@ -91,7 +91,7 @@ def test_searches_in_parallel(
 
 
 class Deadly(TransformerMixin, BaseEstimator):
-    """Passes images on; kills its process, not the parent, at a certain one."""
+    """Passes images through; one of them kills its process, unless it is `parent`."""
 
     def __init__(self, parent: int, path: str) -> None:
         self.parent, self.path = parent, path
@@ -120,7 +120,7 @@ class _DeadlyList(list[Any]):
 def test_a_worker_that_is_killed(
     net: str, files: list[str], alone: np.ndarray, tmp_path: Path
 ) -> None:
-    """joblib's error, at once, and a cache that is whole."""
+    """joblib raises its error promptly, and the cache is undamaged."""
     path = tmp_path / "codes.sqlite3"
     X = [*files[:11], files[11]]
     deadly = Deadly(os.getpid(), files[11])
@@ -135,7 +135,7 @@ def test_a_worker_that_is_killed(
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     db.close()
     check_rows(CNNCodeTransformer(net, cache=path).transform(X), alone)
-    # The next search finds workers again.
+    # The next search gets new workers.
     with joblib.parallel_backend("loky", n_jobs=2):
         search(net, path, 2).fit(X, LABELS)
 
@@ -213,7 +213,7 @@ assert not faults, faults
 
 @needs_fork
 def test_forks_while_other_threads_are_at_work(given: tuple[str, ...]) -> None:
-    """Locks that they held at that moment, files at whose position they read."""
+    """The threads hold locks, and share the positions of open files with the child."""
     output_of(FORK_WHILE_BUSY, *given, asked_cases(9))
 
 
@@ -247,7 +247,7 @@ from sk_cnncodes.base.forks import fork_lock
 box, held = [CodeCache(os.path.join(folder, "codes.sqlite3"))], threading.Event()
 box[0].info()
 def load():
-    with fork_lock:  # as where a network is loaded
+    with fork_lock:  # as during the loading of a network
         held.set()
         time.sleep(0.5)
         box.clear()  # as garbage collection may
@@ -263,7 +263,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 @needs_fork
 @pytest.mark.parametrize("source", [FORK_IN_CALIBRATION, FORK_IN_LOADING])
-def test_a_fork_beside_a_thread_that_holds_a_lock(
+def test_a_fork_while_a_thread_holds_a_lock(
     source: str, given: tuple[str, ...]
 ) -> None:
     output_of(source, *given)
@@ -287,7 +287,7 @@ time.sleep(float(sys.argv[5]))
 def test_a_process_ends_while_a_daemon_thread_transforms(
     after: float, given: tuple[str, ...]
 ) -> None:
-    """Threads that the interpreter ended in ONNX Runtime's code made it abort."""
+    """Threads ended by the interpreter inside ONNX Runtime made the process abort."""
     output_of(EXIT_WHILE_BUSY, *given, after)
 
 
@@ -323,16 +323,16 @@ assert all(row is not None for row in CodeCache(path).get_many("parent", keys))
 def test_a_parent_that_closes_the_cache_loses_nothing_of_its_child(
     given: tuple[str, ...],
 ) -> None:
-    """The child's codes went to a log that the parent had deleted."""
+    """The child's codes were written to a log that the parent had deleted."""
     output_of(PARENT_CLOSES, *given)
 
 
-# -- threads of workers --------------------------------------------------------
+# -- threads of workers ------------------------------------------------------
 
 
-def work_of_others(net: str, seed: int) -> tuple[float, float, int]:
-    """Seconds of this thread, of all others of the process, and how many are ours."""
-    # Fewer than it would try batch sizes for, which it does in a thread of its own.
+def thread_usage(net: str, seed: int) -> tuple[float, float, int]:
+    """CPU seconds of this thread and of all others, and the number of our threads."""
+    # Too few images to try batch sizes, which is done in a separate thread.
     images = np.random.default_rng(seed).integers(0, 256, (120, 9, 9, 3), np.uint8)
     ours = [0]
 
@@ -357,14 +357,14 @@ def test_workers_together_have_no_more_threads_than_cores(
     jobs = max(2, joblib.cpu_count())
     with joblib.parallel_backend(backend, n_jobs=jobs):
         found = joblib.Parallel()(
-            joblib.delayed(work_of_others)(net, seed) for seed in range(2 * jobs)
+            joblib.delayed(thread_usage)(net, seed) for seed in range(2 * jobs)
         )
     assert max(ours for _, _, ours in found) == 0, found
-    if backend != "threading":  # there, the others are at work too
+    if backend != "threading":  # there, the other threads are workers too
         assert all(others < 0.3 * own for own, others, _ in found), found
 
 
 def test_one_worker_has_all_cores(net: str) -> None:
-    assert work_of_others(net, 0)[2] == min(joblib.cpu_count(), 300) or (
+    assert thread_usage(net, 0)[2] == min(joblib.cpu_count(), 300) or (
         joblib.cpu_count() == 1
     )

@@ -19,7 +19,7 @@ from tests.faults.conftest import check_rows, leftovers, own_threads
 from tests.faults.programs import output_of
 from tests.fuzz.pool import asked_cases
 
-# Where a phase's work is done; most of it in worker threads.
+# The function that does the work of each phase; most run in worker threads.
 PHASES: dict[str, tuple[Any, str]] = {
     "look-up of files": (digests.ImageDigests, "_file_state"),
     "digests": (digests, "read_content"),
@@ -41,7 +41,7 @@ PHASES: dict[str, tuple[Any, str]] = {
 
 
 class Interrupting:
-    """Calls through, and raises at one call, before or after what it does."""
+    """Wraps a function; one call raises, before or after the function runs."""
 
     def __init__(self, function: Callable[..., Any], at: int, *, after: bool) -> None:
         self.function, self.left, self.after = function, at, after
@@ -75,7 +75,7 @@ def test_an_interrupt_in_a_phase(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(digests, "SETTLED_NS", -(10**18))
-    place, name = PHASES[phase]
+    owner, name = PHASES[phase]
     happened = 0
     for at, after in [(1, False), (1, True), (2, True), (4, False)]:
         folder = tmp_path / f"{at} {after}"
@@ -87,8 +87,8 @@ def test_an_interrupt_in_a_phase(
         if phase == "reading the cache":
             transformer.transform(files[:5])
         with monkeypatch.context() as patch:
-            interrupt = Interrupting(getattr(place, name), at, after=after)
-            patch.setattr(place, name, interrupt)
+            interrupt = Interrupting(getattr(owner, name), at, after=after)
+            patch.setattr(owner, name, interrupt)
             try:
                 codes = transformer.transform(files)
             except KeyboardInterrupt:
@@ -99,7 +99,7 @@ def test_an_interrupt_in_a_phase(
         happened += interrupt.raised
         assert not own_threads()
         assert leftovers(folder, folder / "codes.sqlite3") == []
-        # No lock is held, and whatever was stored is right.
+        # No lock is held, and all stored codes are right.
         other = sqlite3.connect(folder / "codes.sqlite3", timeout=0)
         other.execute("BEGIN IMMEDIATE")
         other.rollback()
@@ -110,13 +110,13 @@ def test_an_interrupt_in_a_phase(
     assert happened >= 1, "the phase was never reached"
 
 
-# An alarm's handler raises just as that of Ctrl-C does, anywhere in the main thread.
+# Like that of Ctrl-C, the handler of an alarm raises anywhere in the main thread.
 ANY_TIME = """
 def interrupt(number, frame):
-    place, name = frame.f_code.co_filename, frame.f_code.co_name
-    if place.endswith("threading.py") and name != "wait":
-        # Where a thread is started or waited for, CPython takes locks in several
-        # steps: an interrupt between two of them leaves them locked for ever.
+    path, name = frame.f_code.co_filename, frame.f_code.co_name
+    if path.endswith("threading.py") and name != "wait":
+        # CPython starts threads and waits for them with several locks: an interrupt
+        # between two of them leaves them locked forever.
         signal.setitimer(signal.ITIMER_REAL, 0.0001)
         return
     raise KeyboardInterrupt
@@ -149,7 +149,7 @@ for round_ in range(10, 10 + rounds):
     while own_threads() and time.monotonic() < end:
         time.sleep(0.001)
     assert not own_threads(), own_threads()
-    # The same cache object, and another one of the same file.
+    # The same cache object, and another one for the same file.
     began = time.monotonic()
     assert right(transformer.transform(files[:6]), expected[:6])
     assert right(fresh(round_).transform(files[:6]), expected[:6])
@@ -183,13 +183,13 @@ while interrupts < int(sys.argv[5]):
 """
 
 
-def test_an_interrupt_loses_nothing_that_threads_share(given: tuple[str, ...]) -> None:
-    """A session that has lost its last runner waits for ever."""
+def test_an_interrupt_loses_no_shared_resource(given: tuple[str, ...]) -> None:
+    """A session that has lost its last runner waits forever."""
     output_of(SHARED, *given, asked_cases(2000))
 
 
-def test_an_interrupted_transaction_is_ended(tmp_path: Path) -> None:
-    """An interrupt between BEGIN and what follows left the file locked, for all."""
+def test_an_interrupted_transaction_is_rolled_back(tmp_path: Path) -> None:
+    """An interrupt right after BEGIN left the file locked for all processes."""
     cache = CodeCache(tmp_path / "codes.sqlite3")
     code = np.ones((1, 3), np.float32)
     cache.put_many([("spec", [b"a"], code)])

@@ -31,12 +31,12 @@ for cache in (None, CodeCache(max_bytes=100 * count)):
 
 
 def test_rounds_of_fit_transform_and_clone(given: tuple[str, ...]) -> None:
-    """A cache of its own in every fourth: its files were kept open, all of them."""
+    """Every fourth round has its own cache file; all of them used to stay open."""
     output = output_of(ROUNDS, *given, asked_cases(100))
     grown, handles, threads = output.split()
     print(output)
     assert float(grown) < 15
-    # At most 16 caches stay open, with three files each; a quarter opened six.
+    # At most 16 caches stay open, with three files each; the first quarter opened six.
     assert int(handles) <= 3 * (16 - 6)
     assert int(threads) <= 0
 

@@ -1,4 +1,4 @@
-"""Progress bars: they end with the work, and the work never with them."""
+"""Progress bars: they are closed with the work, and never stop it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Broken(io.StringIO):
 
 
 @pytest.mark.parametrize("stream", [Broken(), None])
-def test_where_it_cannot_be_shown_the_work_goes_on(
+def test_the_work_continues_if_a_bar_cannot_be_shown(
     stream: Broken | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
@@ -38,7 +38,7 @@ def test_no_thread_is_left(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_interrupt_leaves_no_lock_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread's bar would have waited for ever."""
+    """Another thread's bar would have waited forever."""
     bar = progress_bar(total=1)
 
     def interrupted(_: str) -> None:
@@ -81,5 +81,5 @@ for thread in threads:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forks_while_threads_show_bars(given: tuple[str, ...]) -> None:
-    """The child waited for tqdm's lock or for that of sys.stderr."""
+    """The child waited for the lock of tqdm or of sys.stderr."""
     output_of(FORKS, *given)

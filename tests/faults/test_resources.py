@@ -1,4 +1,4 @@
-"""Too little of something: an error or a slower run, no lost or wrong code."""
+"""Scarce resources: an error or a slower run, but no lost or wrong code."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from sk_cnncodes import CNNCodeTransformer, CodeCache
 from sk_cnncodes.images import decode as images
 from sk_cnncodes.images import sources as contents
 from tests.faults.conftest import allow_threads, check_rows, own_threads
-from tests.faults.programs import ROOT, bound_by_rights, output_of, run_program
+from tests.faults.programs import ROOT, bound_by_permissions, output_of, run_program
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs limits on processes")
 
-# Every program prints, for each limit, what came of a transform.
+# Each program prints the outcome of a transform under each limit.
 _TRY = """
 def attempt(**parameters):
     given = {"n_jobs": 2, "batch_size": 2, "on_error": "nan"} | parameters
@@ -34,19 +34,19 @@ def attempt(**parameters):
         try:
             codes = CNNCodeTransformer(net, **given).transform(files)
         except Exception as error:
-            word = type(error).__name__
+            outcome = type(error).__name__
         else:
-            word = "right" if right(codes) else "WRONG"
+            outcome = "right" if right(codes) else "WRONG"
     assert not own_threads(), own_threads()
-    said = {w.category.__name__ for w in caught}
+    warned = {w.category.__name__ for w in caught}
     # A code may be missing only with an error, not as a row of NaN.
-    assert word != "WRONG", [str(w.message) for w in caught]
-    return word, "+".join(sorted(said))
+    assert outcome != "WRONG", [str(w.message) for w in caught]
+    return outcome, "+".join(sorted(warned))
 """
 
 
 def check_cache(path: Path, net: str, files: list[str], alone: np.ndarray) -> None:
-    """It is not damaged, and works again."""
+    """Check that a cache is undamaged and works."""
     cache = CodeCache(path)
     for _ in range(2):
         check_rows(CNNCodeTransformer(net, cache=cache).transform(files), alone)
@@ -58,7 +58,7 @@ def check_cache(path: Path, net: str, files: list[str], alone: np.ndarray) -> No
 
 # -- disks -------------------------------------------------------------------
 
-# A limit on the size of files ends writing where a full disk or a quota would.
+# A limit on file sizes makes writes fail as a full disk or a quota does.
 FULL_DISK = (
     _TRY
     + """
@@ -66,11 +66,11 @@ attempt(cache=None)
 for kb in (0, 3, 5, 20, 25, 30, 34, 40, 200):
     path = os.path.join(folder, f"{kb}.sqlite3")
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000 * kb, resource.RLIM_INFINITY))
-    word, said = attempt(cache=CodeCache(path), cache_layers=[-1, -2])
+    outcome, warned = attempt(cache=CodeCache(path), cache_layers=[-1, -2])
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    assert word == "right" and said in ("", "CacheWarning"), (kb, word, said)
-    assert said == "CacheWarning" or kb > 20, kb
-    print(kb, said)
+    assert outcome == "right" and warned in ("", "CacheWarning"), (kb, outcome, warned)
+    assert warned == "CacheWarning" or kb > 20, kb
+    print(kb, warned)
 """
 )
 
@@ -85,8 +85,10 @@ def test_a_full_disk(
         check_cache(path, net, files, alone)
 
 
-def test_a_limit_on_files_is_not_called_damage(given: tuple[str, ...]) -> None:
-    """The advice was to delete a cache that is good."""
+def test_a_limit_on_file_sizes_is_not_reported_as_damage(
+    given: tuple[str, ...],
+) -> None:
+    """The message used to advise deleting an intact cache."""
     program = """
 cache = CodeCache(os.path.join(folder, "codes.sqlite3"))
 cache.put_many([("spec", [b"a"], np.ones((1, 3), np.float32))])
@@ -97,9 +99,9 @@ with warnings.catch_warnings(record=True) as caught:
 assert cache.get_many("spec", [b"a"])[0] is not None
 print(caught[0].message)
 """
-    said = output_of(program, *given)
-    assert "cannot be written" in said and "are used" in said
-    assert "damaged" not in said and "Delete" not in said
+    message = output_of(program, *given)
+    assert "cannot be written" in message and "are used" in message
+    assert "damaged" not in message and "Delete" not in message
 
 
 READ_ONLY = """
@@ -123,12 +125,12 @@ def test_a_read_only_folder(
     net: str,
     files: list[str],
 ) -> None:
-    """Half of the codes are there, or there is no file at all."""
-    prefix = bound_by_rights()
+    """With half of the codes cached, or without any file."""
+    prefix = bound_by_permissions()
     folder = Path(given[3])
     if filled:
         CNNCodeTransformer(net, cache=folder / "codes.sqlite3").transform(files[:6])
-    # As it lies on a read-only disk: nobody has it open.
+    # As on a read-only disk: no process has the file open.
     from sk_cnncodes.codes import cache as cache_module
 
     cache_module._files.clear()
@@ -139,12 +141,12 @@ def test_a_read_only_folder(
     done = run_program(READ_ONLY, *given, prefix=prefix)
     folder.chmod(0o755)
     assert done.returncode == 0, done.stderr[-3000:]
-    hits, _, said = done.stdout.partition(" ")
+    hits, _, message = done.stdout.partition(" ")
     if filled:
         assert int(hits) == 6 + 6 + 3
-        assert "it cannot be written" in said
+        assert "it cannot be written" in message
     else:
-        assert "cannot be opened" in said
+        assert "cannot be opened" in message
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -158,16 +160,16 @@ path = os.path.join(folder, "codes.sqlite3")
 CodeCache(path).put_many([("other", [b"a"], np.ones((1, 3), np.float32))])
 used = max(map(int, os.listdir("/proc/self/fd"))) if os.path.exists("/proc") else 50
 while (probe := os.open(os.devnull, os.O_RDONLY)) <= used:
-    pass  # no number below is left
+    pass  # until no lower number is free
 os.close(probe)
 for free in range(9):
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (probe + free, most))
     found = [attempt(cache=c) for c in (None, CodeCache(), CodeCache(path))]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    for word, said in found:
-        assert word in ("right", "OSError", "BackboneError"), (free, word, said)
-        assert said in ("", "CacheWarning"), (free, word, said)
+    for outcome, warned in found:
+        assert outcome in ("right", "OSError", "BackboneError"), (free, outcome, warned)
+        assert warned in ("", "CacheWarning"), (free, outcome, warned)
     print(free, found)
 """
 )
@@ -184,14 +186,14 @@ def test_too_few_handles(
 
 @pytest.mark.parametrize("cache", [None, "memory"])
 @pytest.mark.parametrize("kind", [OSError, MemoryError])
-def test_what_is_no_fault_of_an_image_gives_no_nan(
+def test_resource_errors_do_not_give_nan(
     kind: type[Exception],
     cache: str | None,
     net: str,
     files: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With on_error="nan", such rows were NaN, and the file was called damaged."""
+    """With on_error="nan", such rows were NaN, with the image reported as damaged."""
 
     def scarce(*arguments: Any) -> Any:
         raise kind(errno.EMFILE, "Too many open files")
@@ -208,14 +210,14 @@ def test_what_is_no_fault_of_an_image_gives_no_nan(
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_after_such_an_error_the_cache_is_closed(
+def test_the_cache_is_closed_after_a_resource_error(
     n_jobs: int,
     net: str,
     files: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It stayed open, with three handles, until the next garbage collection."""
+    """It stayed open, with three file handles, until the next garbage collection."""
 
     def scarce(*arguments: Any) -> Any:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -251,7 +253,7 @@ else:
     import onnx, onnxruntime
 allowed = int(sys.argv[6])
 resource.setrlimit(resource.RLIMIT_AS, (in_use() + allowed * 2**20,) * 2)
-# Where there is next to none, CPython waits for ever for a thread that died at birth.
+# With almost no memory, CPython waits forever for a thread that failed to start.
 n_jobs = 2 if allowed >= 40 else 1
 print(*attempt(cache=os.path.join(folder, f"{allowed}.sqlite3"), n_jobs=n_jobs))
 """
@@ -261,16 +263,16 @@ print(*attempt(cache=os.path.join(folder, f"{allowed}.sqlite3"), n_jobs=n_jobs))
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 @pytest.mark.parametrize("state", ["warm", "cold"])
 def test_little_memory(state: str, given: tuple[str, ...]) -> None:
-    words = []
+    outcomes = []
     for megabytes in (0, 2, 9, 17, 40, 600):
         done = run_program(LITTLE_MEMORY, *given, state, megabytes)
-        # Where not even an error finds room, Python ends with one.
+        # Without memory to handle an error, Python exits with status 1.
         assert done.returncode in (0, 1), (megabytes, done)
         if done.returncode == 1:
             assert "MemoryError" in done.stderr, (megabytes, done)
-        words.append(done.stdout.strip() or "MemoryError")
-    print(words)
-    assert words[-1] == "right"
+        outcomes.append(done.stdout.strip() or "MemoryError")
+    print(outcomes)
+    assert outcomes[-1] == "right"
 
 
 def test_no_thread_can_be_started(
@@ -297,10 +299,10 @@ def test_reading_an_open_file_leaves_its_position(
         assert file.tell() == 7
 
 
-def test_a_large_file_does_not_ask_for_more_than_it_has(
+def test_reading_a_large_file_allocates_no_more_than_its_size(
     files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`read(limit)` makes room for as much; several threads did so at once."""
+    """`read(limit)` allocates `limit` bytes; several threads did so at once."""
     asked = []
 
     class Watched(io.BytesIO):
@@ -317,10 +319,10 @@ def test_a_large_file_does_not_ask_for_more_than_it_has(
             contents.read_content(image, 0)
 
 
-def test_a_full_disk_leaves_what_is_stored_readable(
+def test_a_full_disk_leaves_stored_codes_readable(
     given: tuple[str, ...], net: str, files: list[str]
 ) -> None:
-    """The index of SQLite's log found no room, and nothing was read."""
+    """There was no space for the index of SQLite's log, and nothing was read."""
     program = """
 path = os.path.join(folder, "codes.sqlite3")
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
@@ -330,8 +332,8 @@ with warnings.catch_warnings(record=True) as caught:
     transformer = CNNCodeTransformer(net, cache=cache)
     assert right(transformer.transform(files))
     assert right(transformer.transform(files[:3]), expected[:3])
-said = [str(w.message) for w in caught if w.category is CacheWarning]
-assert len(said) == 1 and "those that are there are used" in said[0], said
+messages = [str(w.message) for w in caught if w.category is CacheWarning]
+assert len(messages) == 1 and "existing codes are used" in messages[0], messages
 assert cache.info().hits == 8 + 3, cache.info()
 """
     stored = (
@@ -339,7 +341,7 @@ assert cache.info().hits == 8 + 3, cache.info()
         "T(sys.argv[1], cache=sys.argv[2]).transform(sys.argv[3:])"
     )
     path = str(Path(given[3]) / "codes.sqlite3")
-    # In a process of its own, which closes it.
+    # In a separate process, which closes the file.
     run = [sys.executable, "-c", stored, net, path, *files[:8]]
     subprocess.run(run, cwd=ROOT, check=True, timeout=100)
     output_of(program, *given)
@@ -348,7 +350,7 @@ assert cache.info().hits == 8 + 3, cache.info()
 KILLED = """
 cache = CodeCache(os.path.join(folder, "codes.sqlite3"))
 cache.put_many([("spec", [b"a"], np.ones((1, 3), np.float32))])
-os.remove(cache.path + "-shm")  # as where its folder was copied
+os.remove(cache.path + "-shm")  # as in a copied folder
 os._exit(0)
 """
 READ_KILLED = """
@@ -361,8 +363,8 @@ print(*[w.message for w in caught])
 
 
 def test_a_killed_process_and_a_read_only_folder(given: tuple[str, ...]) -> None:
-    """The cache was called damaged or old, with the advice to delete a good one."""
-    prefix = bound_by_rights()
+    """It was reported as damaged or old, with advice to delete an intact cache."""
+    prefix = bound_by_permissions()
     output_of(KILLED, *given)
     folder = Path(given[3])
     for path in folder.iterdir():

@@ -1,4 +1,4 @@
-"""Row i is the code of image i, whatever else is the case."""
+"""Row i is the code of image i, under all conditions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def opened(path: str) -> Image.Image:
     return Image.open(io.BytesIO(Path(path).read_bytes()))
 
 
-# Ways to give an image, from its pixels and its file.
+# Forms of an image in X, made from its pixels and its file.
 FORMS: dict[str, Callable[[np.ndarray, str], Any]] = {
     "array": lambda pixels, path: pixels,
     "floats": lambda pixels, path: pixels / 255,
@@ -50,7 +50,7 @@ FORMS: dict[str, Callable[[np.ndarray, str], Any]] = {
 }
 
 
-# Ways to give what is no image.
+# Elements of X that are not valid images.
 BAD: dict[str, Callable[[str], Any]] = {
     "gone": lambda path: path + ".gone",
     "text": lambda path: b"no image",
@@ -66,7 +66,7 @@ BAD: dict[str, Callable[[str], Any]] = {
 Item = tuple[str, int]
 ITEMS = st.one_of(
     st.tuples(st.sampled_from(sorted(FORMS)), st.integers(0, 11)),
-    # The same few again and again, so that there are duplicates.
+    # A few images only, so that there are duplicates.
     st.tuples(st.sampled_from(["bytes", "array", "str"]), st.integers(0, 1)),
     st.tuples(st.sampled_from(sorted(BAD)), st.integers(0, 2)),
 )
@@ -76,7 +76,7 @@ def container(kind: str, images: list[Any]) -> Any:
     if kind == "tuple":
         return tuple(images)
     array = np.empty(len(images), object)
-    for number, image in enumerate(images):  # at once, numpy would load PIL images
+    for number, image in enumerate(images):  # one by one: NumPy would load PIL images
         array[number] = image
     if kind == "object array":
         return array
@@ -127,12 +127,12 @@ CASES = given(
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short_steps() -> Any:
-    """What is done for hundreds of images, done for few."""
+def small_chunks() -> Any:
+    """Process few images at a time instead of hundreds."""
     with (
-        mock.patch.object(module, "_LOOKED_UP", 7),
-        mock.patch.object(module, "_LOOKED_UP_WHILE_COMPUTING", 3),
-        mock.patch.object(module, "_STORED", 4),
+        mock.patch.object(module, "_LOOKUP_SIZE", 7),
+        mock.patch.object(module, "_LOOKUP_SIZE_WHILE_COMPUTING", 3),
+        mock.patch.object(module, "_STORE_SIZE", 4),
     ):
         yield
 
@@ -210,7 +210,7 @@ def test_row_i_is_the_code_of_image_i(
 
 
 def test_many_rows_with_duplicates_and_bad_ones(net: str) -> None:
-    """More than are looked up at once, in the order and the steps of real runs."""
+    """More images than are looked up at once, in larger chunks."""
     count = asked_cases(3000)
     rng = np.random.default_rng(5)
     distinct = list(rng.integers(0, 256, (count // 2, 6, 5, 3), np.uint8))
@@ -227,7 +227,7 @@ def test_many_rows_with_duplicates_and_bad_ones(net: str) -> None:
             check_rows(transformer.transform(X), expected)
 
 
-def test_a_cache_that_fails_in_the_middle_is_said(
+def test_a_cache_that_fails_in_the_middle_is_reported(
     net: str, pixels: list[np.ndarray], alone: np.ndarray, tmp_path: Path
 ) -> None:
     cache = failing_cache(tmp_path)
@@ -238,7 +238,7 @@ def test_a_cache_that_fails_in_the_middle_is_said(
     assert 0 < cache.info().rows < len(pixels)
 
 
-def test_files_that_change_all_the_time(
+def test_files_that_change_constantly(
     net: str, pixels: list[np.ndarray], alone: np.ndarray, tmp_path: Path
 ) -> None:
     """Every row is the code of one of the contents that its file had."""
@@ -251,7 +251,7 @@ def test_files_that_change_all_the_time(
     cache, stop = CodeCache(), threading.Event()
 
     def write(number: int, content: bytes) -> None:
-        # At once, as a whole: a half-written file is a bad image.
+        # Atomically, since a half-written file is a bad image.
         fresh = tmp_path / f"fresh {number}"
         fresh.write_bytes(content)
         os.replace(fresh, paths[number])  # noqa: PTH105
@@ -278,6 +278,6 @@ def test_files_that_change_all_the_time(
     finally:
         stop.set()
         thread.join()
-    # And nothing was stored under the digest of another content.
+    # No code was stored under the digest of another content.
     codes = CNNCodeTransformer(net, cache=cache).transform(contents)
     check_rows(codes, alone)

@@ -1,8 +1,7 @@
-"""One case: a damaged file of `to_onnx` gives its own outputs, or an ExportError.
+"""A case: a damaged file of `to_onnx` gives correct outputs, or an ExportError.
 
-Its own outputs are those that ONNX Runtime gives for the images that it asks for. The
-files have no digest, as if whoever changed them had removed it, except with versions of
-ONNX Runtime before 1.30.
+Correct outputs are those that ONNX Runtime computes for the same images. The digest is
+removed from the files, as an attacker would do, except before ONNX Runtime 1.30.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from tests import networks
 from tests.fuzz.models import PLAIN, damage_graph, damaged, images
 from tests.fuzz.mutations import mutated
 
-# These crash, hang or read on where the digest is removed: huge inputs, a missing
-# intercept of LinearClassifier, a scalar as the bias of a convolution.
+# Without the digest, these versions crash, hang or overread on huge inputs, a missing
+# intercept of LinearClassifier, or a scalar as the bias of a convolution.
 _VERSION = import_onnxruntime().__version__.split(".")
 OLD_RUNTIME = [int(part) for part in _VERSION[:2]] < [1, 30]
 _ODD_METADATA = ["", "{", "null", "[]", "{}", "[1]", '["a"]', "[[1]]", '{"a": 1}', "é"]
@@ -47,7 +46,7 @@ def seeds() -> list[bytes]:
         (LinearSVC(), [1, 2, 3, 1, 2, 3]),
         (Ridge(), [0.5, 1.5, 2.5, 0.0, 1.0, 2.0]),
     ]
-    made = []
+    models = []
     with tempfile.TemporaryDirectory() as folder:
         for net, (head, y) in zip(
             (networks.resnet(), networks.squeezenet(), networks.vit()),
@@ -59,9 +58,9 @@ def seeds() -> list[bytes]:
             pipeline = make_pipeline(codes, StandardScaler(), head).fit(X, y)
             model = to_onnx(pipeline)
             if not OLD_RUNTIME:
-                del model.metadata_props[-1]  # the digest, which tells of all damage
-            made.append(model.SerializeToString())
-    return made
+                del model.metadata_props[-1]  # the digest, which detects all damage
+            models.append(model.SerializeToString())
+    return models
 
 
 def damaged_file(case: int) -> bytes:
@@ -91,7 +90,7 @@ def check(case: int) -> str:
             found = classifier.run(images())
             predicted = classifier.predict(images())
         except ExportError as error:
-            assert "damaged.onnx" in str(error), f"names no file: {error}"
+            assert "damaged.onnx" in str(error), f"does not name the file: {error}"
             return "errors"
         wanted = reference(path)
     assert len(predicted) == len(images())

@@ -1,6 +1,6 @@
-"""Crafted ONNX files: each gives right codes, or a BackboneError that names it.
+"""Crafted ONNX files: each gives correct codes, or a BackboneError that names it.
 
-A case writes a model into a folder, beside which lie weights that no model may read.
+A case writes a model into a folder, beside a file of weights that no model may read.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sk_cnncodes.codes.sessions import SESSIONS
 from tests import networks
 from tests.fuzz.models import PLAIN, images
 
-SECRET = "secret.bin"  # lies beside the model's folder: 400 kB of ones as float32
+SECRET = "secret.bin"  # beside the model's folder: 400 kB of float32
 
 
 def head(net: networks.Net, x: str) -> str:
-    """Pooling and classifier behind a map of eight channels."""
+    """Pooling and classifier after a feature map of eight channels."""
     return net.dense(net.op("Flatten", net.op("GlobalAveragePool", x)), 8, 10)
 
 
@@ -39,7 +39,7 @@ def around(op_type: str, *inputs: str, **attributes) -> onnx.ModelProto:
 
 
 def with_constant(op_type: str, values: list[int], **attributes) -> onnx.ModelProto:
-    """The same, where the operator takes a constant of integers."""
+    """Like `around`, with a constant of integers as an input of the operator."""
     model = around(op_type, "numbers", **attributes)
     array = np.array(values, np.int64)
     model.graph.initializer.append(numpy_helper.from_array(array, "numbers"))
@@ -59,7 +59,7 @@ def made_from(op_type: str, values: list[int], **attributes) -> onnx.ModelProto:
 
 
 def looped(rounds: int | None, nested: int = 0) -> onnx.ModelProto:
-    """A Loop that doubles its activations; None rounds is no bound."""
+    """A Loop that doubles its activations; without a bound if `rounds` is None."""
 
     def body(depth: int) -> onnx.GraphProto:
         inner = [helper.make_node("Add", [f"x{depth}"] * 2, [f"y{depth}"])]
@@ -96,7 +96,7 @@ def looped(rounds: int | None, nested: int = 0) -> onnx.ModelProto:
 
 
 def recursive(*called: str) -> onnx.ModelProto:
-    """Model-local functions, each of which calls the one given for it."""
+    """Model-local functions, each calling the one named at its position."""
     model = networks.with_function()
     del model.functions[:]
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
@@ -116,7 +116,7 @@ def recursive(*called: str) -> onnx.ModelProto:
 
 
 def multiplying(depth: int) -> onnx.ModelProto:
-    """Functions that call each other twice: two to the power of `depth` nodes."""
+    """Functions that each call the next one twice: 2 ** `depth` nodes."""
     model = networks.with_function()
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     del model.functions[:]
@@ -153,7 +153,7 @@ def if_in_ifs(depth: int) -> onnx.ModelProto:
 
 
 def deep_bodies(depth: int) -> bytes:
-    """Bodies in bodies, as bytes: the readers of protobuf would not write them."""
+    """Nested bodies, as bytes: protobuf would not serialise them."""
 
     def field(number: int, content: bytes) -> bytes:
         size, length = len(content), b""
@@ -195,44 +195,44 @@ def weight(model: onnx.ModelProto) -> onnx.TensorProto:
     return model.graph.initializer[0]
 
 
-def put_outside(tensor: onnx.TensorProto, place: str, **more: str) -> None:
+def put_outside(tensor: onnx.TensorProto, location: str, **more: str) -> None:
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in {"location": place, **more}.items():
+    for key, value in {"location": location, **more}.items():
         tensor.external_data.add(key=key, value=value)
 
 
-def external(place: str, **more: str) -> onnx.ModelProto:
+def external(location: str, **more: str) -> onnx.ModelProto:
     size = str(8 * 3 * 3 * 3 * 4)
     more = {"length": size, **more}
-    return changed(lambda m: put_outside(weight(m), place, **more))
+    return changed(lambda m: put_outside(weight(m), location, **more))
 
 
-def external_in_body(place: str) -> onnx.ModelProto:
+def external_in_body(location: str) -> onnx.ModelProto:
     """External data of an initializer, and of a constant, in the body of an If."""
     model = networks.with_if()
     (node,) = [n for n in model.graph.node if n.op_type == "If"]
     body = node.attribute[0].g
     tensor = numpy_helper.from_array(np.ones((1, 8, 1, 1), np.float32), "inner")
-    put_outside(tensor, place, length="32")
+    put_outside(tensor, location, length="32")
     body.initializer.append(tensor)
     body.node[0].input[1] = "inner"
     return model
 
 
-def external_constant(place: str) -> onnx.ModelProto:
+def external_constant(location: str) -> onnx.ModelProto:
     net = networks.Net()
     tensor = numpy_helper.from_array(np.ones((1, 8, 1, 1), np.float32), "inner")
-    put_outside(tensor, place, length="32")
+    put_outside(tensor, location, length="32")
     constant = net.op("Constant", value=tensor)
     x = net.op("Mul", stem(net), constant, out="middle")
     return net.model(head(net, net.op("Relu", net.conv(x, 8, 8))))
 
 
-def external_sparse(place: str) -> onnx.ModelProto:
+def external_sparse(location: str) -> onnx.ModelProto:
     net = networks.Net()
     values = numpy_helper.from_array(np.ones(3, np.float32), "sparse")
-    put_outside(values, place, length="12")
+    put_outside(values, location, length="12")
     indices = numpy_helper.from_array(np.arange(3, dtype=np.int64), "indices")
     model = net.model(head(net, net.op("Mul", stem(net), "sparse")))
     model.graph.sparse_initializer.append(
@@ -246,7 +246,7 @@ def two_opsets(model: onnx.ModelProto) -> None:
 
 
 def zero(attribute: str) -> onnx.ModelProto:
-    """What ONNX Runtime divides by: 1.23 ended the process."""
+    """Set an attribute to zero; ONNX Runtime 1.23 divided by it and crashed."""
     model = networks.resnet()
     node = next(node for node in model.graph.node if node.op_type == "Conv")
     kept = [a for a in node.attribute if a.name != attribute]
@@ -262,7 +262,7 @@ def shorten_weight(model: onnx.ModelProto) -> None:
 
 
 def shorten_bias(model: onnx.ModelProto) -> None:
-    """Of a convolution; ONNX Runtime 1.23 read on behind it."""
+    """Shorten the bias of a convolution, which ONNX Runtime 1.23 overread."""
     (node,) = [node for node in model.graph.node if node.op_type == "Conv"][:1]
     (bias,) = [t for t in model.graph.initializer if t.name == node.input[2]]
     bias.dims[0] -= 1
@@ -270,7 +270,7 @@ def shorten_bias(model: onnx.ModelProto) -> None:
 
 
 def scalar_bias(model: onnx.ModelProto) -> None:
-    """The same with ONNX Runtime before 1.30, where the weight is computed."""
+    """A scalar bias, overread before ONNX Runtime 1.30 if the weight is computed."""
     (node,) = [node for node in model.graph.node if node.op_type == "Conv"][:1]
     same = helper.make_node("Identity", [node.input[1]], ["same_weight"])
     model.graph.node.insert(0, same)
@@ -303,7 +303,7 @@ def random_in_body() -> onnx.ModelProto:
 
 Made = onnx.ModelProto | bytes
 CASES: dict[str, tuple[Callable[[], Made], str]] = {
-    # External data outside of the folder of the model.
+    # External data outside the folder of the model.
     "parent": (lambda: external(f"../{SECRET}"), "errors"),
     "parent_inside": (lambda: external(f"sub/../../{SECRET}"), "errors"),
     "absolute": (lambda: external("/ABSOLUTE"), "errors"),
@@ -317,7 +317,7 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
     "nameless": (lambda: external(""), "errors"),
     "backslash": (lambda: external(f"..\\{SECRET}"), "errors"),
     "before_start": (lambda: external("inside.bin", offset="-4"), "errors"),
-    "behind_end": (lambda: external("inside.bin", offset="399999"), "errors"),
+    "after_end": (lambda: external("inside.bin", offset="399999"), "errors"),
     "too_long": (lambda: external("inside.bin", length=str(2**62)), "errors"),
     "no_number": (lambda: external("inside.bin", offset="x"), "errors"),
     "body_parent": (lambda: external_in_body(f"../{SECRET}"), "errors"),
@@ -330,7 +330,7 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
     "inside_sub": (lambda: external("sub/inside.bin", offset="64"), "codes"),
     "body_inside": (lambda: external_in_body("inside.bin"), "codes"),
     "constant_inside": (lambda: external_constant("inside.bin"), "codes"),
-    # Graphs that are none.
+    # Invalid graphs.
     "empty": (lambda: b"", "errors"),
     "empty_graph": (lambda: changed(lambda m: m.graph.ClearField("node")), "errors"),
     "no_graph": (lambda: changed(lambda m: m.ClearField("graph")), "errors"),
@@ -349,16 +349,16 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
     "zero_dilations": (lambda: zero("dilations"), "errors"),
     "zero_window": (lambda: zero("kernel_shape"), "errors"),
     "zero_group": (lambda: zero("group"), "errors"),
-    "name_of_no_text": (
+    "invalid_utf8_name": (
         lambda: bad_name(networks.resnet().SerializeToString()),
         "errors",
     ),
-    "producer_of_no_text": (
+    "invalid_utf8_producer": (
         lambda: bad_name(with_producer("block2").SerializeToString()),
         "errors",
     ),
     "own_format": (lambda: with_producer("ORTM" * 9), "codes"),
-    # Numbers that no network has.
+    # Implausible numbers.
     "negative": (
         lambda: changed(lambda m: weight(m).dims.__setitem__(0, -8)),
         "errors",
@@ -406,9 +406,9 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
     # Bodies, functions and loops.
     "if": (networks.with_if, "codes"),
     "function": (networks.with_function, "codes"),
-    "function_of_itself": (lambda: recursive("Doubled"), "errors"),
-    "functions_in_a_ring": (lambda: recursive("F1", "F2", "Doubled"), "errors"),
-    "function_of_nothing": (lambda: recursive("F9"), "errors"),
+    "recursive_function": (lambda: recursive("Doubled"), "errors"),
+    "cyclic_functions": (lambda: recursive("F1", "F2", "Doubled"), "errors"),
+    "undefined_function": (lambda: recursive("F9"), "errors"),
     "multiplying_functions": (lambda: multiplying(40), "errors"),
     "deep_bodies": (lambda: deep_bodies(5_000), "errors"),
     "if_in_ifs": (lambda: if_in_ifs(10), "codes"),
@@ -425,7 +425,7 @@ NAMES = list(CASES)
 
 
 def check(case: int) -> str:
-    """Fit and transform with the file of a case; a secret file must not matter."""
+    """Fit and transform with the file of a case; the secret file must not matter."""
     name = NAMES[case]
     make, expected = CASES[name]
     made = make()
@@ -441,8 +441,8 @@ def check(case: int) -> str:
 
 def _codes(made: Made, secret: float) -> np.ndarray | str:
     SESSIONS.clear()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place, "model")
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root, "model")
         _write_files(folder, secret)
         content = made if isinstance(made, bytes) else made.SerializeToString()
         absolute = str(folder.parent / SECRET).encode()
@@ -457,8 +457,8 @@ def _codes(made: Made, secret: float) -> np.ndarray | str:
         try:
             return codes.fit_transform(images())
         except BackboneError as error:
-            assert "net.onnx" in str(error), f"names no file: {error}"
-            return str(error).replace(place, "")
+            assert "net.onnx" in str(error), f"does not name the file: {error}"
+            return str(error).replace(root, "")
 
 
 def _replace(graph: onnx.GraphProto, path: str) -> None:

@@ -1,7 +1,7 @@
 """Small files that cost a naive reader minutes or gigabytes.
 
-A case gives a word that must be the one that its name is listed with: "errors" for
-files that must be refused, "codes" for large but honest ones.
+A case returns the word listed with it in `CASES`: "errors" for files that must be
+refused, "codes" for large but valid ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sk_cnncodes.images.safe_open import MAX_PIXELS
 from tests.fuzz.image_seeds import encoded, oriented
 from tests.fuzz.mutations import png_chunk
 
-LARGEST_SQUARE = int(MAX_PIXELS**0.5)  # side of the largest square that is allowed
+LARGEST_SQUARE = int(MAX_PIXELS**0.5)  # side of the largest allowed square
 SMALL = Image.new("RGB", (8, 8), "gray")
 
 
@@ -47,20 +47,20 @@ def blank_png(width: int, height: int, kind: int = 2, before: bytes = b"") -> by
 
 
 def claiming_png() -> bytes:
-    """Ten thousand pixels square, by its head."""
+    """Claims 10,000 x 10,000 pixels in its header."""
     head = struct.pack(">LLBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)
     rest = [png_chunk(b"IDAT", zlib.compress(bytes(999))), png_chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + b"".join(rest)
 
 
 def turned_png() -> bytes:
-    """As many transparent pixels as are allowed, to be turned."""
+    """As many transparent pixels as allowed, with an EXIF rotation."""
     exif = oriented(6).tobytes()[6:]
     return blank_png(LARGEST_SQUARE, LARGEST_SQUARE, 6, before=png_chunk(b"eXIf", exif))
 
 
 def large_webp() -> bytes:
-    """Small frames on a canvas as large as is allowed."""
+    """Small frames on the largest allowed canvas."""
     frame, other = Image.new("RGBA", (8, 8), "red"), Image.new("RGBA", (8, 8), "blue")
     file = io.BytesIO()
     frame.save(file, "WEBP", save_all=True, append_images=[other])
@@ -82,7 +82,7 @@ def many_segments() -> bytes:
 
 @lru_cache(maxsize=1)
 def many_scans() -> bytes:
-    """The last scan of a progressive JPEG a thousand times: 0.2 MB."""
+    """The last scan of a progressive JPEG, repeated 1,000 times: 0.2 MB."""
     image = Image.new("RGB", (4000, 4000), "gray")
     content = encoded(image, "JPEG", progressive=True)
     last = [m.start() for m in re.finditer(rb"\xff\xda", content)][-1]
@@ -101,7 +101,7 @@ def many_blocks() -> bytes:
 
 
 def wide_gif_frame() -> bytes:
-    """A frame that is far larger than the screen it is drawn on."""
+    """A frame that is far larger than its screen."""
     content = bytearray(encoded(SMALL.quantize(4), "GIF"))
     frame = content.index(b",", 13)
     content[frame + 5 : frame + 9] = (60_000).to_bytes(2, "little") * 2
@@ -109,7 +109,7 @@ def wide_gif_frame() -> bytes:
 
 
 def tiff(tags: list[tuple[int, int, int, int]], data: bytes = b"") -> bytes:
-    """A little-endian TIFF; the data start at 8, the tags stand behind them."""
+    """A little-endian TIFF: data from byte 8, then the tags."""
     entries = b"".join(struct.pack("<HHLL", *tag) for tag in sorted(tags))
     start = 8 + len(data)
     count = struct.pack("<H", len(tags))
@@ -117,13 +117,13 @@ def tiff(tags: list[tuple[int, int, int, int]], data: bytes = b"") -> bytes:
 
 
 def tiff_tags(width: int, height: int) -> list[tuple[int, int, int, int]]:
-    """Of an uncompressed gray image."""
+    """Tags of an uncompressed gray image."""
     tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1)]
     return [*tags, (262, 3, 1, 1), (277, 3, 1, 1)]
 
 
 def shared_tags() -> bytes:
-    """Forty thousand tags whose values are the same half megabyte."""
+    """40,000 tags that share the same half megabyte of values."""
     values = [(1000 + i, 1, 500_000, 8) for i in range(40_000)]
     strips = [(273, 4, 1, 8), (278, 3, 1, 8), (279, 4, 1, 64)]
     return tiff([*tiff_tags(8, 8), *strips, *values], bytes(500_000))
@@ -141,13 +141,13 @@ def many_tiles() -> bytes:
 
 
 def long_tiff() -> bytes:
-    """Two thousand million rows, all in one strip."""
+    """Two billion rows in one strip."""
     strips = [(273, 4, 1, 8), (278, 4, 1, 2**31 - 1), (279, 4, 1, 2**32 - 1)]
     return tiff([*tiff_tags(1, 2**31 - 1), *strips], bytes(64))
 
 
 def slow_bmp() -> bytes:
-    """Run-length encoding, in which each end of a line is filled byte by byte."""
+    """Run-length encoding, whose line ends are filled byte by byte."""
     width, height = 100_000, 500
     colors = bytes(1024)
     data = bytes(2 * height) + b"\0\1"
@@ -158,7 +158,7 @@ def slow_bmp() -> bytes:
 
 
 def slow_ppm() -> bytes:
-    """An unusual largest value, for which Pillow computes pixel after pixel."""
+    """An unusual maximum value, which Pillow rescales pixel by pixel."""
     return b"P6 4000 4000 100\n" + bytes(3 * 4000 * 4000)
 
 
@@ -199,7 +199,7 @@ def check(case: int) -> str:
     make, expected = CASES[case // len(PREPROCESSINGS)]
     preprocessing, name = PREPROCESSINGS[case % len(PREPROCESSINGS)], make.__name__
     try:
-        pixels = preprocessing.apply(decode_content(make(), name, case))
+        pixels = preprocessing.apply(decode_content(make(), name, case).rgb)
     except ImageError as error:
         assert expected == "errors", str(error)
         assert str(error).startswith(f"image {case} ({name!r}): "), str(error)

@@ -1,6 +1,6 @@
-"""Rows of good images beside those of damaged ones, through the transformer.
+"""Rows of valid images among damaged ones, through the transformer.
 
-Prints what it found; an AssertionError is a fault.
+Prints a summary; fails with an AssertionError.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREPROCESSING = Preprocessing(crop_size=(32, 32), scale=1 / 127.5, mean=(1, 1, 1
 
 
 def check_rows(count: int, folder: Path) -> str:
-    """Codes of `count` damaged files, mixed with good ones, row by row."""
+    """Check the codes of `count` damaged files, mixed with valid ones, row by row."""
     warnings.simplefilter("ignore")
     backbone = networks.save(networks.resnet(), folder / "net.onnx")
     rng = random.Random(0)
@@ -40,7 +40,7 @@ def check_rows(count: int, folder: Path) -> str:
         path.write_bytes(content)
         paths.append(str(path))
         try:
-            pixels = np.asarray(decode_content(content, name, number))
+            pixels = np.asarray(decode_content(content, name, number).rgb)
         except ImageError:
             expected.append(np.full(16, np.nan, np.float32))
         else:
@@ -62,5 +62,5 @@ def check_rows(count: int, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    with TemporaryDirectory() as place:
-        print(check_rows(int(sys.argv[1]), Path(place)))
+    with TemporaryDirectory() as folder:
+        print(check_rows(int(sys.argv[1]), Path(folder)))

@@ -1,4 +1,4 @@
-"""Small photographs in every format, mode and variety that is opened."""
+"""Small photographs in all supported formats, modes and variants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEIGHT, WIDTH = 40, 56
 
 @lru_cache(maxsize=1)
 def photographs() -> list[Image.Image]:
-    """Twelve different parts of the two photographs that scikit-learn brings."""
+    """Twelve different crops of the two photographs that scikit-learn ships."""
     parts = []
     for pixels in load_sample_images().images:
         for top, left in [
@@ -35,7 +35,7 @@ def photographs() -> list[Image.Image]:
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    # Saving as JPEG leaves options in an image: copies are saved.
+    # Saving as JPEG stores options in the image, so copies are saved.
     if "append_images" in options:
         options["append_images"] = [i.copy() for i in options["append_images"]]
     image.copy().save(file, format=format, **options)
@@ -51,7 +51,7 @@ def oriented(orientation: int) -> Image.Exif:
 
 @lru_cache(maxsize=1)
 def seeds() -> dict[str, bytes]:
-    """Image files by name; each of them is opened without an error."""
+    """Image files by name, all of which open without an error."""
     a, b, c = photographs()[:3]
     gray, alpha = a.convert("L"), a.convert("RGBA")
     alpha.putalpha(b.convert("L"))
@@ -118,7 +118,7 @@ def seeds() -> dict[str, bytes]:
 
 
 def interlaced_png(gray: np.ndarray) -> bytes:
-    """Adam7, which Pillow reads but does not write."""
+    """Adam7 interlacing, which Pillow reads but does not write."""
     from tests.fuzz.mutations import png_chunk
 
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)]

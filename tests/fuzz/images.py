@@ -1,4 +1,4 @@
-"""One case: a damaged image file gives pixels, or an ImageError that names it."""
+"""A case: a damaged image file gives pixels, or an ImageError that names it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sk_cnncodes.images.decode import decode_content
 from tests.fuzz.image_seeds import seeds
 from tests.fuzz.mutations import mutated
 
-# Crop, squash, and a crop larger than the image: all ways through the resize.
+# Crop, squash, and a crop larger than the image: all code paths of the resize.
 PREPROCESSINGS = [
     Preprocessing(crop_size=(24, 24), resize_size=28),
     Preprocessing(crop_size=(24, 32), resize="squash", interpolation="bicubic"),
@@ -35,15 +35,15 @@ def check(case: int) -> str:
     name, content = damaged_file(case)
     preprocessing = PREPROCESSINGS[case // len(seeds()) % len(PREPROCESSINGS)]
     try:
-        pixels = preprocessing.apply(decode_content(content, name, case))
+        pixels = preprocessing.apply(decode_content(content, name, case).rgb)
     except ImageError as error:
         assert error.index == case
         assert str(error).startswith(f"image {case} ({name!r}): "), str(error)
         return "errors"
     assert pixels.shape == (*preprocessing.crop_size, 3)
     assert pixels.dtype == np.uint8
-    again = preprocessing.apply(decode_content(content, name, case))
-    # Memory that no decoder has written would differ.
+    again = preprocessing.apply(decode_content(content, name, case).rgb)
+    # Uninitialised memory would differ.
     assert np.array_equal(pixels, again), "decoded differently a second time"
     return "codes"
 

@@ -1,6 +1,6 @@
-"""One case: a damaged ONNX file gives the codes of its layer, or a BackboneError.
+"""A case: a damaged ONNX file gives the codes of its layer, or a BackboneError.
 
-Right codes are those that ONNX Runtime computes from the whole file, uncut.
+Correct codes are those that ONNX Runtime computes from the whole file, uncut.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.fuzz.mutations import mutated
 SIDE = networks.SIDE
 PLAIN = Preprocessing(crop_size=(SIDE, SIDE), scale=1 / 127.5, mean=(1, 1, 1))
 _ODD = [-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 7, 2**16, 2**31 - 1, 2**40, 2**63 - 1]
-_LARGEST_BATCH = 64  # that the whole file is run with
+_LARGEST_BATCH = 64  # with which the whole file is run
 _OPS = ["Relu", "Add", "Conv", "Reshape", "Concat", "Gather", "Slice", "Transpose"]
 _OPS += ["If", "Loop", "Constant", "Shape", "Expand", "Tile", "Split", "TopK", "Cast"]
 _OPS += ["MatMul", "Gemm", "Flatten", "Unsqueeze", "MaxPool", "NotAnOperator", "Einsum"]
@@ -86,13 +86,13 @@ def damaged(
     damage: Callable[[onnx.ModelProto, random.Random], None],
     rng: random.Random,
 ) -> bytes:
-    """A model to which some damages are done."""
+    """Apply `damage` to a model one to four times."""
     model = onnx.load_from_string(content)
     for _ in range(rng.choice([1, 1, 2, 4])):
         try:
             damage(model, rng)
         except (ValueError, OverflowError, TypeError, IndexError):
-            continue  # this damage cannot be written into this field
+            continue  # this field does not accept this value
     return bytes(model.SerializeToString())
 
 
@@ -155,8 +155,10 @@ def damage_graph(model: onnx.ModelProto, rng: random.Random) -> None:
         graph.input[0].type.tensor_type.elem_type = rng.choice([0, 2, 7, 8, 10, 11, 99])
     elif which == 21:
         tensor.data_location = TensorProto.EXTERNAL
-        place = rng.choice(["../outside", "/etc/hostname", "missing", ".", "", "a\0b"])
-        tensor.external_data.add(key="location", value=place)
+        location = rng.choice(
+            ["../outside", "/etc/hostname", "missing", ".", "", "a\0b"]
+        )
+        tensor.external_data.add(key="location", value=location)
         tensor.external_data.add(key="offset", value=str(rng.choice(_ODD)))
     elif which == 22:
         graph.output[0].name = rng.choice([*names, "", "nowhere", "data"])
@@ -173,7 +175,7 @@ def check(case: int) -> str:
 
 
 def check_model(content: bytes, layer: int | str) -> str:
-    """Codes of two images from a file; "codes" where they are known to be right."""
+    """Compute codes of two images; "codes" if they are known to be correct."""
     SESSIONS.clear()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "damaged.onnx")
@@ -186,7 +188,7 @@ def check_model(content: bytes, layer: int | str) -> str:
             tensor = load_backbone(path, PLAIN).layer(layer)
         except BackboneError as error:
             assert "damaged.onnx" in str(error) or "image " in str(error), (
-                f"names no file: {error}"
+                f"does not name the file: {error}"
             )
             return "errors"
         assert found.shape[0] == len(images())
@@ -196,12 +198,14 @@ def check_model(content: bytes, layer: int | str) -> str:
         return "codes_unchecked"
     largest = max(1.0, float(np.abs(wanted).max()))
     difference = float(np.abs(found - wanted).max())
-    assert difference <= 1e-3 * largest, f"wrong codes, by {difference} of {largest}"
+    assert difference <= 1e-3 * largest, (
+        f"codes differ by {difference}, scale {largest}"
+    )
     return "codes"
 
 
 def reference(content: bytes, name: str, kind: str, axis: int) -> np.ndarray | None:
-    """Averages of a tensor, of each image alone; None where the file does not run."""
+    """Averages of a tensor per image; None if the file does not run."""
     ort = import_onnxruntime()
     try:
         model = onnx.load_from_string(content)

@@ -1,4 +1,4 @@
-"""Ways to damage a file: blindly, and by the parts that its format has."""
+"""Ways to damage a file: at random, or by the parts of its format."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import re
 import zlib
 from collections.abc import Callable
 
-# Numbers at which readers go wrong: zero, signs, and sizes no file has.
+# Numbers that break readers: zero, sign changes and implausible sizes.
 _ODD = [0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 999_999]
 _ODD += [2**24, 2**28 + 1, 2**30, 2**31 - 1, 2**31, 2**32 - 1]
 
 
 def mutated(content: bytes, other: bytes, rng: random.Random) -> bytes:
-    """A damaged copy of a file; `other` is one to splice with."""
+    """A damaged copy of a file; parts of `other` may be spliced in."""
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         damage = rng.choice(_DAMAGES)
         content = damage(content, other, rng) or content
@@ -22,7 +22,7 @@ def mutated(content: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def _position(content: bytes, rng: random.Random) -> int:
-    """A place in a file, every second time in its head, where the structure is."""
+    """A random position, half of the time in the header."""
     end = min(len(content), 200) if rng.random() < 0.5 else len(content)
     return rng.randrange(max(1, end))
 
@@ -36,7 +36,7 @@ def flip_bits(content: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def put_number(content: bytes, other: bytes, rng: random.Random) -> bytes:
-    """An odd number of 1, 2, 4 or 8 bytes over what is there."""
+    """Overwrite 1, 2, 4 or 8 bytes with one of the odd numbers."""
     size, position = rng.choice([1, 2, 2, 4, 4, 8]), _position(content, rng)
     number = rng.choice(_ODD) % 256**size
     return (
@@ -72,12 +72,12 @@ def swap(content: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def splice(content: bytes, other: bytes, rng: random.Random) -> bytes:
-    """The head of one file, and the tail of another."""
+    """Join the head of one file to the tail of another."""
     return content[: _position(content, rng)] + other[_position(other, rng) :]
 
 
 def shuffle_parts(content: bytes, other: bytes, rng: random.Random) -> bytes:
-    """Parts of the format swapped, lost, repeated, or taken from the other file."""
+    """Swap, drop or repeat parts of the format, or take one from the other file."""
     parts = split(content)
     if len(parts) < 3:
         return flip_bits(content, other, rng)
@@ -97,7 +97,7 @@ def shuffle_parts(content: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def damage_part(content: bytes, other: bytes, rng: random.Random) -> bytes:
-    """One part damaged, and its check sum corrected: decoders get to see it."""
+    """Damage one part and correct its checksum, so that decoders read it."""
     parts = split(content)
     i = rng.randrange(len(parts))
     damage = rng.choice([flip_bits, put_number, put_number, lose, repeat])
@@ -110,7 +110,7 @@ def damage_part(content: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def claim_size(content: bytes, other: bytes, rng: random.Random) -> bytes:
-    """Another width or height in the head of the file."""
+    """Change the width or height in the header."""
     number = rng.choice([*_ODD, 5000, 7000, 16383])
     changed = bytearray(content)
 
@@ -160,7 +160,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def split(content: bytes) -> list[bytes]:
-    """The parts of a file by its format; joined, they are the file."""
+    """Split a file into the parts of its format."""
     if content.startswith(b"\x89PNG"):
         return _cut(
             content, 8, lambda i: 12 + int.from_bytes(content[i : i + 4], "big")

@@ -1,7 +1,7 @@
-"""Runs many cases in processes of their own, where one may crash, hang or grow.
+"""Runs cases in separate processes, which may crash, hang or run out of memory.
 
-A target is a module with a function ``check(case: int) -> str``: it gives a word for
-what the case came to, and raises what it should not come to.
+A target is a module with a function ``check(case: int) -> str``, which returns a word
+for the outcome of a case and raises if the case fails.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# Seconds of computing, and bytes more than before the first case.
-MOST_SECONDS = 5.0
-MOST_MEMORY = 1_000_000_000
-# Without a sign of life; on a busy machine, a case waits for its turn.
+# Limits of a case: CPU seconds, and bytes beyond the use before the first case.
+MAX_SECONDS = 5.0
+MAX_MEMORY = 1_000_000_000
+# Seconds without output; on a busy machine, a case waits for the CPU.
 _SILENCE = 180.0
 
 
 @dataclass
 class Outcome:
-    """What cases came to: words with their numbers, and failures with their cases."""
+    """Outcomes of cases: counts by word, and failures with their cases."""
 
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[int, str]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def asked_cases(default: int) -> int:
-    """How many cases to try: `SK_CNNCODES_FUZZ` multiplies the default."""
+    """Number of cases to run: the default times `SK_CNNCODES_FUZZ`."""
     return int(default * float(os.environ.get("SK_CNNCODES_FUZZ", "1")))
 
 
@@ -74,17 +74,17 @@ def _run_one_process(
     outcome: Outcome,
     lock: threading.Lock,
 ) -> int:
-    """Cases `start` to `stop` in a process, until it ends; the case to go on with."""
+    """Run cases in a process until it ends; return the case to continue with."""
     command = [sys.executable, "-m", "tests.fuzz.pool", target]
-    said = tempfile.TemporaryFile()  # noqa: SIM115
+    errors = tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen(
         [*command, str(start), str(stop), str(step)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
-        stderr=said,
+        stderr=errors,
     )
     assert process.stdout is not None
-    case, fault, told = start, "", b""
+    case, fault, partial = start, "", b""
     while not fault:
         ready, _, _ = select.select([process.stdout], [], [], _SILENCE)
         text = os.read(process.stdout.fileno(), 2**16) if ready else b""
@@ -92,7 +92,7 @@ def _run_one_process(
             fault = f"no answer in {_SILENCE:g} s"
         elif not text:
             break
-        *lines, told = (told + text).split(b"\n")
+        *lines, partial = (partial + text).split(b"\n")
         for line in lines:
             number, word, detail = line.decode().split(" ", 2)
             case = int(number) + step
@@ -103,12 +103,12 @@ def _run_one_process(
                     outcome.counts[word] += 1
     if fault:
         process.kill()
-    process.wait()  # it has closed its output, so it ends
+    process.wait()  # it has closed its output, so it is exiting
     process.stdout.close()
     if not fault and process.returncode != 0 and case < stop:
-        said.seek(0)
-        fault = f"exit status {process.returncode}, {said.read().decode()[-500:]}"
-    said.close()
+        errors.seek(0)
+        fault = f"exit status {process.returncode}, {errors.read().decode()[-500:]}"
+    errors.close()
     if fault:
         with lock:
             outcome.failures.append((case, fault))
@@ -117,42 +117,42 @@ def _run_one_process(
 
 
 def _largest_memory() -> int:
-    """The most memory that this process has had, in bytes."""
-    if sys.platform == "linux":  # where ru_maxrss begins with that of the parent
+    """Peak memory of this process, in bytes."""
+    if sys.platform == "linux":  # whose ru_maxrss starts at that of the parent
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _main(target: str, start: str, stop: str, step: str) -> None:
     warnings.simplefilter("ignore")
-    # Libraries write to the standard output too.
+    # Libraries may write to standard output too.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     check = importlib.import_module(target).check
     with contextlib.suppress(Exception):
-        check(int(start))  # what is made once does not count
+        check(int(start))  # one-time allocations do not count
     usage = _largest_memory()
     size = 0
-    if sys.platform == "linux":  # beyond this the machine would suffer
+    if sys.platform == "linux":  # protects the machine
         size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
-        resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MOST_MEMORY,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MAX_MEMORY,) * 2)
     for case in range(int(start), int(stop), int(step)):
         began = time.process_time()
         try:
             word, detail = check(case), ""
             seconds = time.process_time() - began
             grown = _largest_memory() - usage
-            if seconds > MOST_SECONDS:
+            if seconds > MAX_SECONDS:
                 word, detail = "failure", f"took {seconds:.1f} s"
-            if grown > MOST_MEMORY:
+            if grown > MAX_MEMORY:
                 word, detail = "failure", f"took {grown / 1e9:.2f} GB"
         except BaseException:
             grown, word, detail = 0, "failure", traceback.format_exc()[-1500:]
         print(case, word, repr(detail), file=answers)
-        if grown > MOST_MEMORY:
-            return  # only a new process can measure again
+        if grown > MAX_MEMORY:
+            return  # the peak is only reset in a new process
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""No damaged file of `to_onnx` crashes, hangs, or gives other outputs than its own."""
+"""No damaged file of `to_onnx` crashes, hangs, or gives wrong outputs."""
 
 from __future__ import annotations
 

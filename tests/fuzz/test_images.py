@@ -1,4 +1,4 @@
-"""No image file crashes, hangs, fills the memory, or gives another one's row."""
+"""No image file crashes, hangs, exhausts memory, or gives another image's row."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.fuzz.pool import ROOT, asked_cases, run_cases
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs limits on processes")
 
 
-def test_undamaged_files_are_images() -> None:
-    """Else the cases would try nothing."""
+def test_undamaged_files_are_decoded() -> None:
+    """Otherwise the cases would test nothing."""
     size = (image_seeds.WIDTH, image_seeds.HEIGHT)
     for name, content in image_seeds.seeds().items():
         assert read_rgb(content, 0).size in (size, size[::-1]), name
@@ -54,7 +54,7 @@ def test_rows_beside_damaged_files() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_paths_that_never_end_are_refused(kind: str, tmp_path: Path) -> None:
+def test_endless_files_are_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "pipe.jpg"
     if kind == "pipe":
         os.mkfifo(path)
@@ -78,7 +78,7 @@ def test_paths_that_never_end_are_refused(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_case_can_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Crashes, silence, exceptions, long and large cases are all noticed."""
+    """Crashes, hangs, exceptions, and slow and large cases."""
     import tests.fuzz.pool as pool
 
     module = tmp_path / "failing.py"
@@ -103,10 +103,10 @@ def test_a_case_can_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert "exit status -6" in faults[1] and "no answer" in faults[2]
     assert "KeyError: 'lost'" in faults[3]
     assert "GB" in faults[4], faults
-    # On a busy machine, five seconds of computing may take all of its time.
+    # On a busy machine, five CPU seconds may exceed the limit on silence.
     assert "took 5." in faults[6] or "no answer" in faults[6], faults
     assert outcome.counts == {"codes": 3}
 
 
-def test_damaged_files_repeat() -> None:
+def test_damaged_files_are_reproducible() -> None:
     assert images.damaged_file(123) == images.damaged_file(123)

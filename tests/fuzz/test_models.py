@@ -1,4 +1,4 @@
-"""No ONNX file crashes, hangs, reads what lies elsewhere, or gives wrong codes."""
+"""No ONNX file crashes, hangs, reads files elsewhere, or gives wrong codes."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_hostile_models() -> None:
     assert sum(outcome.counts.values()) == len(NAMES)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's audit of openings")
-def test_no_library_and_no_file_outside_is_opened(tmp_path: Path) -> None:
-    """With the tool that shows all openings of files, for models that ask for them."""
+@pytest.mark.skipif(sys.platform != "linux", reason="needs strace on Linux")
+def test_no_library_and_no_outside_file_is_opened(tmp_path: Path) -> None:
+    """Traces opened files with strace, for models that refer to them."""
     strace = next(
         (p for p in ("/usr/bin/strace", "/bin/strace") if Path(p).exists()), ""
     )
@@ -49,7 +49,7 @@ def test_no_library_and_no_file_outside_is_opened(tmp_path: Path) -> None:
         [*command, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     if "Operation not permitted" in done.stderr:
-        pytest.skip("strace may not trace here")
+        pytest.skip("strace is not permitted here")
     assert done.returncode == 0, done.stderr[-2000:]
     opened = [line for line in log.read_text().splitlines() if "= -1" not in line]
     assert any("net.onnx" in line for line in opened)

@@ -1,4 +1,4 @@
-"""JSON files beside a backbone, and its metadata, with values of every wrong kind."""
+"""Invalid values in the JSON files beside a backbone and in its metadata."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def write(folder: Path, where: str, text: str) -> Path:
 
 
 @pytest.mark.parametrize("where", GOOD)
-def test_every_wrong_value_is_told(where: str, tmp_path: Path) -> None:
+def test_every_wrong_value_is_reported(where: str, tmp_path: Path) -> None:
     good = GOOD[where]
     assert load_backbone(write(tmp_path, where, json.dumps(good))).preprocessing
     refused = 0
@@ -86,6 +86,6 @@ def test_every_wrong_value_is_told(where: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", GOOD)
 @pytest.mark.parametrize("text", ["", "[", "[" * 100_000, "3", "null", '{"a": '])
-def test_what_is_no_json_object(where: str, text: str, tmp_path: Path) -> None:
+def test_invalid_json_objects(where: str, text: str, tmp_path: Path) -> None:
     with pytest.raises(PreprocessingError):
         load_backbone(write(tmp_path, where, text))

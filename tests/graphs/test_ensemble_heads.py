@@ -1,4 +1,4 @@
-"""Classifiers that each read features of their own."""
+"""Networks with several classifiers, each with its own features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def trunk(net: networks.Net, width: int, out: str) -> str:
 
 
 def ensemble() -> onnx.ModelProto:
-    """The average of the scores of two networks, as a stack."""
+    """The average of the stacked scores of two networks."""
     net, scores = networks.Net(), []
     for number, width in enumerate((8, 6)):
         x = net.dense(trunk(net, width, f"features{number}"), width, 10)
@@ -46,7 +46,7 @@ def fused_stages() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("make", [ensemble, fused_stages])
-def test_the_code_is_what_all_classifiers_read(
+def test_the_code_joins_the_inputs_of_all_classifiers(
     make, photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
 ) -> None:
     model = make()
@@ -57,7 +57,7 @@ def test_the_code_is_what_all_classifiers_read(
     np.testing.assert_allclose(codes, np.hstack(both), rtol=1e-4, atol=1e-5)
 
 
-def test_earlier_layers_stay(plain: Preprocessing, tmp_path: Path) -> None:
+def test_earlier_layers_are_kept(plain: Preprocessing, tmp_path: Path) -> None:
     path = networks.save(fused_stages(), tmp_path / "net.onnx")
     layers = load_backbone(path, plain).layers
     assert [layer.name for layer in layers] == [
@@ -66,7 +66,7 @@ def test_earlier_layers_stay(plain: Preprocessing, tmp_path: Path) -> None:
     assert layers[-1].parameter_share < 1
 
 
-def test_branches_of_a_block_are_no_classifiers(
+def test_branches_of_a_block_are_not_classifiers(
     plain: Preprocessing, tmp_path: Path
 ) -> None:
     """Attention pooling ends in a sum; without a classifier the sum is the code."""

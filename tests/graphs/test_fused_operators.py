@@ -1,4 +1,4 @@
-"""Blocks whose end an optimiser has joined with the next are layers all the same."""
+"""Blocks that an optimiser fused with the next normalisation are still layers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sk_cnncodes import CNNCodeTransformer, Preprocessing, load_backbone
 from tests import networks
 
 
-def joined(model: onnx.ModelProto, *, biases: bool) -> onnx.ModelProto:
-    """With SkipLayerNormalization, as optimisers of transformers write it."""
+def fused(model: onnx.ModelProto, *, biases: bool) -> onnx.ModelProto:
+    """Fuse sums into SkipLayerNormalization, as optimisers of transformers do."""
     makers = {node.output[0]: node for node in model.graph.node}
     constants = {tensor.name for tensor in model.graph.initializer}
-    gone = []
+    removed = []
 
     def is_biased(node: onnx.NodeProto) -> bool:
         return node.op_type == "Add" and node.input[1] in constants
@@ -30,17 +30,17 @@ def joined(model: onnx.ModelProto, *, biases: bool) -> onnx.ModelProto:
             continue
         skip, product = sorted(total.input, key=lambda n: is_biased(makers[n]))
         inputs = [product, skip, *node.input[1:]]
-        gone.append(total.output[0])
+        removed.append(total.output[0])
         if biases:
             inputs = [makers[product].input[0], *inputs[1:], makers[product].input[1]]
-            gone.append(product)
+            removed.append(product)
         node.op_type, node.domain = "SkipLayerNormalization", "com.microsoft"
         node.input[:] = inputs
         node.output.extend(["", "", total.output[0]])
         kept = [a for a in node.attribute if a.name == "epsilon"]
         node.ClearField("attribute")
         node.attribute.extend(kept or [helper.make_attribute("epsilon", 1e-5)])
-    nodes = [node for node in model.graph.node if node.output[0] not in gone]
+    nodes = [node for node in model.graph.node if node.output[0] not in removed]
     model.graph.ClearField("node")
     model.graph.node.extend(nodes)
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
@@ -48,15 +48,15 @@ def joined(model: onnx.ModelProto, *, biases: bool) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("biases", [False, True])
-def test_sums_inside_of_normalisations(
+def test_sums_inside_normalisations_are_layers(
     biases: bool, photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
 ) -> None:
     whole = networks.save(networks.vit(), tmp_path / "whole.onnx")
-    model = joined(networks.vit(), biases=biases)
+    model = fused(networks.vit(), biases=biases)
     ops = [node.op_type for node in model.graph.node]
     assert ops.count("SkipLayerNormalization") == 4
     assert "LayerNormalization" not in ops[ops.index("SkipLayerNormalization") :]
-    path = networks.save(model, tmp_path / "joined.onnx")
+    path = networks.save(model, tmp_path / "fused.onnx")
     expected = load_backbone(whole, plain).layers
     layers = load_backbone(path, plain).layers
     assert [layer.name for layer in layers] == [layer.name for layer in expected]

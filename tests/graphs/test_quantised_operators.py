@@ -1,4 +1,4 @@
-"""Networks that come in 8 bits have the layers of those in floats, and their codes."""
+"""Quantised networks have the same layers and similar codes as float ones."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tests.conftest import prepared, run_tensor
 
 @pytest.fixture(scope="module")
 def data(photographs: list[np.ndarray], plain: Preprocessing) -> np.ndarray:
-    """The photographs as the small networks read them, of a little more contrast.
+    """The photographs as the small networks read them, with slightly more contrast.
 
-    With the same contrast, each pixel would lie between two integers, and be rounded by
-    the last bit of its float.
+    With the same contrast, every pixel would be halfway between two integers, and the
+    last bit of its float would decide how it is rounded.
     """
     pixels = prepared(photographs, plain).astype(np.float32)
     return 1.03 * (pixels / 127.5 - 1).transpose(0, 3, 1, 2)
 
 
 def kind(layer: Layer) -> tuple[object, ...]:
-    """All but its name."""
+    """All attributes except the name."""
     return layer.kind, layer.shape, layer.channel_axis, layer.has_class_token
 
 
@@ -38,7 +38,7 @@ def kind(layer: Layer) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     "network", [networks.resnet, networks.squeezenet, networks.alexnet, networks.vit]
 )
-def test_layers_and_codes_are_those_of_the_floats(
+def test_layers_and_codes_match_the_float_network(
     network: Callable[[], onnx.ModelProto],
     operators: bool,
     data: np.ndarray,
@@ -61,11 +61,11 @@ def test_layers_and_codes_are_those_of_the_floats(
         codes = transformer.fit_transform(photographs)
         found = transformer.set_params(backbone=path).fit_transform(photographs)
         assert (codes * found).sum(axis=1).min() > 0.98  # cosines
-        assert codes.min() < 0 or found.min() >= 0  # what is rectified stays so
+        assert codes.min() < 0 or found.min() >= 0  # rectified codes stay rectified
 
 
 @pytest.mark.parametrize("operators", [False, True])
-def test_codes_are_what_the_integers_stand_for(
+def test_codes_are_the_dequantised_integers(
     operators: bool,
     data: np.ndarray,
     photographs: list[np.ndarray],
@@ -76,7 +76,7 @@ def test_codes_are_what_the_integers_stand_for(
     path = networks.save(model, tmp_path / "net.onnx")
     layer = load_backbone(path, plain).layers[-1].name
     if operators:
-        # An independent way: the file's own integers, and their scale.
+        # An independent check: the integers of the file and their scale.
         makers = {node.output[0]: node for node in model.graph.node}
         name = layer.removesuffix("_dequantized")
         scale, zero = makers[name].input[:2]  # of QLinearConcat
@@ -89,13 +89,13 @@ def test_codes_are_what_the_integers_stand_for(
     np.testing.assert_allclose(found, activations.mean(axis=(2, 3)), atol=step / 10)
 
 
-def test_nodes_that_dequantise_alike_are_one(
+def test_equal_dequantise_nodes_are_merged(
     data: np.ndarray,
     photographs: list[np.ndarray],
     plain: Preprocessing,
     tmp_path: Path,
 ) -> None:
-    """As optimisers write them: a node for each reader, with constants of its own."""
+    """Optimisers write one node per reader, with constants of its own."""
     model = networks.quantised(networks.resnet(), data)
     path = networks.save(model, tmp_path / "one.onnx")
     expected = load_backbone(path, plain).layers
@@ -103,13 +103,13 @@ def test_nodes_that_dequantise_alike_are_one(
     makers = {node.output[0]: node for node in model.graph.node}
     nodes, count = [], 0
     for node in model.graph.node:
-        for place, name in enumerate(node.input):
+        for position, name in enumerate(node.input):
             maker = makers.get(name)
             if maker is None or maker.op_type != "DequantizeLinear":
                 continue
             own = onnx.NodeProto()
             own.CopyFrom(maker)
-            own.output[0] = node.input[place] = f"own{count}"
+            own.output[0] = node.input[position] = f"own{count}"
             if constants[maker.input[1]].dims == []:
                 tensor = model.graph.initializer.add()
                 tensor.CopyFrom(constants[maker.input[1]])
@@ -131,14 +131,14 @@ def test_nodes_that_dequantise_alike_are_one(
 
 
 @pytest.mark.parametrize("network", [networks.resnet, networks.squeezenet])
-def test_files_that_onnxruntime_has_optimised(
+def test_files_optimised_by_onnxruntime(
     network: Callable[[], onnx.ModelProto],
     data: np.ndarray,
     photographs: list[np.ndarray],
     plain: Preprocessing,
     tmp_path: Path,
 ) -> None:
-    """Their operators work on integers, and have the channels last."""
+    """Their operators are on integers, with channels last."""
     path = networks.save(networks.quantised(network(), data), tmp_path / "net.onnx")
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -157,7 +157,7 @@ def test_files_that_onnxruntime_has_optimised(
         assert (codes * others).sum(axis=1).min() > 0.9999  # cosines
 
 
-def test_networks_of_floats_stay_as_they_are(tmp_path: Path) -> None:
+def test_float_networks_are_unchanged(tmp_path: Path) -> None:
     path = networks.save(networks.resnet(), tmp_path / "net.onnx")
     assert read_model(Path(path)).graph.node == networks.resnet().graph.node
 

@@ -1,4 +1,4 @@
-"""Files of all kinds are read into one normal form, large ones once."""
+"""Files of all kinds are read into one normal form, and parsed once."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_an_outline_has_shapes_but_no_weights(tmp_path: Path) -> None:
         assert light == whole or np.prod(whole.dims) > 4096
 
 
-def test_a_file_is_parsed_once_for_all_that_is_asked_of_its_graph(
+def test_a_file_is_parsed_once_until_it_changes(
     tmp_path: Path, plain: Preprocessing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []

@@ -1,4 +1,4 @@
-"""Cutting: only what a layer needs is left, and it computes the same."""
+"""Analysing and cutting graphs: a cut keeps only what a layer needs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_cut_keeps_only_what_the_layer_needs(tmp_path: Path) -> None:
     )
 
 
-def test_cut_follows_captures_of_sub_graphs(tmp_path: Path) -> None:
+def test_cut_keeps_captures_of_bodies(tmp_path: Path) -> None:
     model = read_model(Path(networks.save(networks.with_if(), tmp_path / "a.onnx")))
     cut = cut_model(model, ["chosen"])
     assert "captured" in names(cut)
@@ -76,13 +76,13 @@ def test_dominators_skip_the_branches() -> None:
     assert inside not in cuts
 
 
-def test_shape_edges_are_no_dependence() -> None:
+def test_shape_edges_are_not_dependencies() -> None:
     view = GraphView(networks.vit(), "data")
     assert "embedded" in view.dominators("scores")
     (expand,) = [n for n in view.nodes if n.op_type == "Expand"]
     assert expand.output[0] not in view.image_dependent
 
 
-def test_types_do_not_depend_on_a_baked_batch() -> None:
+def test_types_do_not_depend_on_a_fixed_batch_size() -> None:
     types = infer_types(networks.resnet(batch=1), "data", (4, 3, 32, 32))
     assert types["block3"].shape == (4, 16, 8, 8)

@@ -1,4 +1,4 @@
-"""Whether a model asks for other files, read from its bytes."""
+"""Detection of external data in the bytes of a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sk_cnncodes.graphs.wire_format import _LEADING, asks_for_files
+from sk_cnncodes.graphs.wire_format import _TENSOR_FIELDS, has_external_data
 from tests import networks
 
 
@@ -43,7 +43,7 @@ def _function(model: onnx.ModelProto) -> None:
     model.functions.append(function)
 
 
-PLACES: dict[str, Callable[[onnx.ModelProto], object]] = {
+LOCATIONS: dict[str, Callable[[onnx.ModelProto], object]] = {
     "initializer": lambda m: m.graph.initializer.append(outside()),
     "sparse initializer": _sparse,
     "constant": lambda m: m.graph.node.append(_constant()),
@@ -61,31 +61,31 @@ PLACES: dict[str, Callable[[onnx.ModelProto], object]] = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_places(place: str) -> None:
+@pytest.mark.parametrize("location", LOCATIONS)
+def test_external_data_is_found_everywhere(location: str) -> None:
     model = networks.squeezenet()
-    assert not asks_for_files(model.SerializeToString())
-    PLACES[place](model)
-    assert asks_for_files(model.SerializeToString())
+    assert not has_external_data(model.SerializeToString())
+    LOCATIONS[location](model)
+    assert has_external_data(model.SerializeToString())
 
 
-def test_a_location_without_data() -> None:
+def test_an_external_location_without_data() -> None:
     model = networks.squeezenet()
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL
-    assert asks_for_files(model.SerializeToString())
+    assert has_external_data(model.SerializeToString())
     model.graph.initializer[0].data_location = TensorProto.DEFAULT
-    assert not asks_for_files(model.SerializeToString())
+    assert not has_external_data(model.SerializeToString())
 
 
-def test_a_tensor_cut_short() -> None:
+def test_a_truncated_tensor() -> None:
     model = networks.squeezenet()
     tensor = model.graph.initializer[0]
     tensor.raw_data = tensor.raw_data[:-1]
     with pytest.raises(ValueError, match=r"has (\d+) bytes instead of"):
-        asks_for_files(model.SerializeToString())
+        has_external_data(model.SerializeToString())
     tensor.dims[0] = -1
     with pytest.raises(ValueError, match="bytes instead of"):
-        asks_for_files(model.SerializeToString())
+        has_external_data(model.SerializeToString())
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i4", "i8", "u1", "?"])
@@ -94,11 +94,11 @@ def test_whole_tensors(dtype: str, shape: tuple[int, ...]) -> None:
     model = networks.squeezenet()
     array = np.zeros(shape, dtype)
     model.graph.initializer.append(numpy_helper.from_array(array, "whole"))
-    assert not asks_for_files(model.SerializeToString())
+    assert not has_external_data(model.SerializeToString())
 
 
-def test_all_ways_to_a_tensor_are_known() -> None:
-    """Compared with the definition that the package onnx has."""
+def test_all_paths_to_a_tensor_are_known() -> None:
+    """Compares with the definition in the package onnx."""
     messages = onnx.ModelProto.DESCRIPTOR.file.message_types_by_name
 
     def leads(name: str, seen: tuple[str, ...] = ()) -> bool:
@@ -110,13 +110,13 @@ def test_all_ways_to_a_tensor_are_known() -> None:
         )
 
     found = {}
-    for name in _LEADING:
+    for name in _TENSOR_FIELDS:
         fields = [f for f in messages[name].fields if f.message_type]
         fields = [f for f in fields if f.message_type.name in messages]
         found[name] = {
             f.number: f.message_type.name for f in fields if leads(f.message_type.name)
         }
-    assert found == _LEADING
+    assert found == _TENSOR_FIELDS
     numbers = {f.name: f.number for f in messages["TensorProto"].fields}
     assert numbers["external_data"] == 13 and numbers["data_location"] == 14
 
@@ -124,12 +124,12 @@ def test_all_ways_to_a_tensor_are_known() -> None:
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        (b"\x3a\x05\x0a", "ends within a field"),
-        (b"\x3a", "ends within a number"),
-        (b"\x3a" + b"\xff" * 9 + b"\x01", "number without an end"),
-        (b"\x3b\x3c", "unknown kind 3"),
+        (b"\x3a\x05\x0a", "ends inside a field"),
+        (b"\x3a", "ends inside a number"),
+        (b"\x3a" + b"\xff" * 9 + b"\x01", "number is not terminated"),
+        (b"\x3b\x3c", "unknown wire type 3"),
     ],
 )
-def test_bytes_that_are_no_model(content: bytes, fault: str) -> None:
+def test_malformed_bytes(content: bytes, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
-        asks_for_files(content)
+        has_external_data(content)

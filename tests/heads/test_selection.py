@@ -29,7 +29,7 @@ def digits() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def search(digits: tuple[Any, Any]) -> GridSearchCV:
-    # Positions in another order than they sort in.
+    # Layers and heads in an order other than their sorted one.
     found = code_search(
         ["cnncodes-mini"], [-3, -1], ["knn", "svm"], cv=2, cache="memory"
     )

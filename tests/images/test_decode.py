@@ -1,4 +1,4 @@
-"""Everything that X may hold becomes the right RGB, or an error that names it."""
+"""Every kind of element of X becomes correct RGB or an error that names it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_source_gives_the_same_pixels(
             memoryview(content),
             io.BytesIO(content),
             file,
-            file,  # a second time: it is read from its start
+            file,  # a second time: it is read from the start
             Image.open(io.BytesIO(content)),
             photograph,
             photograph / 255,
@@ -82,7 +82,7 @@ def test_gray_arrays(photograph: np.ndarray) -> None:
 # -- modes -------------------------------------------------------------------
 
 
-def test_transparency_is_laid_over_white(photograph: np.ndarray) -> None:
+def test_transparency_is_composited_over_white(photograph: np.ndarray) -> None:
     alpha = np.zeros(photograph.shape[:2], np.uint8)
     alpha[:, :40] = 255
     pixels = np.dstack([photograph, alpha])
@@ -116,7 +116,7 @@ def test_cmyk_jpeg(photograph: np.ndarray) -> None:
     assert np.abs(result.astype(int) - photograph).mean() < 6
 
 
-def test_sixteen_bits_keep_their_high_byte() -> None:
+def test_16_bit_files_keep_their_high_byte() -> None:
     ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
     for format in ("PNG", "TIFF"):
         result = rgb(encoded(Image.fromarray(ramp), format=format))
@@ -147,7 +147,7 @@ def test_first_frame_of_an_animation(format: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_exif_orientation(orientation: int, mode: str) -> None:
-    # A red corner that a camera of this orientation wrote somewhere else.
+    # A white corner that this orientation stores in another place.
     upright = np.zeros((24, 40, 3), np.uint8)
     upright[:8, :8] = 255
     turned = {
@@ -177,7 +177,7 @@ def test_exif_orientation(orientation: int, mode: str) -> None:
             assert np.abs(result.astype(int) - upright).max() < 60
 
 
-def test_damaged_exif_does_not_matter(photograph: np.ndarray) -> None:
+def test_damaged_exif_is_ignored(photograph: np.ndarray) -> None:
     image = Image.fromarray(photograph)
     content = encoded(image, format="PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     np.testing.assert_array_equal(rgb(content), photograph)
@@ -204,7 +204,7 @@ def test_missing_path(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_files_that_are_no_images(
+def test_files_that_are_not_images(
     name: str, content: bytes, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -224,7 +224,7 @@ def test_truncated_jpeg(photograph: np.ndarray, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"])
-def test_half_a_file_is_no_image_however_it_is_decoded(
+def test_half_a_file_is_an_error_at_any_decode_size(
     format: str, photograph: np.ndarray
 ) -> None:
     content = encoded(Image.fromarray(photograph), format=format)
@@ -235,7 +235,7 @@ def test_half_a_file_is_no_image_however_it_is_decoded(
                 read_rgb(half, 3, min_decode_size=min_decode_size)
 
 
-def test_a_pipe_is_refused() -> None:
+def test_pipe_is_refused() -> None:
     reading, writing = os.pipe()
     os.close(writing)
     with (
@@ -245,7 +245,7 @@ def test_a_pipe_is_refused() -> None:
         read_rgb(file, 0)
 
 
-def test_folder_and_odd_paths(tmp_path: Path) -> None:
+def test_folder_and_invalid_path(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="image 0 .*cannot be read"):
         read_rgb(str(tmp_path), 0)
     with pytest.raises(ImageError, match="image 0 .*not a valid path"):
@@ -253,14 +253,14 @@ def test_folder_and_odd_paths(tmp_path: Path) -> None:
 
 
 class RemotePath:
-    """A path whose file has to be fetched first, which fails."""
+    """A path whose file must be fetched first, which fails."""
 
     def __fspath__(self) -> str:
         raise RuntimeError("no connection")
 
 
 @pytest.mark.parametrize("cache", ["memory", None])
-def test_paths_and_files_that_fail_in_ways_of_their_own(
+def test_paths_and_files_that_raise_other_exceptions(
     photograph: np.ndarray, tmp_path: Path, cache: str | None
 ) -> None:
     content = encoded(Image.fromarray(photograph), format="PNG")
@@ -288,7 +288,7 @@ def test_paths_and_files_that_fail_in_ways_of_their_own(
     np.testing.assert_allclose(codes[0], transformer.transform([photograph])[0])
 
 
-def test_too_few_handles_for_an_open_file_make_no_bad_image() -> None:
+def test_running_out_of_file_handles_is_not_an_image_error() -> None:
     class Scarce(io.BytesIO):
         def read(self, *arguments: Any) -> bytes:
             raise OSError(errno.EMFILE, "Too many open files")
@@ -297,9 +297,7 @@ def test_too_few_handles_for_an_open_file_make_no_bad_image() -> None:
         read_rgb(Scarce(b"content"), 0)
 
 
-def test_the_limit_on_pixels_is_a_parameter(
-    photograph: np.ndarray, tmp_path: Path
-) -> None:
+def test_max_pixels_is_a_parameter(photograph: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     Image.fromarray(photograph).save(path)  # 60 x 80
     for image in (str(path), path.read_bytes(), photograph, Image.open(path)):
@@ -309,17 +307,17 @@ def test_the_limit_on_pixels_is_a_parameter(
             assert read_rgb(image, 3, limit).size == (80, 60)
 
 
-def test_pillows_own_limit_is_left_alone(
+def test_global_limit_of_pillow_is_unchanged(
     photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     content = encoded(Image.fromarray(photograph), format="JPEG")
-    assert read_rgb(content, 0).size == (80, 60)  # nor is there a warning
+    assert read_rgb(content, 0).size == (80, 60)  # without a warning
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
 @pytest.mark.parametrize("format", ["ICO", "PCX", "TGA", "PDF", "EPS", "JPEG2000"])
-def test_other_formats_stay_closed(photograph: np.ndarray, format: str) -> None:
+def test_other_formats_are_refused(photograph: np.ndarray, format: str) -> None:
     content = encoded(Image.fromarray(photograph), format=format)
     with pytest.raises(ImageError, match="image 0 .*not an image file. Expected one"):
         read_rgb(content, 0)
@@ -342,7 +340,7 @@ def test_too_many_pixels() -> None:
         ({"path": "x"}, "got dict"),
         ([[0, 1]], "got list"),
         (np.zeros((4, 4, 2), np.uint8), r"\(4, 4, 2\).*wrong shape"),
-        (np.zeros((3, 8, 8), np.uint8), "channels come last"),
+        (np.zeros((3, 8, 8), np.uint8), "Move the channels last"),
         (np.zeros((4, 4, 3, 1), np.uint8), "wrong shape"),
         (np.zeros(4, np.uint8), "wrong shape"),
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
@@ -351,16 +349,16 @@ def test_too_many_pixels() -> None:
         (np.zeros((4, 4), "M8[s]"), "wrong dtype"),
         (np.zeros((4, 4), complex), "wrong dtype"),
         (np.zeros((4, 4), object), "dtype object"),
-        (np.full((4, 4), np.nan), "NaN among its values"),
-        (np.full((4, 4), np.inf), "infinity among its values"),
+        (np.full((4, 4), np.nan), "contains NaN"),
+        (np.full((4, 4), np.inf), "contains infinity"),
         (np.full((4, 4), 200.0), r"float values from 200 to 200.*\[0, 1\]"),
         (np.full((4, 4), -0.1), "float values from -0.1"),
         (io.StringIO("text"), "opened as text"),
-        # Of 8 bits, in a mode of more: it would be black.
+        # 8-bit values in a 32-bit mode: the image would become black.
         (Image.new("L", (4, 4), 200).convert("I"), r"200 in mode 'I'.*convert\('L'\)"),
     ],
 )
-def test_elements_that_are_no_images(image: Any, message: str) -> None:
+def test_elements_that_are_not_images(image: Any, message: str) -> None:
     with pytest.raises(ImageError, match=f"image 5 .*{message}") as caught:
         read_rgb(image, 5)
     assert caught.value.index == 5
@@ -410,20 +408,20 @@ def test_arrays_are_not_copied(photographs: list[np.ndarray]) -> None:
         (memoryview(b"abc"), "single image"),
         (Image.new("RGB", (2, 2)), "single image"),
         (np.zeros((8, 8, 3), np.uint8), r"single image.*X\[None\]"),
-        (np.zeros((10, 64)), r"\(10, 64\).*a matrix of features.*reshape"),
+        (np.zeros((10, 64)), r"\(10, 64\).*a feature matrix.*reshape"),
         (np.zeros(10), r"\(10,\)"),
-        (np.zeros((10, 3, 8, 8)), "channels come last"),
+        (np.zeros((10, 3, 8, 8)), "Move the channels last"),
         (np.zeros((10, 8, 8, 2)), "Expected 1, 3 or 4 channels.*got 2"),
         (pd.DataFrame({"a": ["x"], "b": ["y"]}), r"2 columns \['a', 'b'\]"),
     ],
 )
-def test_containers_that_are_refused(X: Any, message: str) -> None:
+def test_invalid_containers(X: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         as_image_sequence(X)
 
 
 @pytest.mark.parametrize("X", [{"a.jpg"}, {"a": 1}, (p for p in ["a.jpg"]), 3, None])
-def test_no_containers(X: Any) -> None:
+def test_objects_that_are_not_containers(X: Any) -> None:
     with pytest.raises(TypeError, match="X: got .*Expected a list"):
         as_image_sequence(X)
 

@@ -20,7 +20,7 @@ def touch(folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_each_format_has_a_suffix_and_is_read(name: str, tmp_path: Path) -> None:
+def test_each_format_has_a_suffix_and_can_be_read(name: str, tmp_path: Path) -> None:
     known = [s for s, f in Image.registered_extensions().items() if f == name]
     assert set(known) & image_suffixes()
     path = tmp_path / f"image{sorted(set(known) & image_suffixes())[0]}"
@@ -28,7 +28,7 @@ def test_each_format_has_a_suffix_and_is_read(name: str, tmp_path: Path) -> None
     assert read_rgb(path, 0).size == (3, 3)
 
 
-def test_find_images_goes_down_in_order(tmp_path: Path) -> None:
+def test_find_images_is_recursive_and_sorted(tmp_path: Path) -> None:
     touch(tmp_path, "b/2.png", "b/1.JPEG", "a/deep/3.webp", "0.jpg")
     touch(tmp_path, "notes.txt", ".hidden.jpg", ".cache/5.jpg", "b/noext")
     found = find_images(tmp_path)
@@ -47,12 +47,12 @@ def test_relative_folders_give_relative_paths(
     assert find_labelled_images("photos").paths == [str(Path("photos/cat/1.jpg"))]
 
 
-def test_folder_that_is_not_there() -> None:
+def test_missing_folder() -> None:
     with pytest.raises(FileNotFoundError):
         find_images("no-such-folder")
 
 
-def test_labels_are_names_of_sub_folders(tmp_path: Path) -> None:
+def test_labels_are_sub_folder_names(tmp_path: Path) -> None:
     touch(tmp_path, "dog/2.jpg", "cat/1.png", "cat/3.gif")
     touch(
         tmp_path, "top.jpg", ".git/4.jpg", "cat/.5.jpg", "dog/Thumbs.db", "cat/in/6.jpg"
@@ -63,7 +63,7 @@ def test_labels_are_names_of_sub_folders(tmp_path: Path) -> None:
     assert (found.ignored, found.outside) == (3, 2)
 
 
-def test_images_that_lie_deeper_are_no_classes(tmp_path: Path) -> None:
+def test_nested_folders_are_not_classes(tmp_path: Path) -> None:
     touch(tmp_path, "train/cat/1.jpg", "test/cat/2.jpg")
     with pytest.raises(ValueError, match="found no images in its sub-folders") as error:
         find_labelled_images(tmp_path)

@@ -1,4 +1,4 @@
-"""Resize and crop against arithmetic written out; records that refuse nonsense."""
+"""Resize and crop against reference implementations; validation of parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sk_cnncodes.images.preprocessing import INTERPOLATIONS
 
 
 def torchvision(image: Image.Image, size: int, crop: int) -> np.ndarray:
-    """Resize(size) and CenterCrop(crop) as torchvision documents them, step by step."""
+    """Resize(size) and CenterCrop(crop) as documented by torchvision, step by step."""
     width, height = image.size
     if width <= height:
         scaled = (size, int(size * height / width))
@@ -48,7 +48,7 @@ def test_crop_inside_of_the_resize_equals_resize_then_crop(
     assert np.abs(ours.astype(int) - reference).max() <= 1
 
 
-def test_photographs_within_one_level(photographs: list[np.ndarray]) -> None:
+def test_photographs_match_within_one_level(photographs: list[np.ndarray]) -> None:
     for pixels in photographs:
         image = Image.fromarray(pixels)
         ours = Preprocessing(crop_size=(96, 96), resize_size=110).apply(image)
@@ -63,10 +63,10 @@ def test_photographs_within_one_level(photographs: list[np.ndarray]) -> None:
     seed=st.integers(0, 99),
 )
 @example(width=206, height=40, interpolation="bicubic", seed=0)  # two levels
-def test_noise_within_one_level_with_all_filters(
+def test_noise_matches_within_one_or_two_levels(
     width: int, height: int, interpolation: str, seed: int
 ) -> None:
-    """Resized first along the rows, then along the columns, then cropped."""
+    """The reference resizes the rows, then the columns, and then crops."""
     rng = np.random.default_rng(seed)
     image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
     record = Preprocessing(
@@ -75,24 +75,24 @@ def test_noise_within_one_level_with_all_filters(
     ours = record.apply(image).astype(int)
     full_height, full_width = record.resized_size(height, width)
     method = Image.Resampling(INTERPOLATIONS[interpolation])
-    if interpolation != "nearest":  # it has no passes
+    if interpolation != "nearest":  # which has no separate passes
         image = image.resize((full_width, height), method)
     whole = np.asarray(image.resize((full_width, full_height), method))
     top, left = round((full_height - 40) / 2), round((full_width - 40) / 2)
     reference = whole[top : top + 40, left : left + 40]
     difference = np.abs(ours - reference)
-    seldom = interpolation in ("bicubic", "lanczos")
-    assert difference.max() <= (2 if seldom else 1)
+    overshoots = interpolation in ("bicubic", "lanczos")
+    assert difference.max() <= (2 if overshoots else 1)
     assert (difference > 1).mean() < 0.001
 
 
 def keras(image: Image.Image, side: int) -> np.ndarray:
-    """`load_img(target_size=(side, side), interpolation="bilinear")` of Keras: the
-    whole image becomes the input, whatever its aspect ratio."""
+    """`load_img(target_size=(side, side), interpolation="bilinear")` of Keras, which
+    resizes the whole image, whatever its aspect ratio."""
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
 
 
-def test_keras_as_documented(photographs: list[np.ndarray]) -> None:
+def test_exact_resize_matches_keras(photographs: list[np.ndarray]) -> None:
     record = Preprocessing(crop_size=(96, 96), resize="exact")
     for pixels in photographs:
         image = Image.fromarray(pixels)
@@ -124,9 +124,9 @@ def test_large_jpegs_are_decoded_smaller_without_a_visible_difference(
 @pytest.mark.parametrize(
     ("size", "smaller"),
     [
-        ((832, 832), (208, 208)),  # just twice the target
-        ((830, 832), (415, 416)),  # 1/4 would leave less, and parts of a pixel
-        ((1281, 864), (1281, 864)),  # parts of a pixel
+        ((832, 832), (208, 208)),  # exactly twice the target
+        ((830, 832), (415, 416)),  # 1/4 would be too small, with fractions of a pixel
+        ((1281, 864), (1281, 864)),  # fractions of a pixel
         ((400, 400), (400, 400)),
     ],
 )
@@ -165,7 +165,7 @@ def test_squash_and_exact(interpolation: str, photographs: list[np.ndarray]) -> 
     assert np.abs(difference).max() <= 1
 
 
-def test_none_crops_and_pads(photographs: list[np.ndarray]) -> None:
+def test_resize_none_crops_and_pads(photographs: list[np.ndarray]) -> None:
     pixels = photographs[0][:50, :70]
     out = Preprocessing(crop_size=(60, 60), resize="none").apply(
         Image.fromarray(pixels)
@@ -178,8 +178,8 @@ def test_none_crops_and_pads(photographs: list[np.ndarray]) -> None:
 @pytest.mark.parametrize(
     ("rounding", "above"), [("torchvision", 1), ("huggingface", 2)]
 )
-def test_padding_is_rounded_as_the_corner(rounding: str, above: int) -> None:
-    """Of three rows that are missing, torchvision adds one above, transformers two."""
+def test_padding_is_rounded_like_the_corner(rounding: str, above: int) -> None:
+    """For three missing rows, torchvision adds one above, transformers two."""
     record = Preprocessing(crop_size=(10, 10), resize="none", rounding=rounding)
     image = Image.new("RGB", (7, 7), "white")
     inside = record.apply(image).any(axis=2)
@@ -189,7 +189,7 @@ def test_padding_is_rounded_as_the_corner(rounding: str, above: int) -> None:
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "box"])
-def test_filters_that_jump_see_the_whole_jpeg(
+def test_discontinuous_filters_get_the_full_size_jpeg(
     interpolation: str, photographs: list[np.ndarray]
 ) -> None:
     record = Preprocessing(
@@ -204,7 +204,7 @@ def test_filters_that_jump_see_the_whole_jpeg(
     np.testing.assert_array_equal(found, whole)
 
 
-def test_conventions_of_rounding() -> None:
+def test_rounding_conventions() -> None:
     def corner(rounding: str, width: int) -> tuple[tuple[int, int], int]:
         record = Preprocessing(crop_size=(10, 10), rounding=rounding, resize_size=10)
         return record.resized_size(100, width), record._corner(3)
@@ -226,6 +226,8 @@ def test_conventions_of_rounding() -> None:
         ({"rounding": "up"}, "rounding.*'up'"),
         ({"mean": (1, 2)}, r"mean: expected 3 finite numbers, got \(1, 2\)"),
         ({"mean": (1, 2, float("nan"))}, "mean: expected 3 finite"),
+        ({"channels": "GRAY", "mean": ([1], [2])}, "mean: expected 1 finite"),
+        ({"scale": 10**400}, "scale: expected a number other than 0"),
         ({"std": (1, 0, 1)}, "std: expected no zero"),
         ({"scale": 0}, "scale: expected a number other than 0"),
         ({"resize_size": (4, 4)}, "resize_size: expected an int"),
@@ -233,7 +235,7 @@ def test_conventions_of_rounding() -> None:
         ({"resize": "exact", "resize_size": 4}, "resize_size: expected None"),
     ],
 )
-def test_nonsense_is_refused(values: dict, message: str) -> None:
+def test_invalid_parameters(values: dict, message: str) -> None:
     with pytest.raises(PreprocessingError, match=message):
         Preprocessing(**({"crop_size": (32, 32)} | values))
 

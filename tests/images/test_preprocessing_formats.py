@@ -1,4 +1,4 @@
-"""Configurations as published with well-known models."""
+"""Configurations published with well-known models."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def hf(**values) -> Preprocessing:
         ),
         (MOBILEVIT, hf(crop_size=(256, 256), resize_size=288, channels="BGR")),
         (
-            # As transformers 5 writes it: with a mean that it does not use.
+            # As written by transformers 5, with a mean that it does not use.
             MOBILEVIT
             | {"image_mean": MEAN, "image_std": STD}
             | {"image_processor_type": "MobileViTImageProcessor"},
@@ -143,15 +143,15 @@ def test_huggingface(config: dict, expected: Preprocessing) -> None:
         ({"do_pad": True}, "do_pad"),
         ({"do_grayscale": True}, "do_grayscale"),
         ({"keep_aspect_ratio": True}, "keep_aspect_ratio"),
-        ({"offset": True}, "offset"),  # of ViViT: to [-1, 1]
+        ({"offset": True}, "offset"),  # ViViT: scales to [-1, 1]
         ({"image_processor_type": "PerceiverImageProcessor"}, "crops before"),
         ({"size": {"longest_edge": 4}}, "expected a size"),
-        ({"image_processor_type": "Other", "size": 256}, "'Other' is not known"),
+        ({"image_processor_type": "Other", "size": 256}, "'Other' is unknown"),
         ({"do_center_crop": False}, "does not crop"),
         ({"image_std": STD[:1]}, "std: expected 3"),
     ],
 )
-def test_huggingface_that_cannot_be_followed(change: dict, message: str) -> None:
+def test_unsupported_huggingface(change: dict, message: str) -> None:
     with pytest.raises(PreprocessingError, match=message):
         read_huggingface(DINOV2 | change)
 
@@ -186,7 +186,7 @@ def test_timm() -> None:
     assert read_timm(squash).resized_size(480, 640) == (224, 224)
 
 
-def test_timm_that_cannot_be_followed() -> None:
+def test_unsupported_timm() -> None:
     with pytest.raises(PreprocessingError, match="crop_mode.*'border'"):
         read_timm(TIMM["pretrained_cfg"] | {"crop_mode": "border"})
     with pytest.raises(PreprocessingError, match="'std'"):

@@ -1,4 +1,4 @@
-"""Varieties of files that Pillow does not write, and reads in ways of its own."""
+"""File variants that Pillow does not write and does not always read correctly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rgb(content: bytes) -> np.ndarray:
 
 
 def png(bits: int, kind: int, values: list[int], transparent: list[int]) -> bytes:
-    """One row of gray (kind 0) or RGB (kind 2), and what is transparent in it."""
+    """A PNG file of one gray (kind 0) or RGB (kind 2) row with a transparent value."""
     width = len(values) // (1 if kind == 0 else 3)
     text = "".join(format(value, f"0{bits}b") for value in values)
     text = text.ljust(-(-len(text) // 8) * 8, "0")
@@ -38,7 +38,7 @@ def png(bits: int, kind: int, values: list[int], transparent: list[int]) -> byte
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_a_transparent_gray_of_any_depth_is_white(bits: int) -> None:
+def test_transparent_gray_of_any_depth_is_white(bits: int) -> None:
     largest = 2**bits - 1
     values = sorted({largest * i // 15 for i in range(16)})
     for transparent in values:
@@ -48,7 +48,7 @@ def test_a_transparent_gray_of_any_depth_is_white(bits: int) -> None:
         np.testing.assert_array_equal(found[0, :, 0], gray)
 
 
-def test_a_transparent_colour_of_16_bits_is_white() -> None:
+def test_transparent_16_bit_colour_is_white() -> None:
     # Pillow compares the low byte of the colour with the high byte of the pixels.
     colors = [0x1234, 0x1234, 0x1234, 0x3456, 0x3456, 0x3456]
     found = rgb(png(16, 2, colors, [0x1234] * 3))
@@ -59,7 +59,7 @@ def test_a_transparent_colour_of_16_bits_is_white() -> None:
 
 
 def lossless_jpeg(side: int) -> bytes:
-    """All gray: every difference from the pixel before is 0, one bit each."""
+    """A uniformly gray image: each pixel's difference to the previous is 0, one bit."""
     frame = struct.pack(">BHHBBBB", 8, side, side, 1, 1, 0x11, 0)
     table = bytes([0, 1, *[0] * 15, 0])  # one code, of length 1, for 0
     scan = bytes([1, 1, 0, 1, 0, 0])
@@ -71,8 +71,8 @@ def lossless_jpeg(side: int) -> bytes:
     return b"\xff\xd8" + b"".join(segments) + bytes(side * side // 8) + b"\xff\xd9"
 
 
-def test_a_lossless_jpeg_is_never_decoded_smaller() -> None:
-    """Which libjpeg cannot; the file was called damaged where it is large."""
+def test_lossless_jpeg_is_never_decoded_smaller() -> None:
+    """Regression: libjpeg cannot, and large files were reported as damaged."""
     image = read_rgb(lossless_jpeg(64), 0, min_decode_size=lambda height, width: (8, 8))
     assert image.size == (64, 64)
     assert (np.asarray(image) == 128).all()
@@ -85,18 +85,18 @@ SAMPLES, ROWS, LENGTHS, PLANAR, EXTRA, FORMAT = 277, 278, 279, 284, 338, 339
 
 
 def tiff(order: str, strips: list[bytes], tags: dict[int, list[int]]) -> bytes:
-    """A TIFF file of 4 x 2 pixels, of these strips and further tags."""
-    places = [8 + sum(map(len, strips[:i])) for i in range(len(strips))]
-    tags = {WIDTH: [4], HEIGHT: [2], ROWS: [2], STRIPS: places, PACKING: [1]} | tags
+    """A TIFF file of 4 x 2 pixels with the given strips and extra tags."""
+    offsets = [8 + sum(map(len, strips[:i])) for i in range(len(strips))]
+    tags = {WIDTH: [4], HEIGHT: [2], ROWS: [2], STRIPS: offsets, PACKING: [1]} | tags
     tags |= {SAMPLES: [len(tags[BITS])], LENGTHS: [len(strip) for strip in strips]}
     start = 8 + sum(map(len, strips))
     entries, later = struct.pack(order + "H", len(tags)), b""
     for tag, values in sorted(tags.items()):
         value = struct.pack(f"{order}{len(values)}H", *values).ljust(4, b"\0")
         if len(value) > 4:
-            place = start + 2 + 12 * len(tags) + 4 + len(later)
+            offset = start + 2 + 12 * len(tags) + 4 + len(later)
             later += value
-            value = struct.pack(order + "L", place)
+            value = struct.pack(order + "L", offset)
         entries += struct.pack(order + "HHL", tag, 3, len(values)) + value
     first = b"II*\0" if order == "<" else b"MM\0*"
     head = first + struct.pack(order + "L", start)
@@ -104,14 +104,14 @@ def tiff(order: str, strips: list[bytes], tags: dict[int, list[int]]) -> bytes:
 
 
 def packed(data: bytes) -> bytes:
-    """PackBits, each byte as it is."""
+    """Encode with PackBits as a single literal run."""
     return bytes([len(data) - 1]) + data
 
 
 VALUES = np.arange(8, dtype=np.uint16).reshape(2, 4) * 0x1F1F
 
 
-def test_tiff_of_12_bits_keeps_its_high_byte() -> None:
+def test_12_bit_tiff_keeps_its_high_byte() -> None:
     text = "".join(format(value >> 4, "012b") for value in VALUES.ravel())
     data = int(text, 2).to_bytes(12, "big")
     found = rgb(tiff("<", [data], {BITS: [12], PHOTO: [1]}))
@@ -119,7 +119,7 @@ def test_tiff_of_12_bits_keeps_its_high_byte() -> None:
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_tiff_of_16_bits(order: str) -> None:
+def test_16_bit_tiff(order: str) -> None:
     data = VALUES.astype(order + "u2").tobytes()
     for packing, strip in ((1, data), (32773, packed(data))):
         found = rgb(tiff(order, [strip], {BITS: [16], PHOTO: [1], PACKING: [packing]}))
@@ -127,7 +127,7 @@ def test_tiff_of_16_bits(order: str) -> None:
 
 
 def test_tiff_that_pillow_would_misread_is_refused() -> None:
-    """It gave a picture, of other pixels."""
+    """Regression: it was decoded to wrong pixels."""
     deep = VALUES.tobytes()
     planes = {BITS: [16] * 3, PHOTO: [2], PLANAR: [2]}
     gray = packed((VALUES >> 8).astype(np.uint8).tobytes())
@@ -139,7 +139,7 @@ def test_tiff_that_pillow_would_misread_is_refused() -> None:
         tiff("<", [gray] * 2, alpha),
         tiff(">", [swapped], signed),
     ):
-        with pytest.raises(ImageError, match="image 0.*a rare variety of TIFF"):
+        with pytest.raises(ImageError, match="image 0.*unsupported variant of TIFF"):
             rgb(content)
     signed[PACKING] = [1]
     plain = tiff(">", [(VALUES >> 1).astype(">i2").tobytes()], signed)

@@ -1,4 +1,4 @@
-"""Views against torchvision's documented crops, and codes averaged by hand."""
+"""Views against torchvision's documented crops, and explicitly averaged codes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from sklearn.pipeline import make_pipeline
 
 from sk_cnncodes import CNNCodeTransformer, Preprocessing, PreprocessingError
 from sk_cnncodes.base.exceptions import ExportError
-from sk_cnncodes.images import decode as images
-from sk_cnncodes.images import safe_open as image_files
+from sk_cnncodes.images import decode, safe_open
 from sk_cnncodes.images.views import VIEWS, take_views
 from tests import networks
 
@@ -28,7 +27,7 @@ def net(tmp_path_factory: pytest.TempPathFactory, plain: Preprocessing) -> str:
 
 
 def torchvision_five(image: Image.Image, size: int, crop: int) -> list[np.ndarray]:
-    """Resize(size) and FiveCrop(crop) as torchvision documents them."""
+    """Resize(size) and FiveCrop(crop) as documented by torchvision."""
     short = min(image.size)
     scaled = (int(size * image.width / short), int(size * image.height / short))
     image = image.resize(scaled, Image.Resampling.BILINEAR)
@@ -44,7 +43,7 @@ def torchvision_five(image: Image.Image, size: int, crop: int) -> list[np.ndarra
     return [np.asarray(image.crop(box)) for box in boxes]
 
 
-def test_crops_are_those_of_torchvision(
+def test_crops_match_torchvision(
     photographs: list[np.ndarray], plain: Preprocessing
 ) -> None:
     for pixels in photographs:
@@ -59,7 +58,7 @@ def test_crops_are_those_of_torchvision(
         np.testing.assert_array_equal(flip[1], flip[0][:, ::-1])
 
 
-def test_an_image_smaller_than_the_crop_is_surrounded_by_black() -> None:
+def test_image_smaller_than_the_crop_is_padded_with_black() -> None:
     preprocessing = Preprocessing(crop_size=(32, 32), resize="none")
     image = Image.fromarray(np.full((20, 40, 3), 200, np.uint8))
     views = take_views(image, preprocessing, "five_crop")
@@ -80,10 +79,10 @@ def test_codes_are_averages(
     photographs: list[np.ndarray],
 ) -> None:
     crops = [take_views(Image.fromarray(p), plain, views) for p in photographs]
-    as_it_is = Preprocessing(
+    without_resize = Preprocessing(
         crop_size=(32, 32), resize="none", scale=1 / 127.5, mean=(1, 1, 1)
     )
-    one_by_one = CNNCodeTransformer(net, preprocessing=as_it_is)
+    one_by_one = CNNCodeTransformer(net, preprocessing=without_resize)
     expected = np.stack([one_by_one.transform(list(c)).mean(0) for c in crops])
     if norm == "l2":
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -93,17 +92,17 @@ def test_codes_are_averages(
     )
 
 
-def test_views_are_decoded_once_and_cached_apart(
+def test_views_are_decoded_once_and_cached_separately(
     net: str, photograph_files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[int] = []
-    open_image = image_files.open_image
+    open_image = safe_open.open_image
 
     def counting(content: bytes, max_pixels: int | None) -> object:
         opened.append(len(content))
         return open_image(content, max_pixels)
 
-    monkeypatch.setattr(images, "open_image", counting)
+    monkeypatch.setattr(decode, "open_image", counting)
     results = {}
     for views in VIEWS:
         opened.clear()
@@ -116,7 +115,7 @@ def test_views_are_decoded_once_and_cached_apart(
     assert not np.allclose(results["ten_crop"], results["five_crop"], rtol=1e-3)
 
 
-def test_crops_that_would_all_be_the_same_are_refused(net: str) -> None:
+def test_identical_crops_are_refused(net: str) -> None:
     exact = Preprocessing(crop_size=(32, 32), resize="exact")
     X = np.zeros((1, 9, 9, 3), np.uint8)
     for views in ("five_crop", "ten_crop"):
@@ -127,7 +126,7 @@ def test_crops_that_would_all_be_the_same_are_refused(net: str) -> None:
         CNNCodeTransformer(net, views="nine").fit(X)
 
 
-def test_a_stored_backbone_keeps_its_views(
+def test_stored_backbone_keeps_its_views(
     net: str, photographs: list[np.ndarray]
 ) -> None:
     codes = CNNCodeTransformer(net, views="ten_crop", norm="l2", store_backbone=True)
@@ -150,7 +149,7 @@ def test_views_cannot_be_exported(net: str, photographs: list[np.ndarray]) -> No
     "size", [(220, 330), (40, 900), (900, 40), (20, 60), (60, 20), (20, 30)]
 )
 @pytest.mark.parametrize("resize", ["shorter", "none"])
-def test_crops_of_long_images_take_no_whole(
+def test_crops_without_resizing_the_whole_image(
     size: tuple[int, int],
     resize: str,
     photographs: list[np.ndarray],
@@ -160,13 +159,13 @@ def test_crops_of_long_images_take_no_whole(
     five = Preprocessing(crop_size=(32, 32), resize=resize, resize_size=resize_size)
     image = Image.fromarray(photographs[0]).resize(size[::-1])
     whole = five.apply_five(image)
-    monkeypatch.setattr("sk_cnncodes.images.resizing._MOST_RESIZED", 0)
+    monkeypatch.setattr("sk_cnncodes.images.resizing._MAX_RESIZED_PIXELS", 0)
     parts = five.apply_five(image)
     assert parts.shape == whole.shape
     assert np.abs(parts.astype(int) - whole).max() <= 1
 
 
-def test_crops_of_a_line_of_a_million_pixels() -> None:
+def test_crops_of_an_image_of_one_row() -> None:
     five = Preprocessing(crop_size=(224, 224), resize_size=256)
     line = np.arange(1_000_000, dtype=np.uint8)[None]
     crops = five.apply_five(Image.fromarray(line).convert("RGB"))

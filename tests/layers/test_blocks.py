@@ -1,4 +1,4 @@
-"""The numbered layers are the blocks that a person would name."""
+"""The numbered layers are the blocks of common architectures."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests import networks
 
 
 def no_measure(names: list[str]) -> dict[str, TensorType]:
+    """Stand-in for a run of the network, which must not be needed."""
     raise AssertionError(f"shape inference did not find {names}")
 
 
@@ -61,7 +62,7 @@ def test_kinds_and_shapes(tmp_path: Path) -> None:
     assert (last.kind, last.shape, last.has_class_token) == ("tokens", (17, 16), True)
 
 
-def test_channels_last_is_seen(tmp_path: Path) -> None:
+def test_channels_last_is_detected(tmp_path: Path) -> None:
     last = found_layers(networks.nhwc(), tmp_path)[-1]
     assert last.kind == "map"
     assert last.n_channels == 8
@@ -76,8 +77,8 @@ def test_headless_network_gives_its_output(tmp_path: Path) -> None:
     assert found_layers(model, tmp_path)[-1].name == "normed"
 
 
-def test_the_deepest_classifier_counts(tmp_path: Path) -> None:
-    """An auxiliary classifier of training stands before the real one."""
+def test_last_of_several_classifiers_is_used(tmp_path: Path) -> None:
+    """An auxiliary classifier for training comes before the main one."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
     early = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
@@ -89,8 +90,8 @@ def test_the_deepest_classifier_counts(tmp_path: Path) -> None:
     assert layers[-1].name == "deep"
 
 
-def test_two_heads_share_their_dominator(tmp_path: Path) -> None:
-    """A distilled transformer averages two classifiers of one trunk."""
+def test_penultimate_is_the_common_input_of_two_heads(tmp_path: Path) -> None:
+    """A distilled transformer averages two classifiers on one trunk."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
     x = net.op("Relu", net.conv(x, 8, 16, strides=[2, 2]), out="trunk")
@@ -102,7 +103,7 @@ def test_two_heads_share_their_dominator(tmp_path: Path) -> None:
 
 
 def test_flattened_map_is_the_code_of_a_network_without_pooling(tmp_path: Path) -> None:
-    """LeNet's classifier reads every place of its last map."""
+    """LeNet's classifier reads every position of its last map."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 6, strides=[2, 2]))
     x = net.op("MaxPool", x, kernel_shape=[4, 4], strides=[4, 4], out="pool")
@@ -111,7 +112,7 @@ def test_flattened_map_is_the_code_of_a_network_without_pooling(tmp_path: Path) 
     assert (layers[-1].name, layers[-1].shape) == ("flat", (96,))
 
 
-def test_swish_is_no_block(tmp_path: Path) -> None:
+def test_swish_is_not_a_block(tmp_path: Path) -> None:
     net = networks.Net()
     x, width = "data", 3
     for out in (8, 16):
@@ -123,8 +124,8 @@ def test_swish_is_no_block(tmp_path: Path) -> None:
     assert [layer.name for layer in layers] == ["swish8", "swish16"]
 
 
-def test_inside_of_an_inverted_bottleneck_is_no_block(tmp_path: Path) -> None:
-    """The wide map before a depthwise convolution; the narrow one before it is."""
+def test_inside_of_an_inverted_bottleneck_is_not_a_block(tmp_path: Path) -> None:
+    """The wide map before a depthwise convolution is not; the narrow one is."""
     net = networks.Net()
     x = net.conv("data", 3, 8, strides=[2, 2], out="narrow")
     x = net.op("Relu", net.conv(x, 8, 32, 1), out="wide")
@@ -135,8 +136,8 @@ def test_inside_of_an_inverted_bottleneck_is_no_block(tmp_path: Path) -> None:
     assert [layer.name for layer in layers] == ["narrow", "next"]
 
 
-def test_padding_and_the_image_are_no_blocks(tmp_path: Path) -> None:
-    """As Keras exports: the image transposed, and paddings apart from convolutions."""
+def test_padding_and_the_image_are_not_blocks(tmp_path: Path) -> None:
+    """Keras exports transpose the image and separate paddings from convolutions."""
     net = networks.Net()
     pads = net.constant(networks.np.array([0, 0, 0, 0, 0, 0, 1, 1], networks.np.int64))
     x = net.op("Transpose", "data", perm=[0, 3, 1, 2], out="image")
@@ -150,7 +151,7 @@ def test_padding_and_the_image_are_no_blocks(tmp_path: Path) -> None:
 
 
 def test_cells_that_read_the_two_before_them(tmp_path: Path) -> None:
-    """NASNet: no tensor is cut between the stem and the last activation."""
+    """NASNet: no dominator between the stem and the last activation."""
     net = networks.Net()
     before = x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
     width, width_before = 8, 8
@@ -167,8 +168,8 @@ def test_cells_that_read_the_two_before_them(tmp_path: Path) -> None:
     ]
 
 
-def test_steps_of_a_dense_block_are_no_blocks(tmp_path: Path) -> None:
-    """DenseNet: each step adds channels to what was there, until a transition."""
+def test_steps_of_a_dense_block_are_not_blocks(tmp_path: Path) -> None:
+    """DenseNet: each step concatenates new channels, until a transition."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
     x = net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2], out="pool0")
@@ -187,8 +188,8 @@ def test_steps_of_a_dense_block_are_no_blocks(tmp_path: Path) -> None:
     assert [layer.name for layer in layers] == ["pool0", "t1", "last"]
 
 
-def test_a_block_ends_behind_its_channel_shuffle(tmp_path: Path) -> None:
-    """ShuffleNet: the codes are in the order of what the module puts out."""
+def test_a_block_ends_after_its_channel_shuffle(tmp_path: Path) -> None:
+    """ShuffleNet: codes have the channel order of the module's output."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
     x = net.op("Concat", net.conv(x, 8, 8), net.conv(x, 8, 8, 1), axis=1)
@@ -205,7 +206,7 @@ def test_a_block_ends_behind_its_channel_shuffle(tmp_path: Path) -> None:
 
 
 def test_the_map_before_a_hidden_fully_connected_layer(tmp_path: Path) -> None:
-    """MobileNet v3: pooled, fully connected, activation, classifier."""
+    """MobileNet v3: pooling, fully connected layer, activation, classifier."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
     y = net.op("Relu", net.conv(x, 8, 8))
@@ -218,7 +219,7 @@ def test_the_map_before_a_hidden_fully_connected_layer(tmp_path: Path) -> None:
 
 
 def test_tokens_that_are_averaged_as_a_map(tmp_path: Path) -> None:
-    """Swin of transformers pools (batch, channels, tokens) to (batch, channels, 1)."""
+    """Swin in transformers pools (batch, channels, tokens) to (batch, channels, 1)."""
     net = networks.Net()
     kernel, bias = net.weight(16, 3, 8, 8), net.weight(16)
     x = net.op("Conv", "data", kernel, bias, kernel_shape=[8, 8], strides=[8, 8])
@@ -231,8 +232,8 @@ def test_tokens_that_are_averaged_as_a_map(tmp_path: Path) -> None:
     assert (layers[-1].name, layers[-1].shape) == ("tokens", (16, 24))
 
 
-def test_gathered_pieces_of_a_block_are_no_block(tmp_path: Path) -> None:
-    """Swin's patch merging joins every second place, then a matrix reduces them."""
+def test_patch_merging_is_not_a_block(tmp_path: Path) -> None:
+    """Swin concatenates every second position, then a matrix reduces the channels."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
     y = net.op("Relu", net.conv(x, 8, 8))
@@ -256,7 +257,7 @@ def test_gathered_pieces_of_a_block_are_no_block(tmp_path: Path) -> None:
 
 
 def test_the_output_of_the_file_has_a_label(tmp_path: Path) -> None:
-    """It has a name of its own; the name of its node holds the path."""
+    """The output tensor is renamed; the name of its node contains the path."""
     model = networks.vit()
     model.graph.output[0].name = "normed"
     (node,) = [n for n in model.graph.node if "normed" in n.output]
@@ -274,8 +275,8 @@ def test_module_paths_become_labels(tmp_path: Path) -> None:
     assert labels == ["stem", "layer1.0", "layer1.1", "layer1.2", "layer1.3"]
 
 
-def test_the_inside_of_branches_is_no_cell(tmp_path: Path) -> None:
-    """Res2Net blocks in a branch: each joins three convolutions, and one node reads."""
+def test_the_inside_of_branches_is_not_a_cell(tmp_path: Path) -> None:
+    """Res2Net blocks in a branch: each concatenation of three has one reader."""
     net = networks.Net()
     stem = x = net.op("Relu", net.conv("data", 3, 12, strides=[2, 2]), out="stem")
     for _ in range(4):
@@ -293,8 +294,8 @@ def swish(net: networks.Net, x: str, out: str | None = None) -> str:
     return net.op("Mul", x, net.op("Sigmoid", x), out=out)
 
 
-def test_activations_before_a_block_are_no_block(tmp_path: Path) -> None:
-    """RegNetV: a normalisation and a swish, and all branches read what they make."""
+def test_activations_before_a_block_are_not_blocks(tmp_path: Path) -> None:
+    """RegNetV: all branches read the output of a normalisation and a swish."""
     net = networks.Net()
     x = net.conv("data", 3, 8, strides=[2, 2])
     for number in range(3):
@@ -312,7 +313,7 @@ def test_activations_before_a_block_are_no_block(tmp_path: Path) -> None:
     ]
 
 
-def test_a_block_ends_behind_the_gate_of_its_channels(tmp_path: Path) -> None:
+def test_a_block_ends_after_its_squeeze_excite_gate(tmp_path: Path) -> None:
     """FastViT: parallel convolutions, their sum, squeeze-excite, activation."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
@@ -326,8 +327,8 @@ def test_a_block_ends_behind_the_gate_of_its_channels(tmp_path: Path) -> None:
     assert [layer.name for layer in layers] == ["stem", "block0", "block1"]
 
 
-def test_a_gate_of_places_is_no_block(tmp_path: Path) -> None:
-    """Attention pooling: the map times how much each place counts."""
+def test_a_spatial_gate_is_not_a_block(tmp_path: Path) -> None:
+    """Attention pooling: the map multiplied by a weight per position."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
     x = net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2], out="map")
@@ -340,8 +341,8 @@ def test_a_gate_of_places_is_no_block(tmp_path: Path) -> None:
     assert [layer.name for layer in layers] == ["map", "code"]
 
 
-def test_groups_of_a_convolution_are_no_block(tmp_path: Path) -> None:
-    """MixNet: the channels of an inverted bottleneck, split, convolved and joined."""
+def test_groups_of_a_convolution_are_not_a_block(tmp_path: Path) -> None:
+    """MixNet splits, convolves and concatenates channels in inverted bottlenecks."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="narrow")
     for number in range(2):
@@ -359,7 +360,7 @@ def test_groups_of_a_convolution_are_no_block(tmp_path: Path) -> None:
 
 
 def tokens(net: networks.Net, width: int = 8) -> str:
-    """Sixteen tokens: (batch, tokens, channels)."""
+    """Add patch embedding to 16 tokens: (batch, tokens, channels)."""
     kernel, bias = net.weight(width, 3, 8, 8), net.weight(width)
     x = net.op("Conv", "data", kernel, bias, strides=[8, 8], out="patches")
     shape = net.constant(networks.np.array([0, width, 16], networks.np.int64))
@@ -371,8 +372,8 @@ def norm(net: networks.Net, x: str, width: int = 8) -> str:
     return net.op("LayerNormalization", x, ones, net.weight(width), axis=-1)
 
 
-def test_half_blocks_of_a_mixer_are_no_blocks(tmp_path: Path) -> None:
-    """One sum lets the tokens see each other, the next one their channels."""
+def test_half_blocks_of_a_mixer_are_not_blocks(tmp_path: Path) -> None:
+    """Alternating residual sums of token mixing and channel mixing."""
     net = networks.Net()
     x = tokens(net)
     for number in range(3):
@@ -388,8 +389,8 @@ def test_half_blocks_of_a_mixer_are_no_blocks(tmp_path: Path) -> None:
     ]
 
 
-def test_half_blocks_of_a_poolformer_are_no_blocks(tmp_path: Path) -> None:
-    """A pooling instead of attention, which learns nothing."""
+def test_half_blocks_of_a_poolformer_are_not_blocks(tmp_path: Path) -> None:
+    """A pooling without weights instead of attention."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[4, 4]), out="stem")
     pool = {"kernel_shape": [3, 3], "pads": [1] * 4}
@@ -404,8 +405,8 @@ def test_half_blocks_of_a_poolformer_are_no_blocks(tmp_path: Path) -> None:
     assert [layer.name for layer in layers] == ["stem", "block0", "block1", "last"]
 
 
-def test_residual_blocks_with_activations_are_blocks_each(tmp_path: Path) -> None:
-    """ResNet: also before one whose branch sees no neighbours."""
+def test_each_residual_block_with_activation_is_a_block(tmp_path: Path) -> None:
+    """ResNet, including a block with 1x1 convolutions only."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
     for number in range(3):
@@ -417,8 +418,8 @@ def test_residual_blocks_with_activations_are_blocks_each(tmp_path: Path) -> Non
     assert [layer.name for layer in layers] == ["stem", "block0", "block1", "block2"]
 
 
-def test_the_inside_of_an_attention_pooling_is_no_block(tmp_path: Path) -> None:
-    """SigLIP: a learned query asks all tokens; keys and values are one product."""
+def test_the_inside_of_attention_pooling_is_not_a_block(tmp_path: Path) -> None:
+    """SigLIP: a learned query; one product computes keys and values."""
     net = networks.Net()
     x = tokens(net)
     y = net.linear(net.op("Relu", net.linear(norm(net, x), 8, 24)), 24, 8)
@@ -429,10 +430,10 @@ def test_the_inside_of_an_attention_pooling_is_no_block(tmp_path: Path) -> None:
         net.op(
             "Gather",
             net.op("Reshape", y, shape),
-            net.constant(networks.np.array(place, networks.np.int64)),
+            net.constant(networks.np.array(index, networks.np.int64)),
             axis=2,
         )
-        for place in (0, 1)
+        for index in (0, 1)
     ]
     product = net.op(
         "MatMul", net.weight(1, 1, 8), net.op("Transpose", both[0], perm=[0, 2, 1])
@@ -447,8 +448,8 @@ def test_the_inside_of_an_attention_pooling_is_no_block(tmp_path: Path) -> None:
     assert all(layer.n_channels in (8, 12) for layer in layers)
 
 
-def test_no_label_of_a_module_that_puts_out_something_else(tmp_path: Path) -> None:
-    """The sum of two branches in a stage whose output is what a convolution makes."""
+def test_no_label_from_a_module_with_another_output(tmp_path: Path) -> None:
+    """A concatenation inside a stage that ends in a convolution."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
     joined = "/stages/stages.0/Concat_output_0"
@@ -463,7 +464,7 @@ def test_no_label_of_a_module_that_puts_out_something_else(tmp_path: Path) -> No
 
 
 def test_unknown_shapes_are_measured_together(tmp_path: Path) -> None:
-    """Normalisations whose shapes only a run tells: not one run for each."""
+    """Normalisations whose shapes only a run shows: one run for all of them."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
     shape = net.constant(networks.np.array([0, 8, 16, 16], networks.np.int64))
@@ -487,7 +488,7 @@ def test_unknown_shapes_are_measured_together(tmp_path: Path) -> None:
     assert len(calls) == 1
 
 
-def test_kernels_whose_shape_only_a_run_tells(tmp_path: Path) -> None:
+def test_kernels_whose_shape_is_measured(tmp_path: Path) -> None:
     """NFNet computes its weights: measuring them needs no image."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")

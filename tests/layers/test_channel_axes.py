@@ -1,4 +1,4 @@
-"""The channels of maps: told by the operators around them."""
+"""The channel axis of maps, found from the operators around them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WINDOWS, TOKENS, WIDTH = 4, 16, 6
 
 
 def windows_of_tokens(side: int) -> networks.Net:
-    """NesT: tokens of several windows, in no place of which a convolution stands."""
+    """NesT: blocks on tokens in several windows, without convolutions."""
     net = networks.Net()
 
     def numbers(*values: int) -> str:

@@ -1,4 +1,4 @@
-"""Multiply-adds: against counts by hand, and figures that are known."""
+"""Multiply-adds, compared with counts by hand and published figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import networks
 @pytest.mark.parametrize(
     ("node", "shapes", "count"),
     [
-        # A 3x3 kernel over 8 channels, 16 times at 5 x 7 places.
+        # 16 kernels of 3 x 3 x 8 at 5 x 7 positions.
         (
             helper.make_node("Conv", ["x", "w"], ["y"]),
             {"x": (1, 8, 5, 7), "w": (16, 8, 3, 3), "y": (1, 16, 5, 7)},
@@ -28,7 +28,7 @@ from tests import networks
             {"x": (1, 8, 5, 7), "w": (8, 1, 3, 3), "y": (1, 8, 5, 7)},
             8 * 5 * 7 * 9,
         ),
-        # Each of the inputs is spread by the kernel.
+        # The kernel is multiplied with each input value.
         (
             helper.make_node("ConvTranspose", ["x", "w"], ["y"]),
             {"x": (1, 8, 5, 7), "w": (8, 4, 2, 2), "y": (1, 4, 10, 14)},
@@ -68,7 +68,7 @@ def test_alexnet_by_hand(tmp_path: Path, plain: Preprocessing) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_a_batch_that_is_baked_in_does_not_count(
+def test_counts_do_not_depend_on_a_fixed_batch_size(
     tmp_path: Path, plain: Preprocessing, batch: int
 ) -> None:
     model = networks.resnet(batch=batch, reshape=True)
@@ -98,7 +98,7 @@ def test_attention_by_hand(tmp_path: Path, plain: Preprocessing, baked: bool) ->
     assert total == patches + 2 * block + 16 * 10
 
 
-def test_shares_grow_towards_the_penultimate_layer() -> None:
+def test_counts_grow_towards_the_penultimate_layer() -> None:
     backbone = load_backbone("cnncodes-mini")
     names = [layer.name for layer in backbone.layers]
     counts, total = layer_multiply_adds(backbone.graph, names)
@@ -106,9 +106,9 @@ def test_shares_grow_towards_the_penultimate_layer() -> None:
     assert 0.9 < counts[names[-1]] / total < 1
 
 
-def test_figures_that_are_known(shared: Path) -> None:
+def test_published_figures(shared: Path) -> None:
     backbone = load_backbone(shared / "backbones" / "squeezenet1.1.onnx")
     counts, total = layer_multiply_adds(backbone.graph, ["squeezenet0_concat7"])
     assert total / 1e9 == pytest.approx(0.35, abs=0.005)
-    # conv10 has 1,000 kernels of 1 x 1 x 512 at 13 x 13 places.
+    # conv10 has 1,000 kernels of 1 x 1 x 512 at 13 x 13 positions.
     assert total - counts["squeezenet0_concat7"] == 1000 * 512 * 13 * 13

@@ -1,4 +1,4 @@
-"""Codes of layer -1 are what the classifier reads, however an exporter wrote it."""
+"""Codes of layer -1 are the input of the classifier, for any exporter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Outputs = str | list[str]
 
 
 def trunk(net: networks.Net) -> str:
-    """A stem and a residual block: a map of 8 channels, 8 x 8."""
+    """Add a stem and a residual block; returns a map of 8 channels, 8 x 8."""
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]))
     x = net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
     y = net.op("Relu", net.conv(x, 8, 8))
@@ -34,12 +34,12 @@ def pooled(net: networks.Net, out: str = "code") -> str:
     return net.op("Flatten", x, axis=1)
 
 
-def eighths(net: networks.Net) -> str:
-    """Weights of eight bits for a classifier, as quantisers write them."""
+def int8_weights(net: networks.Net) -> str:
+    """Add int8 weights of a classifier, as quantisers write them."""
     return net.constant(net.rng.integers(-60, 60, (8, 10)).astype(np.int8))
 
 
-# -- heads: each names the tensor that is the code "code" ---------------------
+# -- heads: each names the expected penultimate tensor "code" -----------------
 
 
 def gemm(net: networks.Net) -> Outputs:
@@ -60,7 +60,7 @@ def bias_first_and_transposed_weights(net: networks.Net) -> Outputs:
     return net.op("Add", net.weight(10), net.op("MatMul", pooled(net), weights))
 
 
-def largest_of_the_map(net: networks.Net) -> Outputs:
+def global_max_pooling(net: networks.Net) -> Outputs:
     x = net.op("GlobalMaxPool", trunk(net), out="code")
     return net.dense(net.op("Flatten", x, axis=1), 8, 10)
 
@@ -71,7 +71,7 @@ def convolution_then_flatten(net: networks.Net) -> Outputs:
     return net.op("LogSoftmax", net.op("Flatten", x, axis=1), axis=1)
 
 
-def convolution_over_all_places(net: networks.Net) -> Outputs:
+def convolution_over_all_positions(net: networks.Net) -> Outputs:
     x = net.op("Identity", trunk(net), out="code")
     x = net.op("Conv", x, net.weight(10, 8, 8, 8), net.weight(10))
     return net.op("Softmax", net.op("Flatten", x, axis=1), axis=1)
@@ -88,7 +88,7 @@ def identities_everywhere(net: networks.Net) -> Outputs:
     return net.op("Identity", net.op("Identity", net.dense(x, 8, 10)))
 
 
-def batch_by_arithmetic(net: networks.Net) -> Outputs:
+def computed_batch_size(net: networks.Net) -> Outputs:
     x = net.op("GlobalAveragePool", trunk(net), out="code")
     batch = net.op("Gather", net.op("Shape", "data"), integers(net, 0))
     x = net.op("Reshape", x, net.op("Concat", batch, integers(net, -1), axis=0))
@@ -108,33 +108,33 @@ def logarithm_of_softmax(net: networks.Net) -> Outputs:
     return net.op("Log", net.op("Add", x, net.constant(np.float32(1e-9))))
 
 
-def background_left_out(net: networks.Net) -> Outputs:
-    """TensorFlow's 1,001 classes without the first."""
+def background_class_dropped(net: networks.Net) -> Outputs:
+    """TensorFlow's 1,001 classes without the background class."""
     x = net.dense(pooled(net), 8, 11)
     return net.op("Slice", x, integers(net, 1), integers(net, 11), integers(net, 1))
 
 
-def best_place_besides(net: networks.Net) -> Outputs:
-    """VOLO: scores of the mean, and the best of those of all places."""
+def scores_of_positions_added(net: networks.Net) -> Outputs:
+    """VOLO: scores of the mean, plus the maximum of the scores at all positions."""
     x = net.op("ReduceMean", trunk(net), axes=[2, 3], keepdims=0, out="code")
-    places = net.op("Reshape", "map", integers(net, 0, 8, 64))
-    places = net.linear(net.op("Transpose", places, perm=[0, 2, 1]), 8, 10)
-    best = net.op("ReduceMax", places, axes=[1], keepdims=0)
-    return net.op("Add", net.dense(x, 8, 10), best)
+    positions = net.op("Reshape", "map", integers(net, 0, 8, 64))
+    positions = net.linear(net.op("Transpose", positions, perm=[0, 2, 1]), 8, 10)
+    highest = net.op("ReduceMax", positions, axes=[1], keepdims=0)
+    return net.op("Add", net.dense(x, 8, 10), highest)
 
 
-def weights_dequantised(net: networks.Net) -> Outputs:
+def dequantised_weights(net: networks.Net) -> Outputs:
     scale, zero = net.constant(np.float32(0.01)), net.constant(np.int8(0))
-    weights = net.op("DequantizeLinear", eighths(net), scale, zero)
+    weights = net.op("DequantizeLinear", int8_weights(net), scale, zero)
     return net.op("Add", net.op("MatMul", pooled(net), weights), net.weight(10))
 
 
-def quantised_on_the_way(net: networks.Net) -> Outputs:
-    """What `onnxruntime.quantization.quantize_dynamic` makes of a product."""
+def dynamically_quantised(net: networks.Net) -> Outputs:
+    """A product as written by `onnxruntime.quantization.quantize_dynamic`."""
     outputs = ["quantised", "scale", "zero"]
     net.nodes.append(helper.make_node("DynamicQuantizeLinear", [pooled(net)], outputs))
     zero = net.constant(np.int8(0))
-    x = net.op("MatMulInteger", "quantised", eighths(net), "zero", zero)
+    x = net.op("MatMulInteger", "quantised", int8_weights(net), "zero", zero)
     x = net.op("Cast", x, to=TensorProto.FLOAT)
     scale = net.op("Mul", "scale", net.constant(np.float32(0.01)))
     return net.op("Add", net.op("Mul", x, scale), net.weight(10))
@@ -149,18 +149,20 @@ def features_and_scores(net: networks.Net) -> Outputs:
     return scores_and_features(net)[::-1]
 
 
-def best_five(net: networks.Net) -> Outputs:
+def top_five(net: networks.Net) -> Outputs:
     x = net.op("Softmax", net.dense(pooled(net), 8, 10), axis=1)
-    net.nodes.append(helper.make_node("TopK", [x, integers(net, 5)], ["best", "which"]))
-    return ["which", "best"]
+    net.nodes.append(
+        helper.make_node("TopK", [x, integers(net, 5)], ["highest", "which"])
+    )
+    return ["which", "highest"]
 
 
-def label_alone(net: networks.Net) -> Outputs:
+def label_only(net: networks.Net) -> Outputs:
     return net.op("ArgMax", net.dense(pooled(net), 8, 10), axis=1, keepdims=0)
 
 
-def embedding_of_unit_length(net: networks.Net) -> Outputs:
-    """No classifier: what the file puts out is the code."""
+def normalised_embedding(net: networks.Net) -> Outputs:
+    """No classifier: the output of the file is the code."""
     x = net.dense(pooled(net, out="mean"), 8, 12)
     length = net.op("ReduceL2", x, axes=[1], keepdims=1)
     return net.op("Div", x, length, out="code")
@@ -171,28 +173,28 @@ HEADS: list[Callable[[networks.Net], Outputs]] = [
     gemm_transposed,
     matmul_and_mean,
     bias_first_and_transposed_weights,
-    largest_of_the_map,
+    global_max_pooling,
     convolution_then_flatten,
-    convolution_over_all_places,
+    convolution_over_all_positions,
     hidden_layer_as_convolution,
     identities_everywhere,
-    batch_by_arithmetic,
+    computed_batch_size,
     softmax_by_hand,
     logarithm_of_softmax,
-    background_left_out,
-    best_place_besides,
-    weights_dequantised,
-    quantised_on_the_way,
+    background_class_dropped,
+    scores_of_positions_added,
+    dequantised_weights,
+    dynamically_quantised,
     scores_and_features,
     features_and_scores,
-    best_five,
-    label_alone,
-    embedding_of_unit_length,
+    top_five,
+    label_only,
+    normalised_embedding,
 ]
 
 
-def written(net: networks.Net, outputs: Outputs) -> onnx.ModelProto:
-    """The model; types of outputs that are integers stated."""
+def build_model(net: networks.Net, outputs: Outputs) -> onnx.ModelProto:
+    """Build the model; declare the types of integer outputs."""
     model = net.model(outputs)
     makers = {name: node.op_type for node in net.nodes for name in node.output}
     for value in model.graph.output:
@@ -209,7 +211,7 @@ def test_code_is_what_the_classifier_reads(
     tmp_path: Path,
 ) -> None:
     net = networks.Net()
-    model = written(net, head(net))
+    model = build_model(net, head(net))
     path = networks.save(model, tmp_path / "net.onnx")
     codes = CNNCodeTransformer(path, preprocessing=plain).fit_transform(photographs)
     expected = run_tensor(model, "code", prepared(photographs, plain), plain)
@@ -219,7 +221,7 @@ def test_code_is_what_the_classifier_reads(
     np.testing.assert_allclose(codes, expected, rtol=1e-4, atol=1e-5)
 
 
-def compared_with_texts() -> onnx.ModelProto:
+def clip_model() -> onnx.ModelProto:
     """CLIP: scores of images against texts, and the features of both."""
     net = networks.Net()
     x = net.op("MatMul", pooled(net), net.weight(8, 6))
@@ -234,10 +236,10 @@ def compared_with_texts() -> onnx.ModelProto:
     return model
 
 
-def test_features_of_images_where_texts_are_an_input_too(
+def test_image_features_of_a_model_with_a_text_input(
     photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
 ) -> None:
-    path = networks.save(compared_with_texts(), tmp_path / "clip.onnx")
+    path = networks.save(clip_model(), tmp_path / "clip.onnx")
     assert load_backbone(path, plain).layers[-1].name == "image_features"
     codes = CNNCodeTransformer(path, preprocessing=plain).fit_transform(photographs)
     assert codes.shape == (8, 6)
@@ -265,7 +267,7 @@ def test_integers_before_a_quantised_classifier_are_dequantised(
     scale, zero = net.constant(np.float32(0.125)), net.constant(np.int8(0))
     x = net.op("QuantizeLinear", pooled(net), scale, zero)
     x = net.op("Flatten", net.op("Relu", x), axis=1)
-    product = [x, scale, zero, eighths(net), scale, zero, scale, zero]
+    product = [x, scale, zero, int8_weights(net), scale, zero, scale, zero]
     x = net.op("QLinearMatMul", *product)
     model = net.model(net.op("DequantizeLinear", x, scale, zero))
     path = networks.save(model, tmp_path / "net.onnx")
