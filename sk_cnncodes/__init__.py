@@ -43,7 +43,7 @@ _MODULE_OF = {
     "code_search": "heads.selection",
     "download_backbone": "backbones.loading",
     "find_labelled_images": "images.folders",
-    "layer_grid": "codes.grids",
+    "layer_grid": "heads.grids",
     "list_backbones": "backbones.catalogue",
     "load_backbone": "backbones.loading",
     "load_model": "export.loading",

@@ -50,7 +50,6 @@ from sk_cnncodes.codes.cache import (
     CodeCache as CodeCache,
 )
 from sk_cnncodes.codes.explanation import Explanation as Explanation
-from sk_cnncodes.codes.grids import layer_grid as layer_grid
 from sk_cnncodes.codes.transformer import CNNCodeTransformer as CNNCodeTransformer
 from sk_cnncodes.engines.quantisation import Calibration as Calibration
 from sk_cnncodes.export.loading import (
@@ -61,6 +60,7 @@ from sk_cnncodes.export.loading import (
 )
 from sk_cnncodes.export.onnx_classifier import OnnxClassifier as OnnxClassifier
 from sk_cnncodes.export.pipeline import to_onnx as to_onnx
+from sk_cnncodes.heads.grids import layer_grid as layer_grid
 from sk_cnncodes.heads.selection import (
     HEADS as HEADS,
 )

@@ -30,7 +30,8 @@ from sk_cnncodes.graphs.reading import digest_with_data, read_model, read_outlin
 from sk_cnncodes.graphs.view import value_shape
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.images.views import check_views
-from sk_cnncodes.layers.blocks import BlockFinder, LayerDecision
+from sk_cnncodes.layers.blocks import BlockFinder
+from sk_cnncodes.layers.candidates import LayerDecision
 from sk_cnncodes.layers.layer import Layer, LayerGraph
 from sk_cnncodes.layers.typed_graph import image_input
 

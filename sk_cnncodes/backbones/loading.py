@@ -22,7 +22,6 @@ from sk_cnncodes.backbones.download import obtain_file
 from sk_cnncodes.base.exceptions import BackboneError, PreprocessingError
 from sk_cnncodes.base.files import file_sha256, working_folder
 from sk_cnncodes.base.forks import import_fork_safe
-from sk_cnncodes.base.logs import logger
 from sk_cnncodes.base.public import public
 from sk_cnncodes.graphs.reading import digest_with_data, read_outline
 from sk_cnncodes.graphs.view import value_shape
@@ -140,7 +139,7 @@ def load_backbone(
             "preprocessing: expected a Preprocessing, a dict of its parameters, or "
             f"None, got {preprocessing!r}."
         )
-    backbone = Backbone(
+    return Backbone(
         path=path,
         sha256=digest_with_data(path, model),
         preprocessing=preprocessing,
@@ -148,13 +147,6 @@ def load_backbone(
         penultimate=(row.penultimate or None) if row else None,
         preprocessing_origin=origin,
     )
-    logger.debug(
-        "backbone %s, sha256 %s, preprocessing from %s",
-        path,
-        backbone.sha256[:12],
-        origin,
-    )
-    return backbone
 
 
 def load_network(

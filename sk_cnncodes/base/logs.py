@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 
 LOG_VARIABLE = "SK_CNNCODES_LOG"
 
@@ -14,19 +15,18 @@ logger.addHandler(logging.NullHandler())
 def configure_logging() -> None:
     """Log to standard error at the level in `SK_CNNCODES_LOG`, if it is set.
 
-    Raises
-    ------
-    ValueError
-        If it is not a level.
+    A value that is not a level is reported by a warning: it must not end a program.
     """
     level = os.environ.get(LOG_VARIABLE, "").strip().upper()
     if not level:
         return
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise ValueError(
-            f"{LOG_VARIABLE}={level.lower()!r}: expected 'debug', 'info', 'warning' or "
-            "'error'."
+        warnings.warn(
+            f"{LOG_VARIABLE}={level.lower()!r}: nothing is logged. Expected 'debug', "
+            "'info', 'warning' or 'error'.",
+            stacklevel=3,
         )
+        return
     handler = logging.StreamHandler()
     handler.setFormatter(
         logging.Formatter("%(name)s %(levelname)s [%(process)d]: %(message)s")

@@ -183,7 +183,11 @@ class EmbeddingMixin:
             image, plan, cache, self.max_pixels, getattr(self, "fitted_backbone_", {})
         )
         codes = self._extract([image], plan, cache, verbose=False, on_error="raise")
-        return Explanation(**facts, code=codes[0])
+        provider = None
+        if not facts["from_cache"]:
+            single = plan.n_threads > 1  # as for any image that is alone
+            provider = plan.open_session(single).provider
+        return Explanation(**facts, provider=provider, code=codes[0])
 
     def _extract(
         self,

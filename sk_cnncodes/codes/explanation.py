@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sk_cnncodes.backbones.backbone import Backbone
+from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.base.files import atomic_write
 from sk_cnncodes.base.public import public
 from sk_cnncodes.codes.cache import CodeCache
@@ -33,60 +34,78 @@ _TURNS = {
 
 
 @public
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Explanation:
     """The code of one image, and everything that determines it.
 
-    Returned by `CNNCodeTransformer.explain`.
+    Returned by `CNNCodeTransformer.explain`. Sizes are (height, width) in pixels.
 
     Attributes
     ----------
     source : str
         The image as named in error messages: its path, or what it is.
+    image_sha256 : str
+        Digest by which a cache knows the image, in hexadecimal.
     format : str
-        Format of the file and mode of its pixels, or "array" or "PIL image".
+        Format of the file and mode of its pixels, or "array of" and the dtype, or "PIL
+        image" and the mode.
     size : (int, int)
-        Width and height as stored, in pixels.
+        Size as stored.
+    conversion : str
+        How its values became RGB with 8 bits; "none" if they were.
     orientation : int
         EXIF orientation that was undone, 1 to 8. 1 is upright.
     decode_scale : int
         1, 2, 4 or 8. A large JPEG is decoded at 1/`decode_scale` of its size.
+    decoded_size : (int, int)
+        Size after decoding, upright.
     resized_size : (int, int)
-        Height and width of the whole image after the resize, in pixels.
+        Size of the whole image after the resize.
+    crop_corner : (int, int)
+        Top and left of the central crop in the resized image; negative if the image is
+        smaller and padded with black.
     crops : ndarray of uint8, shape (n_views, height, width, 3)
         The views: input of the network before normalisation.
     preprocessing : Preprocessing
     preprocessing_origin : str
         Where the preprocessing came from.
     backbone : str
-        Path of the backbone's file.
+        Path of the file.
     backbone_name : str or None
-        Name in the catalogue; None if it has none.
+        Name in the catalogue.
     backbone_sha256 : str
     layer : str
         Name of the layer's tensor.
     layer_label : str
+        Path of the module that computes it, or its name.
+    layer_position : int or None
+        Its number, such as -1; None if it has none.
     layer_shape : tuple of int or None
         Without the batch dimension. None if only a stored graph is available.
     layer_rule : str
-        Why this tensor is a layer.
-    pooling : str
-        The pooling used. Never "auto".
-    norm : "l2" or None
-    views : str
-    precision, engine, device : str
-        How the code is computed.
+        Why it is a layer.
+    spec : CodeSpec
+        What identifies such codes in a cache: pooling, norm, views, precision,
+        calibration of int8, version of the code that computes them.
+    engine, device : str
+        What computes codes here, according to the parameters.
+    provider : str or None
+        What computed this code. None if it came from the cache.
     from_cache : bool or None
-        Whether the code was in the cache. None without a cache.
+        Whether the code was in the cache before. None without a cache.
     code : ndarray of float32, shape (n_features,)
     """
 
     source: str
+    image_sha256: str
     format: str
     size: tuple[int, int]
+    conversion: str
     orientation: int
     decode_scale: int
+    decoded_size: tuple[int, int]
     resized_size: tuple[int, int]
+    crop_corner: tuple[int, int]
     crops: np.ndarray
     preprocessing: Preprocessing
     preprocessing_origin: str
@@ -95,16 +114,15 @@ class Explanation:
     backbone_sha256: str
     layer: str
     layer_label: str
+    layer_position: int | None
     layer_shape: tuple[int, ...] | None
     layer_rule: str
-    pooling: str
-    norm: str | None
-    views: str
-    precision: str
+    spec: CodeSpec
     engine: str
     device: str
+    provider: str | None
     from_cache: bool | None
-    code: np.ndarray = field(repr=False)
+    code: np.ndarray
 
     @property
     def crop(self) -> np.ndarray:
@@ -133,39 +151,85 @@ class Explanation:
             Image.fromarray(np.concatenate(self.crops, axis=1)).save(part)
 
     def __repr__(self) -> str:
-        width, height = self.size
-        fraction = f" at 1/{self.decode_scale}" if self.decode_scale > 1 else ""
-        turn = _TURNS[self.orientation]
-        resized = " x ".join(map(str, self.resized_size))
-        crop = " x ".join(map(str, self.crops.shape[1:3]))
+        values = self.preprocessing
+        turn = f"{_TURNS[self.orientation]} (EXIF orientation {self.orientation})"
+        scale = f", at 1/{self.decode_scale} of its size" * (self.decode_scale > 1)
+        converted = f", {self.conversion}" * (self.conversion != "none")
         name = f"{self.backbone_name}, " if self.backbone_name else ""
-        shape = "" if self.layer_shape is None else f" {self.layer_shape}"
-        label = "" if self.layer_label == self.layer else f", {self.layer_label}"
-        cached = {None: "no cache", True: "from the cache", False: "not in the cache"}
         length = float(np.linalg.norm(self.code))
-        rows = {
-            "image": f"{self.source}: {self.format}, {width} x {height} pixels",
-            "decoded": f"{turn} (EXIF orientation {self.orientation}){fraction}",
-            "resized": f"to {resized} (height x width), "
-            f"{self.preprocessing.interpolation}, then {crop} cropped",
-            "normalised": f"(value * {self.preprocessing.scale:.6g} - "
-            f"{_format_numbers(self.preprocessing.mean)}) / "
-            f"{_format_numbers(self.preprocessing.std)}, "
-            f"{self.preprocessing.channels}, {self.preprocessing.layout}",
-            "": f"as stated by {self.preprocessing_origin}",
-            "backbone": f"{name}{self.backbone}",
-            "sha256": self.backbone_sha256,
-            "layer": f"{self.layer!r}{shape}{label}: {self.layer_rule}",
-            "pooling": f"{self.pooling}, norm {self.norm}, views {self.views}",
-            "computed": f"in {self.precision} by {self.engine} on {self.device}; "
-            f"{cached[self.from_cache]}",
-            "code": f"{len(self.code)} values from {self.code.min():.4g} to "
-            f"{self.code.max():.4g}, of length {length:.4g}",
+        rows = [
+            ("image", f"{self.source}: {self.format}, {_size(self.size)} pixels"),
+            ("decoded", f"{turn}{scale}: {_size(self.decoded_size)}{converted}"),
+            ("resized", self._resize_text()),
+            ("cropped", self._crop_text()),
+            (
+                "normalised",
+                f"(value * {values.scale:.6g} - {_numbers(values.mean)}) / "
+                f"{_numbers(values.std)}, {values.channels}, {values.layout}",
+            ),
+            ("stated by", self.preprocessing_origin),
+            ("backbone", f"{name}{self.backbone}"),
+            ("sha256", self.backbone_sha256),
+            ("layer", self._layer_text()),
+            ("pooled", self._pooling_text()),
+            ("computed", self._engine_text()),
+            (
+                "code",
+                f"{len(self.code)} values from {self.code.min():.4g} to "
+                f"{self.code.max():.4g}, of length {length:.4g}",
+            ),
+        ]
+        return "\n".join(f"{key:<11}{value}" for key, value in rows)
+
+    def _resize_text(self) -> str:
+        values, resized = self.preprocessing, _size(self.resized_size)
+        how = {
+            "shorter": f"shorter side to {values.resize_size} ({values.rounding} "
+            f"rounding): {resized}, {values.interpolation}",
+            "squash": f"both sides, to {resized}, {values.interpolation}",
+            "exact": f"as a whole, to {resized}, {values.interpolation}",
+            "none": f"not at all: {resized}",
         }
-        return "\n".join(f"{key:<11}{value}" for key, value in rows.items())
+        return how[values.resize]
+
+    def _crop_text(self) -> str:
+        top, left = self.crop_corner
+        n_views, height, width, _ = self.crops.shape
+        where = f" at left {left}, top {top}" * ((top, left) != (0, 0))
+        padded = ", padded with black" * (min(top, left) < 0)
+        views = f"; {n_views} views ({self.spec.views})" * (n_views > 1)
+        low, high, mean = self.crops.min(), self.crops.max(), self.crops.mean()
+        return (
+            f"{_size((height, width))}{where}{padded}{views}; values {low} to {high}, "
+            f"mean {mean:.1f}"
+        )
+
+    def _layer_text(self) -> str:
+        position = f"{self.layer_position}, " * (self.layer_position is not None)
+        label = f", {self.layer_label}" * (self.layer_label != self.layer)
+        shape = f" {self.layer_shape}" * (self.layer_shape is not None)
+        return f"{position}{self.layer!r}{shape}{label}: {self.layer_rule}"
+
+    def _pooling_text(self) -> str:
+        average = f", average of {len(self.crops)} views" * (len(self.crops) > 1)
+        return f"{self.spec.pooling}{average}, norm {self.spec.norm}"
+
+    def _engine_text(self) -> str:
+        how = f"in {self.spec.precision} by {self.engine} on {self.device}"
+        if self.spec.calibration is not None:
+            how += f", calibration {self.spec.calibration[:12]}"
+        if self.from_cache:
+            return f"before; from the cache. Here it would be {how}"
+        cache = "no cache" if self.from_cache is None else "was not in the cache"
+        return f"{how} ({self.provider}); {cache}"
 
 
-def _format_numbers(values: tuple[float, ...]) -> str:
+def _size(size: tuple[int, int]) -> str:
+    """Width x height, as image viewers show it."""
+    return f"{size[1]} x {size[0]}"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
     """One number if all values are equal, otherwise all in brackets."""
     if len(set(values)) == 1:
         return f"{values[0]:.6g}"
@@ -179,7 +243,7 @@ def describe_code(
     max_pixels: int | None,
     reference: dict[str, Any],
 ) -> dict[str, Any]:
-    """The attributes of an `Explanation`, except for the code.
+    """The attributes of an `Explanation`, except for the code and its provider.
 
     Parameters
     ----------
@@ -204,41 +268,61 @@ def describe_code(
     spec = plan.specs[plan.wanted]
     preprocessing = spec.preprocessing
     read = read_image(image, 0, max_pixels, preprocessing.min_decode_size)
+    decoded = (read.rgb.height, read.rgb.width)
+    resized = preprocessing.resized_size(*decoded)
+    digest = image_digest(image, 0, max_pixels)
     from_cache = None
     if cache is not None:
-        digest = image_digest(image, 0, max_pixels)
         from_cache = cache.get_many(spec.digest, [digest])[0] is not None
-    backbone, layer = plan.backbone, None
-    if isinstance(backbone, Backbone):
-        layer = backbone.layer(spec.layer)
-        path, name = str(backbone.path), backbone.name
-        origin = backbone.preprocessing_origin
-    else:
-        path = f"the saved model, which includes it up to the layer ({spec.layer!r})"
-        name = reference.get("name")
-        origin = reference.get("preprocessing_origin", "the saved model")
     return {
         "source": describe_source(image),
+        "image_sha256": digest.hex(),
         "format": read.format,
-        "size": read.size,
+        "size": read.size[::-1],
+        "conversion": read.conversion,
         "orientation": read.orientation,
         "decode_scale": read.scale,
-        "resized_size": preprocessing.resized_size(read.rgb.height, read.rgb.width),
+        "decoded_size": decoded,
+        "resized_size": resized,
+        "crop_corner": preprocessing.crop_corner(*resized),
         "crops": take_views(read.rgb, preprocessing, spec.views),
         "preprocessing": preprocessing,
-        "preprocessing_origin": origin,
-        "backbone": path,
-        "backbone_name": name,
-        "backbone_sha256": spec.backbone_sha256,
-        "layer": spec.layer,
-        "layer_label": layer.label if layer else spec.layer,
-        "layer_shape": layer.shape if layer else None,
-        "layer_rule": layer.rule if layer else reference.get("layer_rule", "stored"),
-        "pooling": spec.pooling,
-        "norm": spec.norm,
-        "views": spec.views,
-        "precision": spec.precision,
+        "spec": spec,
         "engine": plan.execution.engine,
         "device": ", ".join(map(str, plan.execution.devices)),
         "from_cache": from_cache,
+        **_describe_backbone(plan, spec, reference),
+    }
+
+
+def _describe_backbone(
+    plan: CodePlan, spec: CodeSpec, reference: dict[str, Any]
+) -> dict[str, Any]:
+    """Backbone and layer; of a stored one, as far as they were recorded by `fit`."""
+    backbone = plan.backbone
+    if isinstance(backbone, Backbone):
+        layer = backbone.layer(spec.layer)
+        return {
+            "preprocessing_origin": backbone.preprocessing_origin,
+            "backbone": str(backbone.path),
+            "backbone_name": backbone.name,
+            "backbone_sha256": spec.backbone_sha256,
+            "layer": spec.layer,
+            "layer_label": layer.label,
+            "layer_position": layer.position,
+            "layer_shape": layer.shape,
+            "layer_rule": layer.rule,
+        }
+    return {
+        "preprocessing_origin": reference.get(
+            "preprocessing_origin", "the saved model"
+        ),
+        "backbone": "the saved model, which includes it up to the layer",
+        "backbone_name": reference.get("name"),
+        "backbone_sha256": spec.backbone_sha256,
+        "layer": spec.layer,
+        "layer_label": spec.layer,
+        "layer_position": None,
+        "layer_shape": None,
+        "layer_rule": reference.get("layer_rule", "stored in the saved model"),
     }

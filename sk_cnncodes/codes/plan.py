@@ -102,7 +102,8 @@ def plan_fit(state: State) -> CodePlan:
         If this machine does not have the device or does not support the precision.
     """
     execution = _execution(state)
-    return _plan(state, _load_for_fit(state), execution, None)
+    layer = _builtin_layer(state["layer"])
+    return _plan(state, _load_for_fit(state), layer, execution, None)
 
 
 def plan_transform(state: State) -> CodePlan:
@@ -118,11 +119,11 @@ def plan_transform(state: State) -> CodePlan:
     NotFittedError
         If ``precision="int8"`` and `fit` was not called.
     """
-    backbone = load_fitted(state)
+    backbone, layer = load_fitted(state), _fitted_layer(state)
     if state["precision"] != "int8":
-        return _plan(state, backbone, _execution(state), None)
+        return _plan(state, backbone, layer, _execution(state), None)
     calibration = _calibration(state)
-    plan = _plan(state, backbone, _execution(state), calibration)
+    plan = _plan(state, backbone, layer, _execution(state), calibration)
     _check_calibration(state, calibration, plan.float32_specs[0])
     return plan
 
@@ -130,15 +131,23 @@ def plan_transform(state: State) -> CodePlan:
 def _plan(
     state: State,
     backbone: Backbone | StoredBackbone,
+    layer: int | str,
     execution: Execution,
     calibration: Calibration | None,
 ) -> CodePlan:
-    specs, wanted = _specs(state, backbone)
+    specs, wanted = _specs(state, backbone, layer)
     n_threads = usable_threads(state["n_jobs"])
+    spec = specs[wanted]
     logger.debug(
-        "%s: layer %s, %s, %d threads",
+        "%s (sha256 %s), preprocessing from %s; layer %s, pooling %s, norm %s, views "
+        "%s; %s, %d threads",
         backbone.description,
-        specs[wanted].layer,
+        spec.backbone_sha256[:12],
+        getattr(backbone, "preprocessing_origin", "the saved model"),
+        spec.layer,
+        spec.pooling,
+        spec.norm,
+        spec.views,
         execution,
         n_threads,
     )
@@ -185,8 +194,21 @@ def _stored(state: State) -> StoredBackbone | None:
 # -- specs, engine, calibration ----------------------------------------------
 
 
+def _fitted_layer(state: State) -> int | str:
+    """The layer; as the tensor that `fit` found, unless parameters have changed.
+
+    A newer version may number the layers of a backbone in another way.
+    """
+    reference, fitted = state.get("fitted_backbone_"), state.get("_fitted_codes")
+    if reference is not None and fitted is not None:
+        parameters, _ = fitted
+        if parameters == code_parameters(state):
+            return str(reference["layer"])
+    return _builtin_layer(state["layer"])
+
+
 def _specs(
-    state: State, backbone: Backbone | StoredBackbone
+    state: State, backbone: Backbone | StoredBackbone, layer: int | str
 ) -> tuple[list[CodeSpec], int]:
     """Code specs of all layers to compute, and the position of that of `layer`.
 
@@ -196,7 +218,7 @@ def _specs(
     if isinstance(backbone, StoredBackbone):
         return [backbone.spec], 0
     options = (state["pooling"], state["norm"], state["views"])
-    wanted = backbone.spec(_builtin_layer(state["layer"]), *options)
+    wanted = backbone.spec(layer, *options)
     specs = {wanted.layer: wanted}
     if state["cache"] is not None:
         others = state["cache_layers"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import io
 import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -20,17 +19,14 @@ import numpy as np
 
 from sk_cnncodes.base.exceptions import DeviceError
 from sk_cnncodes.base.forks import fork_lock, import_fork_safe
-from sk_cnncodes.base.threads import ResourcePool
-from sk_cnncodes.engines.devices import Device, cuda_driver
+from sk_cnncodes.engines.devices import Device
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
-_CPU = ["CPUExecutionProvider"]
-# Batches in flight on a GPU: one is copied while another is computed.
-_IN_FLIGHT = 2
+CPU_PROVIDER = "CPUExecutionProvider"
 # Largest batch size that TensorRT compiles an engine for, and the one it optimises.
 _TENSORRT_MAX_BATCH, _TENSORRT_OPT_BATCH = 256, 64
 _TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
@@ -65,193 +61,6 @@ def import_tool(name: str) -> ModuleType:
         sys.path[:] = previous
 
 
-class CpuRunner:
-    """A network on the CPU; several threads may run it at once.
-
-    Parameters
-    ----------
-    session : onnxruntime.InferenceSession
-        With one uint8 input [N, height, width, 3] and float32 outputs [N, d].
-    n_concurrent_runs : int
-        Number of concurrent calls of `run` that increase the throughput.
-    """
-
-    def __init__(self, session: ort.InferenceSession, n_concurrent_runs: int) -> None:
-        self._session = session
-        self.n_concurrent_runs = n_concurrent_runs
-        self.provider: str = session.get_providers()[0]
-        (self._input,) = session.get_inputs()
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an input image."""
-        height, width, channels = self._input.shape[1:]
-        return height, width, channels
-
-    def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """Codes of a batch, one array for each layer."""
-        return list(self._session.run(None, {self._input.name: images}))
-
-
-class GpuRunner(CpuRunner):
-    """A network on one GPU.
-
-    Images are copied through pinned memory into a tensor that stays on the GPU while
-    another batch is computed. Batches are padded to the largest one so far or to a
-    power of two, so that the GPU sees few different shapes.
-
-    Parameters
-    ----------
-    session : onnxruntime.InferenceSession
-    gpu : int
-        Index of the GPU.
-    fixed_batch : bool
-        Whether the graph has a fixed batch size, so that batches are not padded.
-    memory : str, default="cuda"
-        Device type of the input tensor; "cpu" in tests without a GPU.
-    """
-
-    def __init__(
-        self,
-        session: ort.InferenceSession,
-        gpu: int,
-        *,
-        fixed_batch: bool,
-        memory: str = "cuda",
-    ) -> None:
-        super().__init__(session, _IN_FLIGHT)
-        self._fixed_batch = fixed_batch
-        self._largest = 1
-        self._slots = ResourcePool(
-            _Slot(session, self._input.name, gpu, memory) for _ in range(_IN_FLIGHT)
-        )
-
-    def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """Codes of a batch, one array for each layer."""
-        rows = len(images)
-        self._largest = max(self._largest, rows)
-        padded_rows = rows
-        if not self._fixed_batch:
-            padded_rows = min(1 << (rows - 1).bit_length(), self._largest)
-        outputs = self._slots.use(lambda slot: slot.run(images, padded_rows))
-        return [codes[:rows] for codes in outputs]
-
-
-class _Slot:
-    """Buffers of one batch in flight."""
-
-    def __init__(
-        self, session: ort.InferenceSession, name: str, gpu: int, memory: str
-    ) -> None:
-        self._session = session
-        self._name = name
-        self._gpu = gpu
-        self._memory = memory
-        self._staging = _PinnedBuffer(0, gpu)
-        self._device_tensors: dict[tuple[int, ...], Any] = {}
-
-    def run(self, images: np.ndarray, padded_rows: int) -> list[np.ndarray]:
-        """Codes of a batch padded with copies of its last image."""
-        shape = (padded_rows, *images.shape[1:])
-        size = int(np.prod(shape))
-        if size > len(self._staging.array):
-            self._device_tensors.clear()
-            self._staging = _PinnedBuffer(size, self._gpu)
-        staged = self._staging.array[:size].reshape(shape)
-        staged[: len(images)] = images
-        staged[len(images) :] = images[-1]
-        binding = self._session.io_binding()
-        binding.bind_ortvalue_input(self._name, self._copy_to_device(staged))
-        for output in self._session.get_outputs():
-            binding.bind_output(output.name)
-        self._session.run_with_iobinding(binding)
-        return list(binding.copy_outputs_to_cpu())
-
-    def _copy_to_device(self, staged: np.ndarray) -> ort.OrtValue:
-        """Copy images to the device, into the same tensor for each shape."""
-        value = self._device_tensors.get(staged.shape)
-        if value is None:
-            make = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type
-            value = make(list(staged.shape), np.uint8, self._memory, self._gpu)
-            self._device_tensors[staged.shape] = value
-        value.update_inplace(staged)
-        return value
-
-
-class _PinnedBuffer:
-    """Bytes in pinned (page-locked) memory, for fast copies to the GPU.
-
-    If the driver cannot pin them, they are in pageable memory, which is slower.
-    """
-
-    def __init__(self, size: int, gpu: int) -> None:
-        self.array = np.zeros(size, np.uint8)
-        self._driver = cuda_driver() if size else None
-        self._pinned = False
-        if self._driver is not None:
-            self._pinned = _pin(self._driver, self.array, gpu)
-
-    def __del__(self) -> None:
-        if self._pinned and self._driver is not None:
-            self._driver.cuMemHostUnregister(ctypes.c_void_p(self.array.ctypes.data))
-
-
-def _pin(driver: ctypes.CDLL, array: np.ndarray, gpu: int) -> bool:
-    """Pin the memory of an array for all CUDA contexts; return whether it worked."""
-    device, context = ctypes.c_int(), ctypes.c_void_p()
-    portable = 1
-    address, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
-    steps: list[Callable[[], int]] = [
-        lambda: driver.cuDeviceGet(ctypes.byref(device), gpu),
-        lambda: driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
-        lambda: driver.cuCtxSetCurrent(context),
-        lambda: driver.cuMemHostRegister_v2(address, size, portable),
-    ]
-    return all(step() == 0 for step in steps)
-
-
-def open_runner(
-    model: bytes,
-    device: Device,
-    *,
-    n_threads: int,
-    n_concurrent_runs: int,
-    precision: str,
-    batch_size: int | None,
-    engine_cache: str = "",
-) -> CpuRunner:
-    """Load a code graph on a device.
-
-    Parameters
-    ----------
-    model : bytes
-        A serialised code graph, already converted to float16 or int8 if needed.
-    device : Device
-    n_threads : int
-        Number of CPU threads of all concurrent runs together.
-    n_concurrent_runs : int
-        Number of concurrent runs on the CPU.
-    precision : str
-    batch_size : int or None
-        Fixed batch size of the graph; None if it is dynamic.
-    engine_cache : str
-        Folder of the engines that TensorRT compiles.
-
-    Raises
-    ------
-    DeviceError
-        If a required GPU does not work.
-    """
-    threads_per_run = max(1, n_threads // n_concurrent_runs)
-    providers = []
-    if device.gpu is not None:
-        providers = gpu_providers(model, device, precision, batch_size, engine_cache)
-    session = load_session(model, device, threads_per_run, providers)
-    if device.gpu is None or session.get_providers()[0] == _CPU[0]:
-        return CpuRunner(session, n_concurrent_runs)
-    return GpuRunner(session, device.gpu, fixed_batch=batch_size is not None)
-
-
 def load_session(
     model: bytes,
     device: Device,
@@ -279,7 +88,7 @@ def load_session(
     ort = import_onnxruntime()
     providers = providers or gpu_providers(model, device, "float32", None, "")
     with _nvidia_libraries(ort) as reported:
-        session = make_session(model, session_options(1), [*providers, *_CPU])
+        session = make_session(model, session_options(1), [*providers, CPU_PROVIDER])
     if session.get_providers()[0] == providers[0][0]:
         return session
     name = "TensorRT" if device.tensorrt else "CUDA"
@@ -380,7 +189,9 @@ def session_options(n_threads: int) -> ort.SessionOptions:
 
 
 def make_session(
-    model: bytes, options: ort.SessionOptions, providers: Sequence[Any] = _CPU
+    model: bytes,
+    options: ort.SessionOptions,
+    providers: Sequence[Any] = (CPU_PROVIDER,),
 ) -> ort.InferenceSession:
     """Create an ONNX Runtime session while no other thread forks.
 

@@ -15,7 +15,8 @@ from sk_cnncodes.base.forks import fork_lock
 from sk_cnncodes.base.threads import OrderedThreadPool, ResourcePool
 from sk_cnncodes.engines.devices import Device
 from sk_cnncodes.engines.execution import Execution
-from sk_cnncodes.engines.onnxruntime import is_out_of_memory, open_runner, padded
+from sk_cnncodes.engines.onnxruntime import CPU_PROVIDER, is_out_of_memory, padded
+from sk_cnncodes.engines.onnxruntime_runners import open_runner
 from sk_cnncodes.engines.quantisation import Calibration
 
 # Maximum difference between the codes of an image alone and in a batch, relative to the
@@ -27,6 +28,7 @@ _BATCH_TOLERANCE = {
     "bfloat16": 0.1,
     "int8": 0.1,
 }
+_ENGINE_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 GPU_BATCH_SIZE = 64
 # On a CPU, most networks are fastest with one or two images per run, which stay in the
 # CPU caches. Large dense layers need more, so that their weights are read less often.
@@ -302,7 +304,8 @@ def open_session(
                 runner = _open_runner(
                     graph, execution, n_threads, n_concurrent_runs, calibration
                 )
-            on_cpu = runner.provider in ("CPUExecutionProvider", "OpenVINO")
+            # With device="auto", a GPU that does not work is replaced by the CPU.
+            on_cpu = execution.on_cpu or runner.provider == CPU_PROVIDER
             session = CodeSession(runner, graph.batch_size, on_cpu=on_cpu)
             fault = _batch_fault(session, _BATCH_TOLERANCE[execution.precision])
         except DeviceError:
@@ -312,7 +315,7 @@ def open_session(
         if fault is None:
             return session
     assert fault is not None
-    engine = "OpenVINO" if execution.engine == "openvino" else "ONNX Runtime"
+    engine = _ENGINE_NAMES[execution.engine]
     raise BackboneError(
         f"{engine} cannot run the backbone: {first_line(fault)}"
     ) from fault
@@ -351,6 +354,8 @@ def _open_runner(
             n_concurrent_runs=n_concurrent_runs,
             bfloat16=execution.precision == "bfloat16",
         )
+    if execution.engine != "onnxruntime":
+        raise ValueError(f"engine: no code loads a network by {execution.engine!r}.")
     runners = [
         open_runner(
             model,

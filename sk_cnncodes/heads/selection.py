@@ -16,8 +16,8 @@ from sklearn.svm import LinearSVC
 
 from sk_cnncodes.base.public import public
 from sk_cnncodes.codes.cache import CodeCache
-from sk_cnncodes.codes.grids import layer_grid
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
+from sk_cnncodes.heads.grids import layer_grid
 
 NEIGHBOURS = 5
 # Hyperparameters for codes of unit length.

@@ -62,6 +62,8 @@ class DecodedImage:
         and the mode.
     size : (int, int)
         Width and height as stored, in pixels.
+    conversion : str
+        How its values became RGB with 8 bits.
     orientation : int
         EXIF orientation that was undone; 1 is upright.
     scale : int
@@ -71,6 +73,7 @@ class DecodedImage:
     rgb: Image.Image
     format: str
     size: tuple[int, int]
+    conversion: str
     orientation: int = 1
     scale: int = 1
 
@@ -107,7 +110,8 @@ def read_image(
     """
     if isinstance(image, np.ndarray):
         rgb = _from_pixels(image, index, max_pixels)
-        return DecodedImage(rgb, f"array of {image.dtype}", rgb.size)
+        kind = f"array of {image.dtype}"
+        return DecodedImage(rgb, kind, rgb.size, _array_conversion(image))
     if isinstance(image, Image.Image):
         with open_file_lock:  # a lazy PIL image still reads its file
             return _from_pil(image, index, max_pixels)
@@ -155,10 +159,11 @@ def decode_content(
         # Only after loading: Pillow transposes TIFF when it loads, and would load PNG
         # to find EXIF data, which would hide decoding errors.
         orientation = _orientation(opened)
+        conversion = _conversion(opened)
         rgb = _as_rgb(opened, name, index)
         del opened  # frees its pixels before the transposed copy is made
         upright = _upright(rgb, orientation)
-        return DecodedImage(upright, kind, size, orientation, scale)
+        return DecodedImage(upright, kind, size, conversion, orientation, scale)
     except ImageError:
         raise
     except RefusedError as error:
@@ -187,8 +192,9 @@ def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> Decoded
         check_size(*image.size, max_pixels)
         _load(image)
         orientation = _orientation(image)
+        kind, conversion = f"PIL image {image.mode}", _conversion(image)
         upright = _upright(_as_rgb(image, name, index), orientation)
-        return DecodedImage(upright, f"PIL image {image.mode}", image.size, orientation)
+        return DecodedImage(upright, kind, image.size, conversion, orientation)
     except ImageError:
         raise
     except RefusedError as error:
@@ -213,12 +219,34 @@ def _load(image: Image.Image) -> None:
         raise
 
 
+def _conversion(image: Image.Image) -> str:
+    """What `_as_rgb` does to the values of an image, in words."""
+    if _is_deep_gray(image):
+        return "float gray times 255" if image.mode == "F" else "high 8 bits of gray"
+    if image.has_transparency_data:
+        return "composited over white"
+    return "none" if image.mode == "RGB" else f"{image.mode} to RGB"
+
+
+def _array_conversion(pixels: np.ndarray) -> str:
+    """What `_from_pixels` does to the values of an array, in words."""
+    gray = pixels.ndim == 2 or pixels.shape[2] == 1
+    parts = ["floats times 255"] if pixels.dtype.kind == "f" else []
+    parts += ["gray to RGB"] if gray else []
+    parts += ["composited over white"] if not gray and pixels.shape[2] == 4 else []
+    return ", ".join(parts) or "none"
+
+
+def _is_deep_gray(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;")
+
+
 def _as_rgb(image: Image.Image, name: str, index: int) -> Image.Image:
     """Convert to mode RGB without transparency; an opaque RGB image is not copied."""
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+    if _is_deep_gray(image):
         return _from_deep_gray(image, name, index)
     if image.has_transparency_data:
         return _over_white(image)

@@ -180,8 +180,8 @@ class Preprocessing:
         ndarray of uint8, shape (height, width, 3)
             Height and width are `crop_size`.
         """
-        full, excess = self._resized_size_and_excess(image)
-        corners = [(self._corner(excess[0]), self._corner(excess[1]))]
+        full = self.resized_size(image.height, image.width)
+        corners = [self.crop_corner(*full)]
         crops = resized_crops(image, full, self.crop_size, corners, self.interpolation)
         central: np.ndarray = crops[0]
         return central
@@ -199,25 +199,31 @@ class Preprocessing:
         ndarray of uint8, shape (5, height, width, 3)
             Top left, top right, bottom left, bottom right, centre.
         """
-        full, excess = self._resized_size_and_excess(image)
-        top, left = self._corner(excess[0]), self._corner(excess[1])
+        full = self.resized_size(image.height, image.width)
+        top, left = self.crop_corner(*full)
         # Along a side no longer than the crop, all crops have the same position.
-        tops = (0, excess[0]) if excess[0] > 0 else (top, top)
-        lefts = (0, excess[1]) if excess[1] > 0 else (left, left)
+        bottom, right = full[0] - self.crop_size[0], full[1] - self.crop_size[1]
+        tops = (0, bottom) if bottom > 0 else (top, top)
+        lefts = (0, right) if right > 0 else (left, left)
         corners = [(y, x) for y in tops for x in lefts]
         return resized_crops(
             image, full, self.crop_size, [*corners, (top, left)], self.interpolation
         )
 
-    def _resized_size_and_excess(
-        self, image: Image.Image
-    ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Size of the resized image, and by how much it exceeds the crop.
+    def crop_corner(self, height: int, width: int) -> tuple[int, int]:
+        """Top and left of the central crop of a resized image.
 
-        Both are (height, width), in pixels.
+        Negative where the image is smaller than the crop and is padded with black.
+
+        Parameters
+        ----------
+        height, width : int
+            Of the resized image, in pixels.
         """
-        height, width = self.resized_size(image.height, image.width)
-        return (height, width), (height - self.crop_size[0], width - self.crop_size[1])
+        return (
+            self._corner(height - self.crop_size[0]),
+            self._corner(width - self.crop_size[1]),
+        )
 
     def _corner(self, excess: int) -> int:
         """Start of the central crop along a side that exceeds it by `excess` pixels."""

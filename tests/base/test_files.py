@@ -156,7 +156,7 @@ def test_a_deleted_working_directory(tmp_path: Path) -> None:
         folder.rmdir()
         image = np.zeros((9, 9, 3), np.uint8)
         transformer = CNNCodeTransformer(cache=None, on_error="nan")
-        with pytest.warns(UserWarning, match="relative to a folder that was deleted"):
+        with pytest.warns(UserWarning, match="start from a folder that was deleted"):
             codes = transformer.transform(["missing.png", image])
         assert np.isnan(codes).any(axis=1).tolist() == [True, False]
     finally:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from sk_cnncodes import CNNCodeTransformer
+from sk_cnncodes.base.logs import configure_logging, logger
 from tests.conftest import run_python
 
 PROGRAM = (
@@ -39,12 +41,22 @@ def test_info_shows_less() -> None:
     assert run_python(PROGRAM, SK_CNNCODES_LOG="info") == ""
 
 
-def test_an_unknown_level_is_named() -> None:
-    program = (
-        "try:\n    import sk_cnncodes\nexcept ValueError as error:\n    print(error)"
-    )
-    printed = run_python(program, SK_CNNCODES_LOG="loud")
-    assert printed.startswith("SK_CNNCODES_LOG='loud': expected 'debug'")
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    before, level = list(logger.handlers), logger.level
+    yield
+    logger.handlers, logger.level = before, level
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_an_unknown_level_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not end the program that imports the package."""
+    monkeypatch.setenv("SK_CNNCODES_LOG", "loud")
+    with pytest.warns(UserWarning, match="SK_CNNCODES_LOG='loud'.*Expected 'debug'"):
+        configure_logging()
+    monkeypatch.setenv("SK_CNNCODES_LOG", "Debug")
+    configure_logging()
+    assert logger.level == logging.DEBUG
 
 
 def test_the_logger_is_an_ordinary_one(caplog: pytest.LogCaptureFixture) -> None:

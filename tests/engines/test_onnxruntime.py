@@ -13,13 +13,14 @@ import pytest
 from sk_cnncodes import CNNCodeTransformer
 from sk_cnncodes.base.exceptions import DeviceError
 from sk_cnncodes.engines import onnxruntime as onnxruntime_engine
+from sk_cnncodes.engines import onnxruntime_runners
 from sk_cnncodes.engines.devices import Device, count_gpus
 from sk_cnncodes.engines.onnxruntime import (
-    GpuRunner,
     gpu_providers,
     import_onnxruntime,
     is_out_of_memory,
 )
+from sk_cnncodes.engines.onnxruntime_runners import GpuRunner
 from sk_cnncodes.engines.session import CodeSession, MultiDeviceRunner
 from tests.engines.test_session import code_graph
 from tests.faults.conftest import allow_threads
@@ -62,7 +63,7 @@ def test_bound_batches_return_the_codes_of_their_images() -> None:
 def test_batches_are_padded_to_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = gpu_runner()
     sizes: list[int] = []
-    slot_run = onnxruntime_engine._Slot.run
+    slot_run = onnxruntime_runners._Slot.run
 
     def recorded(self, X: np.ndarray, padded_rows: int) -> list[np.ndarray]:
         sizes.append(padded_rows)
@@ -70,7 +71,7 @@ def test_batches_are_padded_to_few_shapes(monkeypatch: pytest.MonkeyPatch) -> No
         assert len(outputs[0]) == padded_rows
         return outputs
 
-    monkeypatch.setattr(onnxruntime_engine._Slot, "run", recorded)
+    monkeypatch.setattr(onnxruntime_runners._Slot, "run", recorded)
     for count in (50, 50, 37, 20, 7, 1, 50):
         assert len(runner.run(images(count))[0]) == count
     assert sizes == [50, 50, 50, 32, 8, 1, 50]
@@ -109,7 +110,7 @@ def test_memory_is_pinned_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
         names += ("cuMemHostRegister_v2", "cuMemHostUnregister")
         return SimpleNamespace(**{name: function(name) for name in names})
 
-    monkeypatch.setattr(onnxruntime_engine, "cuda_driver", driver)
+    monkeypatch.setattr(onnxruntime_runners, "cuda_driver", driver)
     runner = gpu_runner()
     np.testing.assert_allclose(runner.run(images(3))[0], images(3).mean((1, 2)))
     assert calls[-1] == "cuMemHostRegister_v2"
@@ -120,7 +121,7 @@ def test_memory_is_pinned_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls.count("cuMemHostUnregister") == 1
     # If the driver refuses, codes are still correct.
     monkeypatch.setattr(
-        onnxruntime_engine, "cuda_driver", lambda: driver("cuMemHostRegister_v2")
+        onnxruntime_runners, "cuda_driver", lambda: driver("cuMemHostRegister_v2")
     )
     del runner
     calls.clear()
