@@ -12,6 +12,7 @@ from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 from typer.main import get_command
 
+from sk_cnncodes import CNNCodeTransformer, CodeCache
 from sk_cnncodes.cli import app
 from tests.readme_commands import prepare, run_command, shown_commands
 
@@ -93,3 +94,23 @@ def test_commands_print_what_is_shown(shared: Path, tmp_path: Path) -> None:
                 for got in (re.split(r"[\s,]+", other.strip()) for other in rest)
             )
             assert found, f"{shown.command}does not print {line!r} in order: {printed}"
+
+
+def test_the_explanation_is_what_is_shown(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path, shared)
+    monkeypatch.chdir(tmp_path)
+    (shown,) = re.findall(
+        r"<!-- the explanation -->\n```text\n(.*?)\n```", README, re.DOTALL
+    )
+    transformer = CNNCodeTransformer(
+        shared / "backbones" / "squeezenet1.1.onnx",
+        norm="l2",
+        cache=CodeCache(),
+        device="cpu",
+    )
+    printed = repr(transformer.explain("caltech20/train/starfish/image_0008.jpg"))
+    for line, expected in zip(printed.splitlines(), shown.splitlines(), strict=True):
+        if not expected.startswith("backbone"):  # its path is another one
+            assert line == expected
