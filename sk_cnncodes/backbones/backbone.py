@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,9 @@ class Backbone:
     preprocessing: Preprocessing
     name: str | None = None
     penultimate: str | None = None
-    preprocessing_origin: str = "the parameter preprocessing"
+    preprocessing_origin: str = field(
+        default="the parameter preprocessing", compare=False
+    )
 
     @property
     def description(self) -> str:

@@ -171,10 +171,8 @@ def _code_graph(
         batch_size = 1
     # Types of intermediate tensors may contain a fixed batch size.
     model.graph.ClearField("value_info")
-    before, after = (
-        GraphBuilder(f"{CODE_PREFIX}input/"),
-        GraphBuilder(f"{CODE_PREFIX}code/"),
-    )
+    # Calibrations of int8 know the tensors before the network by these names.
+    before, after = GraphBuilder(CODE_PREFIX), GraphBuilder(f"{CODE_PREFIX}code/")
     _add_normalisation(before, image, preprocessing)
     model.graph.input.remove(image)
     batch: int | str = batch_size if batch_size is not None else "N"

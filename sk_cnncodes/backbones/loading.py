@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sk_cnncodes.backbones.backbone import Backbone
 from sk_cnncodes.backbones.catalogue import (
@@ -28,6 +28,9 @@ from sk_cnncodes.graphs.view import value_shape
 from sk_cnncodes.images.preprocessing import METADATA_KEY, Preprocessing
 from sk_cnncodes.images.preprocessing_formats import read_huggingface, read_timm
 from sk_cnncodes.layers.typed_graph import image_input
+
+if TYPE_CHECKING:
+    import onnx
 
 T = TypeVar("T")
 
@@ -125,15 +128,15 @@ def load_backbone(
     path = _find_file(name_or_path)
     for module in ("onnx", "onnx.inliner", "onnx.version_converter"):
         import_fork_safe(module)
-    digest = file_sha256(path)
-    model = read_outline(path)
-    row = next((r for r in read_catalogue().values() if r.sha256 == digest), None)
+    model, row = read_outline(path), _row_of(path)
     origin = "the parameter preprocessing"
     if isinstance(preprocessing, Mapping):
         preprocessing = Preprocessing.from_dict(preprocessing)
     if preprocessing is None:
-        metadata = {entry.key: entry.value for entry in model.metadata_props}
-        preprocessing, origin = _known_preprocessing(path, digest, metadata, row)
+        found = _known_preprocessing(path, model, row)
+        if found is None:
+            raise _unknown_preprocessing(path)
+        preprocessing, origin = found
     elif not isinstance(preprocessing, Preprocessing):
         raise TypeError(
             "preprocessing: expected a Preprocessing, a dict of its parameters, or "
@@ -162,28 +165,33 @@ def load_network(
     PreprocessingError
         If the input size is unknown too.
     """
-    try:
+    path = _find_file(name_or_path)
+    model = read_outline(path)
+    if _known_preprocessing(path, model, _row_of(path)) is not None:
         return load_backbone(name_or_path)
-    except PreprocessingError as error:
-        model = read_outline(_find_file(name_or_path))
-        value = image_input(model)
-        stated = list(value_shape(value) or (None,) * 4)[1:]
-        channels_last = stated[0] not in (1, 3) and stated[2] in (1, 3)
-        channels = stated[2] if channels_last else stated[0]
-        height, width = stated[:2] if channels_last else stated[1:]
-        if height is not None and width is not None:
-            size = size or (height, width)
-        if size is None:
-            raise PreprocessingError(
-                f"{error} To list the layers only, use --size to give height and width "
-                "of the input, which the file does not state."
-            ) from error
-        placeholder = Preprocessing(
-            crop_size=size,
-            channels="GRAY" if channels == 1 else "RGB",
-            layout="NHWC" if channels_last else "NCHW",
+    stated = list(value_shape(image_input(model)) or (None,) * 4)[1:]
+    channels_last = stated[0] not in (1, 3) and stated[2] in (1, 3)
+    channels = stated[2] if channels_last else stated[0]
+    height, width = stated[:2] if channels_last else stated[1:]
+    if height is not None and width is not None:
+        size = size or (height, width)
+    if size is None:
+        raise PreprocessingError(
+            f"{_unknown_preprocessing(path)} To list the layers only, use --size to "
+            "give height and width of the input, which the file does not state."
         )
-        return load_backbone(name_or_path, placeholder)
+    placeholder = Preprocessing(
+        crop_size=size,
+        channels="GRAY" if channels == 1 else "RGB",
+        layout="NHWC" if channels_last else "NCHW",
+    )
+    return load_backbone(name_or_path, placeholder)
+
+
+def _row_of(path: Path) -> CatalogueRow | None:
+    """The row of the catalogue that describes a file, by its digest."""
+    digest = file_sha256(path)
+    return next((r for r in read_catalogue().values() if r.sha256 == digest), None)
 
 
 def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
@@ -222,9 +230,13 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def _known_preprocessing(
-    path: Path, digest: str, metadata: dict[str, str], row: CatalogueRow | None
-) -> tuple[Preprocessing, str]:
-    """The preprocessing stated in or for a file, and its source; never a guess."""
+    path: Path, model: onnx.ModelProto, row: CatalogueRow | None
+) -> tuple[Preprocessing, str] | None:
+    """The preprocessing stated in or for a file, and its source; never a guess.
+
+    None if it is not stated anywhere.
+    """
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     own = _read_values(path, Preprocessing.from_metadata, metadata)
     if own is not None:
         return own, f"the file's metadata {METADATA_KEY!r}"
@@ -239,7 +251,12 @@ def _known_preprocessing(
         config = _read_json(sidecar)
         if "pretrained_cfg" in config or "input_size" in config:
             return _read_values(sidecar, read_timm, config), f"{str(sidecar)!r}"
-    raise PreprocessingError(
+    return None
+
+
+def _unknown_preprocessing(path: Path) -> PreprocessingError:
+    digest = file_sha256(path)
+    return PreprocessingError(
         f"backbone {str(path)!r}: its preprocessing is not known. It is not in its "
         f"metadata ({METADATA_KEY}), in the catalogue (sha256 {digest[:12]}...), or in "
         "a preprocessor_config.json or timm config.json in its folder. Expected "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,10 +57,14 @@ def measured_types(
     check_loops(cut.graph)
     outputs = []
     cut.graph.ClearField("output")
+    taken = {name for node in cut.graph.node for name in node.output}
+    taken |= {tensor.name for tensor in cut.graph.initializer}
+    numbers = (f"sk_cnncodes/shape/{number}" for number in count())
+    free = (name for name in numbers if name not in taken)
     for name, type_ in known.items():
         output = name
         if type_ is not None and type_.element:
-            output = f"{name}/shape"
+            output = next(free)
             cut.graph.node.append(onnx.helper.make_node("Shape", [name], [output]))
         cut.graph.output.add(name=output)
         outputs.append(output)

@@ -21,7 +21,10 @@ from types import ModuleType
 from typing import Any
 
 # Packages that this one imports on first use, perhaps in a thread.
-_IMPORTED_LATE = {"PIL", "onnx", "onnxruntime", "openvino", "sk_cnncodes", "tqdm"}
+_IMPORTED_LATE = {
+    *("PIL", "filelock", "onnx", "onnxruntime", "openvino", "pooch", "sk_cnncodes"),
+    "tqdm",
+}
 
 # Held during whatever a fork must not interrupt, such as loading a network, when ONNX
 # Runtime holds locks of its own.
@@ -31,6 +34,8 @@ _fork_locks: list[Any] = []
 _before_hooks: list[Callable[[], object]] = []
 _child_hooks: list[Callable[[], object]] = []
 _renewed_locks: weakref.WeakSet[Any] = weakref.WeakSet()
+# Locks held by the fork in progress, with one entry for each time.
+_acquired: list[tuple[Any, list[bool]]] = []
 
 
 def fork_safe_lock() -> threading.Lock:
@@ -70,20 +75,39 @@ def finish_imports() -> None:
 
 
 def _prepare() -> None:
-    """Acquire all locks and run the hooks before a fork."""
-    fork_lock.acquire()
-    for lock in _fork_locks:
-        lock.acquire()
-    finish_imports()
-    for action in _before_hooks:
-        action()
+    """Acquire all locks and run the hooks before a fork.
+
+    The fork goes on whatever happens here: an interrupt must not leave it unprepared.
+    """
+    interrupt: KeyboardInterrupt | None = None
+    acquired: list[tuple[Any, list[bool]]] = [(fork_lock, [])]
+    while True:
+        try:
+            for lock, times in acquired:
+                if not times:
+                    # Acquired and recorded by one C function: an interrupt comes
+                    # before or after both.
+                    times.extend(filter(lock.acquire, (True,)))
+                if len(acquired) == 1:
+                    acquired += [(other, []) for other in _fork_locks]
+            _acquired[:] = acquired
+            for action in _before_hooks:
+                action()
+            with suppress(ImportError):  # of another thread, which gets it itself
+                finish_imports()
+            break
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def _release() -> None:
     """Release all locks after a fork."""
-    for lock in (*reversed(_fork_locks), fork_lock):
-        # An interrupt may have ended the wait for a lock, which is then not held.
-        with suppress(RuntimeError):
+    held = list(_acquired)
+    _acquired.clear()  # before the first release, after which another fork may begin
+    for lock, times in reversed(held):
+        for _ in times:
             lock.release()
 
 

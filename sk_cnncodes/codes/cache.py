@@ -8,7 +8,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -134,8 +134,9 @@ class CodeCache:
         *,
         max_bytes: int | None = None,
     ) -> None:
-        is_int = isinstance(max_bytes, Integral)
-        if max_bytes is not None and not (is_int and max_bytes > 0):
+        if max_bytes is not None and not isinstance(max_bytes, Real):
+            raise TypeError(f"max_bytes: expected a positive int, got {max_bytes!r}.")
+        if max_bytes is not None and max_bytes <= 0:
             raise ValueError(f"max_bytes: expected a positive int, got {max_bytes!r}.")
         self.path = None if path is None else _cache_file(path)
         default = MEMORY_MAX_BYTES if path is None else FILE_MAX_BYTES

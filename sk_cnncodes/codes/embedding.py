@@ -18,7 +18,7 @@ from sk_cnncodes.codes.cache import CodeCache, resolve_cache
 from sk_cnncodes.codes.explanation import Explanation, describe_code
 from sk_cnncodes.codes.extraction import Extraction, ExtractionOptions
 from sk_cnncodes.codes.parameters import check_parameters
-from sk_cnncodes.codes.plan import CodePlan, plan_transform
+from sk_cnncodes.codes.plan import CodePlan, fitted_spec, plan_transform, state_of
 from sk_cnncodes.engines.session import CodeSession
 from sk_cnncodes.images.containers import as_image_sequence
 
@@ -68,7 +68,7 @@ class EmbeddingMixin:
         ...     codes.precompute(X).transform(X).shape
         (4, 800)
         """
-        check_parameters(vars(self))
+        check_parameters(state_of(self))
         cache = resolve_cache(self.cache)
         if cache is None:
             raise ValueError(
@@ -76,7 +76,7 @@ class EmbeddingMixin:
                 "CodeCache, or 'memory'."
             )
         images = as_image_sequence(X)
-        plan = plan_transform(vars(self))
+        plan = plan_transform(state_of(self))
         self._extract(images, plan, cache, verbose=True, store_only=True)
         return self
 
@@ -120,7 +120,7 @@ class EmbeddingMixin:
         ...     codes.shape
         (4, 800)
         """
-        check_parameters(vars(self))
+        check_parameters(state_of(self))
         images = as_image_sequence(X)
         target = Path(path)
         if target.exists():
@@ -128,8 +128,8 @@ class EmbeddingMixin:
             held = images if isinstance(images, (list, tuple, np.ndarray)) else ()
             paths = (image for image in held if isinstance(image, (str, Path)))
             check_not_an_input(target, chain([self.backbone], paths))
-        plan = plan_transform(vars(self))
         with atomic_write(target) as part:
+            plan = plan_transform(state_of(self))
             out = np.lib.format.open_memmap(
                 part, "w+", np.float32, (len(images), plan.code_length)
             )
@@ -176,9 +176,9 @@ class EmbeddingMixin:
         >>> explanation.layer_label, explanation.crop.shape, explanation.code.shape
         ('codes', (116, 116, 3), (800,))
         """
-        check_parameters(vars(self))
+        check_parameters(state_of(self))
         cache = resolve_cache(self.cache)
-        plan = plan_transform(vars(self))
+        plan = plan_transform(state_of(self))
         facts = describe_code(
             image, plan, cache, self.max_pixels, getattr(self, "fitted_backbone_", {})
         )
@@ -225,7 +225,7 @@ class EmbeddingMixin:
 
         Used by `to_onnx` and for saving; not needed to compute codes.
         """
-        check_parameters(vars(self))
-        plan = plan_transform(vars(self))
-        spec = plan.float32_specs[plan.wanted]
-        return spec, *working_graph(plan.backbone, spec)
+        state = state_of(self)
+        check_parameters(state)
+        backbone, spec = fitted_spec(state)
+        return spec, *working_graph(backbone, spec)

@@ -91,17 +91,19 @@ class CodePlan:
         )
 
 
-def plan_fit(state: State) -> CodePlan:
+def state_of(transformer: Any) -> dict[str, Any]:
+    """The state of a transformer: its parameters and the attributes set by `fit`."""
+    return {**vars(transformer), **transformer.get_params(deep=False)}
+
+
+def plan_fit(state: State, execution: Execution) -> CodePlan:
     """The plan of `fit`, from the parameters alone.
 
     Raises
     ------
     BackboneError
         If the backbone is missing or does not have the layer.
-    DeviceError
-        If this machine does not have the device or does not support the precision.
     """
-    execution = _execution(state)
     layer = _builtin_layer(state["layer"])
     return _plan(state, _load_for_fit(state), layer, execution, None)
 
@@ -121,9 +123,9 @@ def plan_transform(state: State) -> CodePlan:
     """
     backbone, layer = load_fitted(state), _fitted_layer(state)
     if state["precision"] != "int8":
-        return _plan(state, backbone, layer, _execution(state), None)
+        return _plan(state, backbone, layer, execution_of(state), None)
     calibration = _calibration(state)
-    plan = _plan(state, backbone, layer, _execution(state), calibration)
+    plan = _plan(state, backbone, layer, execution_of(state), calibration)
     _check_calibration(state, calibration, plan.float32_specs[0])
     return plan
 
@@ -234,7 +236,27 @@ def _builtin_layer(layer: Any) -> int | str:
     return layer if isinstance(layer, str) else int(layer)
 
 
-def _execution(state: State) -> Execution:
+def fitted_spec(state: State) -> tuple[Backbone | StoredBackbone, CodeSpec]:
+    """The backbone of `fit` and the float32 spec of its codes, whatever the device.
+
+    Raises
+    ------
+    BackboneError
+        As `plan_transform`.
+    """
+    backbone = load_fitted(state)
+    specs, wanted = _specs(state, backbone, _fitted_layer(state))
+    return backbone, specs[wanted]
+
+
+def execution_of(state: State) -> Execution:
+    """Engine, devices and precision of a transformer on this machine.
+
+    Raises
+    ------
+    DeviceError
+        If this machine does not have the device or does not support the precision.
+    """
     tensorrt = "tensorrt" in str(state["device"])
     folder = str(cache_dir() / "tensorrt") if tensorrt else ""
     return resolve_execution(

@@ -22,7 +22,13 @@ from sk_cnncodes.codes.cache import (
 from sk_cnncodes.codes.calibration import calibrate
 from sk_cnncodes.codes.embedding import EmbeddingMixin
 from sk_cnncodes.codes.parameters import check_parameters
-from sk_cnncodes.codes.plan import load_fitted, plan_fit, plan_transform
+from sk_cnncodes.codes.plan import (
+    execution_of,
+    load_fitted,
+    plan_fit,
+    plan_transform,
+    state_of,
+)
 from sk_cnncodes.codes.saving import (
     STORED_KEY,
     code_parameters,
@@ -261,10 +267,11 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         DeviceError
             If this machine does not have the device or does not support the precision.
         """
-        state = vars(self)
+        state = state_of(self)
         check_parameters(state)
+        execution = execution_of(state)
         images = as_image_sequence(X)
-        plan = plan_fit(state)
+        plan = plan_fit(state, execution)
         if self.precision == "int8":
             self.calibration_ = calibrate(
                 images,
@@ -310,11 +317,11 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         NotFittedError
             If ``precision="int8"`` and `fit` was not called.
         """
-        check_parameters(vars(self))
+        check_parameters(state_of(self))
         cache = resolve_cache(self.cache)
         warn_memory_cache_in_worker(cache)
         images = as_image_sequence(X)
-        plan = plan_transform(vars(self))
+        plan = plan_transform(state_of(self))
         return self._extract(images, plan, cache, verbose=bool(self.verbose))
 
     # -- saving --------------------------------------------------------------
@@ -324,12 +331,12 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         if not self.store_backbone or not hasattr(self, "fitted_backbone_"):
             state.pop(STORED_KEY, None)
             return state
-        backbone = load_fitted(vars(self))
+        backbone = load_fitted(state_of(self))
         if isinstance(backbone, Backbone):
             spec, graph, _ = self.code_graph()
             length = backbone.code_length(spec)
             state[STORED_KEY] = store_graph(
-                code_parameters(vars(self)), spec, length, graph
+                code_parameters(state_of(self)), spec, length, graph
             )
         return state
 
@@ -357,7 +364,7 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         """
         # The backbone is not loaded here: scikit-learn's displays ask for the names.
         parameters, length = getattr(self, "_fitted_codes", (None, 0))
-        if parameters != code_parameters(vars(self)):
+        if parameters != code_parameters(state_of(self)):
             raise NotFittedError(
                 f"This {type(self).__name__} was not fitted with its current "
                 "parameters. Call fit before get_feature_names_out."

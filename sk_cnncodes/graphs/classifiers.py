@@ -40,7 +40,7 @@ def find_classifiers(
     Returns
     -------
     list of int
-        Nodes in the order of the classifiers; empty if the output is not scores.
+        Nodes, those of the last data inputs first; empty if the output is not scores.
     """
     found: list[int] = []
     waiting, seen, passed = [output], {output}, frozenset[str]()
@@ -61,7 +61,6 @@ def find_classifiers(
             read = data[:1]
         else:
             return []
-        # The stack pops the last one first.
-        waiting.extend(name for name in reversed(read) if name not in seen)
+        waiting.extend(name for name in read if name not in seen)
         seen.update(read)
     return found

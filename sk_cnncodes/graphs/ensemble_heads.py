@@ -38,7 +38,8 @@ def join_ensemble_heads(model: onnx.ModelProto) -> None:
     producer = _image_dependent(model.graph)
 
     def data_inputs(index: int) -> list[str]:
-        return [name for name in nodes[index].input if name in producer]
+        # In reverse, so that the walk meets the first classifier first.
+        return [name for name in reversed(nodes[index].input) if name in producer]
 
     for output in model.graph.output:
         classifiers = find_classifiers(

@@ -373,7 +373,6 @@ class BlockFinder:
 
     def layers(self) -> list[Layer]:
         """The numbered layers, in order from the image; the last is -1."""
-        names = self.block_outputs
         others = self.graph.view.other_inputs(self.penultimate)
         if others:
             raise BackboneError(
@@ -381,6 +380,7 @@ class BlockFinder:
                 f"{self.graph.view.input_name!r}. Expected a network that takes images "
                 "only. Turn the other inputs into initializers."
             )
+        names = self.block_outputs
         labels = self.graph.labels(names)
         rules = {each.tensor: each.rule for each in self.decisions}
         return [

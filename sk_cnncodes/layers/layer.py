@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -55,7 +55,7 @@ class Layer:
     parameter_share: float
     element: int
     position: int | None = None
-    rule: str = NAMED
+    rule: str = field(default=NAMED, compare=False)
 
     @property
     def n_channels(self) -> int:

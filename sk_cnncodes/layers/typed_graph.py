@@ -69,8 +69,8 @@ class TypedGraph:
         """
         if not self._is_known(name) and name not in self._measured:
             unknown = self._unknown_types(name)
-            self._measured.update(unknown)
             self._types.update(self._measure(unknown))
+            self._measured.update(unknown)
         known = self._types.get(name)
         if known is None or known.shape is None:
             return ()

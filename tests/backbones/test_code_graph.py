@@ -428,3 +428,18 @@ def test_fixed_batches_with_dependent_rows_are_refused(
     transformer = CNNCodeTransformer(path, preprocessing=plain)
     with pytest.raises(BackboneError, match="depend on the other images of its batch"):
         transformer.fit_transform(photographs)
+
+
+def test_a_tensor_may_have_any_name(
+    tmp_path: Path, plain: Preprocessing, photographs: list[np.ndarray]
+) -> None:
+    """Shapes are measured where inference stops; no name is in the way of that."""
+    net = networks.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
+    shape = net.constant(np.array([0, 8, 16, 16], np.int64), "flat/shape")
+    x = net.op("Reshape", x, net.op("Abs", shape), out="flat")
+    x = net.op("Relu", net.conv(x, 8, 8), out="sk_cnncodes/shape/0")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    path = networks.save(net.model(net.dense(x, 8, 10)), tmp_path / "net.onnx")
+    transformer = CNNCodeTransformer(path, preprocessing=plain, layer=-1)
+    assert transformer.transform(photographs).shape == (8, 8)

@@ -80,3 +80,30 @@ def test_the_parent_goes_on_with_its_locks() -> None:
     program += "\nprint(threading.Thread(target=lock.acquire).start())"
     program += "\nprint(forks.fork_lock.acquire(timeout=5))"
     assert run_python(program).split() == ["None", "True"]
+
+
+def test_an_interrupt_does_not_leave_a_fork_unprepared() -> None:
+    """The child would have the lock of a thread that it does not have."""
+    program = PROGRAM.format(
+        before="import signal",
+        holder="threading.Thread(target=hold, args=[forks.fork_lock]).start()\n"
+        "held.wait(20)\n"
+        "threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()\n"
+        "threading.Timer(0.8, go_on.set).start()",
+        child="    print('free' if forks.fork_lock.acquire(timeout=5) else 'locked')\n"
+        "    sys.stdout.flush()",
+    )
+    # The interpreter reports what a hook raises, and goes on.
+    assert run_python(program).startswith("free")
+
+
+def test_a_failed_import_of_another_thread_does_not_leave_a_fork_unprepared() -> None:
+    program = PROGRAM.format(
+        before="def fail(): raise ImportError('no such module')\n"
+        "forks.finish_imports = fail\n"
+        "done = []\n"
+        "forks.before_fork(lambda: done.append('closed'))",
+        holder="",
+        child="    print(done, forks.fork_lock.acquire(timeout=5), flush=True)",
+    )
+    assert run_python(program) == "['closed'] True"

@@ -76,3 +76,11 @@ def test_what_states_the_penultimate_tensor(net: Path) -> None:
     found = json.loads(invoke("layers", str(net), "--explain", "--json").stdout)
     assert found[-1]["tensor"] == "stem"
     assert "sk_cnncodes.penultimate" in found[-1]["rule"]
+
+
+def test_a_wrong_preprocessing_file_is_an_error(net: Path) -> None:
+    """It is known, and cannot be followed: no placeholder takes its place."""
+    net.with_name("preprocessor_config.json").write_text('{"do_pad": true}')
+    result = invoke("layers", str(net))
+    assert result.exit_code == 1
+    assert "do_pad" in result.stderr

@@ -428,3 +428,30 @@ def test_home_folder_is_not_needed(
     assert not cache_dir().exists()
     fitted.transform(photographs)
     assert not cache_dir().exists()
+
+
+def test_saving_and_exporting_need_no_device_of_the_codes(
+    fitted: CNNCodeTransformer, photographs: list[np.ndarray]
+) -> None:
+    """A model for another machine, which has the GPU, is saved here."""
+    codes = fitted.transform(photographs)
+    fitted.set_params(store_backbone=True, device="cuda:7")
+    copied = pickle.loads(pickle.dumps(fitted)).set_params(device="cpu")
+    np.testing.assert_array_equal(copied.transform(photographs), codes)
+
+
+def test_a_subclass_may_have_a_parameter_as_a_property(
+    photographs: list[np.ndarray],
+) -> None:
+    class OneThread(CNNCodeTransformer):
+        @property
+        def n_jobs(self) -> int:
+            return 1
+
+        @n_jobs.setter
+        def n_jobs(self, value: object) -> None:
+            pass
+
+    codes = OneThread(cache=None).fit_transform(photographs)
+    expected = CNNCodeTransformer(cache=None).transform(photographs)
+    np.testing.assert_array_equal(codes, expected)

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from sklearn.base import clone
 from sklearn.compose import make_column_transformer
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_validate
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -114,6 +115,9 @@ def test_the_preprocessing_parameter_as_a_dict(photographs: list[np.ndarray]) ->
 def test_feature_names_and_set_output(
     codes: np.ndarray, photograph_files: list[Path]
 ) -> None:
+    unfitted = CNNCodeTransformer().set_output(transform="pandas")
+    with pytest.raises(NotFittedError):  # as scikit-learn's own stateless ones
+        unfitted.transform(photograph_files)
     names = CNNCodeTransformer().fit(photograph_files).get_feature_names_out()
     assert names[0] == "cnncodetransformer0"
     assert len(names) == 800

@@ -11,6 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from sk_cnncodes import BackboneError, CNNCodeTransformer, Preprocessing, load_backbone
+from sk_cnncodes.layers.layer import LayerGraph
+from sk_cnncodes.layers.penultimate import ClassifierWalk
+from sk_cnncodes.layers.typed_graph import image_input
 from tests import networks
 from tests.conftest import prepared, run_tensor
 
@@ -276,3 +279,15 @@ def test_integers_before_a_quantised_classifier_are_dequantised(
     floats = run_tensor(model, "code", prepared(photographs, plain), plain)
     assert 1 < floats.max() < 127 * 0.125
     np.testing.assert_allclose(codes, floats.reshape(8, 8).clip(0), atol=0.0626)
+
+
+def test_two_heads_one_of_which_is_rectified() -> None:
+    """A ReLU of one head does not make features of the scores of the other."""
+    net = networks.Net()
+    x = net.op("Relu", net.conv("data", 3, 16, strides=[2, 2]), out="stem")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1, out="features")
+    rectified = net.op("Relu", net.linear(x, 16, 10))
+    model = net.model(net.op("Concat", rectified, net.linear(x, 16, 64), axis=1))
+    value, shape = image_input(model), (1, 3, networks.SIDE, networks.SIDE)
+    graph = LayerGraph(model, value.name, shape, lambda known: {})
+    assert ClassifierWalk(graph).tensor == "features"
