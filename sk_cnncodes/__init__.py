@@ -8,10 +8,7 @@ cli.
 from __future__ import annotations
 
 import importlib
-from typing import Any
-
-from sk_cnncodes._version import __version__ as __version__
-from sk_cnncodes.base.logs import configure_logging
+import os
 
 # The module that defines each public name. Names are imported on first use, so that
 # `OnnxClassifier` works without scikit-learn and onnx. Type checkers and editors read
@@ -53,13 +50,17 @@ _MODULE_OF = {
 }
 __all__ = sorted(_MODULE_OF)
 
-configure_logging()
+if os.environ.get("SK_CNNCODES_LOG"):  # the import of logging takes longer than this
+    from sk_cnncodes.base.logs import configure_logging
+
+    configure_logging()
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+def __getattr__(name: str) -> object:
+    where = "_version" if name == "__version__" else _MODULE_OF.get(name)
+    if where is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
+    module = importlib.import_module(f"{__name__}.{where}")
     value = globals()[name] = getattr(module, name)
     return value
 
