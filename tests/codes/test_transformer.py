@@ -115,9 +115,8 @@ def test_the_preprocessing_parameter_as_a_dict(photographs: list[np.ndarray]) ->
 def test_feature_names_and_set_output(
     codes: np.ndarray, photograph_files: list[Path]
 ) -> None:
-    unfitted = CNNCodeTransformer().set_output(transform="pandas")
-    with pytest.raises(NotFittedError):  # as scikit-learn's own stateless ones
-        unfitted.transform(photograph_files)
+    with pytest.raises(NotFittedError):
+        CNNCodeTransformer().get_feature_names_out()
     names = CNNCodeTransformer().fit(photograph_files).get_feature_names_out()
     assert names[0] == "cnncodetransformer0"
     assert len(names) == 800
