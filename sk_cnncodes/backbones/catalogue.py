@@ -135,6 +135,12 @@ def find_row(name: str) -> CatalogueRow | None:
     return next((row for row in rows.values() if name in row.aliases), None)
 
 
+def find_row_by_digest(sha256: str) -> CatalogueRow | None:
+    """The row of a file with a SHA-256; None if there is none."""
+    rows = read_catalogue().values()
+    return next((row for row in rows if row.sha256 == sha256), None)
+
+
 def bundled_file(row: CatalogueRow) -> Path:
     """Path of the file of a bundled backbone."""
     return MODELS / row.file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,8 +14,8 @@ from sk_cnncodes.backbones.catalogue import (
     CatalogueRow,
     bundled_file,
     find_row,
+    find_row_by_digest,
     list_backbones,
-    read_catalogue,
 )
 from sk_cnncodes.backbones.download import obtain_file
 from sk_cnncodes.base.exceptions import BackboneError, PreprocessingError
@@ -25,7 +24,7 @@ from sk_cnncodes.base.forks import import_fork_safe
 from sk_cnncodes.base.public import public
 from sk_cnncodes.graphs.reading import digest_with_data, read_outline
 from sk_cnncodes.graphs.view import value_shape
-from sk_cnncodes.images.preprocessing import METADATA_KEY, Preprocessing
+from sk_cnncodes.images.preprocessing import METADATA_KEY, Preprocessing, json_object
 from sk_cnncodes.images.preprocessing_formats import read_huggingface, read_timm
 from sk_cnncodes.layers.typed_graph import image_input
 
@@ -128,7 +127,7 @@ def load_backbone(
     path = _find_file(name_or_path)
     for module in ("onnx", "onnx.inliner", "onnx.version_converter"):
         import_fork_safe(module)
-    model, row = read_outline(path), _row_of(path)
+    model, row = read_outline(path), find_row_by_digest(file_sha256(path))
     origin = "the parameter preprocessing"
     if isinstance(preprocessing, Mapping):
         preprocessing = Preprocessing.from_dict(preprocessing)
@@ -166,9 +165,9 @@ def load_network(
         If the input size is unknown too.
     """
     path = _find_file(name_or_path)
-    model = read_outline(path)
-    if _known_preprocessing(path, model, _row_of(path)) is not None:
-        return load_backbone(name_or_path)
+    model, row = read_outline(path), find_row_by_digest(file_sha256(path))
+    if _known_preprocessing(path, model, row) is not None:
+        return load_backbone(path)
     stated = list(value_shape(image_input(model)) or (None,) * 4)[1:]
     channels_last = stated[0] not in (1, 3) and stated[2] in (1, 3)
     channels = stated[2] if channels_last else stated[0]
@@ -185,13 +184,7 @@ def load_network(
         channels="GRAY" if channels == 1 else "RGB",
         layout="NHWC" if channels_last else "NCHW",
     )
-    return load_backbone(name_or_path, placeholder)
-
-
-def _row_of(path: Path) -> CatalogueRow | None:
-    """The row of the catalogue that describes a file, by its digest."""
-    digest = file_sha256(path)
-    return next((r for r in read_catalogue().values() if r.sha256 == digest), None)
+    return load_backbone(path, placeholder)
 
 
 def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
@@ -244,11 +237,11 @@ def _known_preprocessing(
         return row.preprocessing, f"the catalogue's row {row.name!r}"
     sidecar = path.parent / "preprocessor_config.json"
     if sidecar.is_file():
-        config = _read_json(sidecar)
+        config = json_object(sidecar.read_bytes(), repr(str(sidecar)))
         return _read_values(sidecar, read_huggingface, config), f"{str(sidecar)!r}"
     sidecar = path.parent / "config.json"
     if sidecar.is_file():
-        config = _read_json(sidecar)
+        config = json_object(sidecar.read_bytes(), repr(str(sidecar)))
         if "pretrained_cfg" in config or "input_size" in config:
             return _read_values(sidecar, read_timm, config), f"{str(sidecar)!r}"
     return None
@@ -277,16 +270,3 @@ def _read_values(
         raise PreprocessingError(
             f"{str(path)!r}: a preprocessing value is invalid ({error})."
         ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise PreprocessingError(f"{str(path)!r}: not JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise PreprocessingError(
-            f"{str(path)!r}: expected a JSON object, got {type(values).__name__}."
-        )
-    return values

@@ -18,11 +18,10 @@ from sk_cnncodes.base.exceptions import CacheError
 from sk_cnncodes.base.forks import fork_safe_lock
 from sk_cnncodes.base.public import public
 from sk_cnncodes.codes.cache_file import FileState, FileStore
+from sk_cnncodes.codes.cache_memory import MemoryStore
 
 MEMORY_MAX_BYTES = 512 * 2**20
 FILE_MAX_BYTES = 10 * 2**30
-# Bytes that a row takes in memory besides its values: keys, objects, dictionary slot.
-_ROW_OVERHEAD = 450
 FILE_NAME = "sk_cnncodes.sqlite3"
 # Number of cache files given as paths that are kept open.
 _MAX_FILES = 16
@@ -102,6 +101,8 @@ class CodeCache:
 
     Raises
     ------
+    TypeError
+        If `max_bytes` is not a number.
     ValueError
         If `max_bytes` is not positive.
 
@@ -267,69 +268,6 @@ class CodeCache:
     def __repr__(self) -> str:
         where = "" if self.path is None else repr(self.path)
         return f"CodeCache({where})"
-
-
-class MemoryStore:
-    """Rows in a dictionary, the least recently used first."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._rows: OrderedDict[tuple[str, bytes], np.ndarray] = OrderedDict()
-        self._files: OrderedDict[bytes, tuple[FileState, bytes]] = OrderedDict()
-        self._lock = fork_safe_lock()
-
-    def get(self, spec: str, images: Sequence[bytes]) -> list[np.ndarray | None]:
-        with self._lock:
-            found = []
-            for image in images:
-                row = self._rows.get((spec, image))
-                if row is not None:
-                    self._rows.move_to_end((spec, image))
-                found.append(row)
-            return found
-
-    def put(self, rows: Iterable[tuple[str, Sequence[bytes], np.ndarray]]) -> None:
-        with self._lock:
-            for spec, images, codes in rows:
-                for image, code in zip(images, codes, strict=True):
-                    if (spec, image) not in self._rows:
-                        # Copied, since a view would keep the whole batch alive.
-                        self._rows[spec, image] = np.array(code, np.float32)
-                        self._bytes += code.nbytes + _ROW_OVERHEAD
-            self._shrink(self._max_bytes)
-
-    def file_digests(self, files: Sequence[FileState]) -> list[bytes | None]:
-        with self._lock:
-            found: list[bytes | None] = []
-            for file in files:
-                state, digest = self._files.get(file.path, (None, None))
-                found.append(digest if state == file else None)
-            return found
-
-    def remember_files(self, files: Sequence[tuple[FileState, bytes]]) -> None:
-        with self._lock:
-            for state, digest in files:
-                if state.path not in self._files:
-                    self._bytes += _ROW_OVERHEAD
-                self._files[state.path] = (state, digest)
-            self._shrink(self._max_bytes)
-
-    def size(self) -> tuple[int, int]:
-        with self._lock:
-            return len(self._rows), self._bytes
-
-    def prune(self, max_bytes: int) -> None:
-        with self._lock:
-            self._shrink(max_bytes)
-
-    def _shrink(self, max_bytes: int) -> None:
-        while self._bytes > max_bytes and self._rows:
-            _, code = self._rows.popitem(last=False)
-            self._bytes -= code.nbytes + _ROW_OVERHEAD
-        while self._bytes > max_bytes and self._files:
-            self._files.popitem(last=False)
-            self._bytes -= _ROW_OVERHEAD
 
 
 # -- the `cache` parameter ---------------------------------------------------

@@ -68,7 +68,8 @@ class EmbeddingMixin:
         ...     codes.precompute(X).transform(X).shape
         (4, 800)
         """
-        check_parameters(state_of(self))
+        state = state_of(self)
+        check_parameters(state)
         cache = resolve_cache(self.cache)
         if cache is None:
             raise ValueError(
@@ -76,7 +77,7 @@ class EmbeddingMixin:
                 "CodeCache, or 'memory'."
             )
         images = as_image_sequence(X)
-        plan = plan_transform(state_of(self))
+        plan = plan_transform(state)
         self._extract(images, plan, cache, verbose=True, store_only=True)
         return self
 
@@ -120,7 +121,8 @@ class EmbeddingMixin:
         ...     codes.shape
         (4, 800)
         """
-        check_parameters(state_of(self))
+        state = state_of(self)
+        check_parameters(state)
         images = as_image_sequence(X)
         target = Path(path)
         if target.exists():
@@ -129,7 +131,7 @@ class EmbeddingMixin:
             paths = (image for image in held if isinstance(image, (str, Path)))
             check_not_an_input(target, chain([self.backbone], paths))
         with atomic_write(target) as part:
-            plan = plan_transform(state_of(self))
+            plan = plan_transform(state)
             out = np.lib.format.open_memmap(
                 part, "w+", np.float32, (len(images), plan.code_length)
             )
@@ -148,7 +150,7 @@ class EmbeddingMixin:
 
         Helps to debug an unexpected prediction: shows what was read, rotated and
         resized, the input of the network, and which network, layer and engine computed
-        the code.
+        the code. The code is looked up and stored in the cache, as in `transform`.
 
         Parameters
         ----------
@@ -176,9 +178,10 @@ class EmbeddingMixin:
         >>> explanation.layer_label, explanation.crop.shape, explanation.code.shape
         ('codes', (116, 116, 3), (800,))
         """
-        check_parameters(state_of(self))
+        state = state_of(self)
+        check_parameters(state)
         cache = resolve_cache(self.cache)
-        plan = plan_transform(state_of(self))
+        plan = plan_transform(state)
         facts = describe_code(
             image, plan, cache, self.max_pixels, getattr(self, "fitted_backbone_", {})
         )

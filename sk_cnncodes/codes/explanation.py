@@ -107,12 +107,9 @@ class Explanation:
     resized_size: tuple[int, int]
     crop_corner: tuple[int, int]
     crops: np.ndarray
-    preprocessing: Preprocessing
     preprocessing_origin: str
     backbone: str
     backbone_name: str | None
-    backbone_sha256: str
-    layer: str
     layer_label: str
     layer_position: int | None
     layer_shape: tuple[int, ...] | None
@@ -123,6 +120,18 @@ class Explanation:
     provider: str | None
     from_cache: bool | None
     code: np.ndarray
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.spec.preprocessing
+
+    @property
+    def backbone_sha256(self) -> str:
+        return self.spec.backbone_sha256
+
+    @property
+    def layer(self) -> str:
+        return self.spec.layer
 
     @property
     def crop(self) -> np.ndarray:
@@ -286,7 +295,6 @@ def describe_code(
         "resized_size": resized,
         "crop_corner": preprocessing.crop_corner(*resized),
         "crops": take_views(read.rgb, preprocessing, spec.views),
-        "preprocessing": preprocessing,
         "spec": spec,
         "engine": plan.execution.engine,
         "device": ", ".join(map(str, plan.execution.devices)),
@@ -306,8 +314,6 @@ def _describe_backbone(
             "preprocessing_origin": backbone.preprocessing_origin,
             "backbone": str(backbone.path),
             "backbone_name": backbone.name,
-            "backbone_sha256": spec.backbone_sha256,
-            "layer": spec.layer,
             "layer_label": layer.label,
             "layer_position": layer.position,
             "layer_shape": layer.shape,
@@ -319,8 +325,6 @@ def _describe_backbone(
         ),
         "backbone": "the saved model, which includes it up to the layer",
         "backbone_name": reference.get("name"),
-        "backbone_sha256": spec.backbone_sha256,
-        "layer": spec.layer,
         "layer_label": spec.layer,
         "layer_position": None,
         "layer_shape": None,

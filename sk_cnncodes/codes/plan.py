@@ -1,7 +1,7 @@
 """CodePlan: the parameters of a transformer, resolved on this machine.
 
-Functions take the state of a transformer, ``vars(transformer)``: its parameters and the
-attributes set by `fit`.
+Functions take the state of a transformer, as returned by `state_of`: its parameters and
+the attributes set by `fit`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,11 @@ from typing import Any
 
 from sk_cnncodes._version import __version__
 from sk_cnncodes.backbones.backbone import Backbone
-from sk_cnncodes.backbones.catalogue import bundled_file, find_row, read_catalogue
+from sk_cnncodes.backbones.catalogue import (
+    bundled_file,
+    find_row,
+    find_row_by_digest,
+)
 from sk_cnncodes.backbones.loading import load_backbone
 from sk_cnncodes.backbones.stored import is_intact, record_digest
 from sk_cnncodes.base.exceptions import BackboneError, DownloadError, SavedModelError
@@ -118,8 +122,7 @@ def find_backbone(
             f"{got}. Restore the original file, put it into a folder listed in "
             f"{FOLDERS_VARIABLE}, or fit again."
         )
-    rows = read_catalogue().values()
-    row = next((r for r in rows if r.sha256 == reference["sha256"]), None)
+    row = find_row_by_digest(reference["sha256"])
     fault = None
     if row is not None:
         try:

@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 
 from sk_cnncodes.backbones.backbone import Backbone
-from sk_cnncodes.backbones.stored import store_graph
+from sk_cnncodes.backbones.stored import store_graph, working_graph
 from sk_cnncodes.base.public import public
 from sk_cnncodes.codes.cache import (
     CodeCache,
@@ -24,7 +24,7 @@ from sk_cnncodes.codes.embedding import EmbeddingMixin
 from sk_cnncodes.codes.parameters import check_parameters
 from sk_cnncodes.codes.plan import (
     execution_of,
-    load_fitted,
+    fitted_spec,
     plan_fit,
     plan_transform,
     state_of,
@@ -317,28 +317,29 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         NotFittedError
             If ``precision="int8"`` and `fit` was not called.
         """
-        check_parameters(state_of(self))
+        state = state_of(self)
+        check_parameters(state)
         cache = resolve_cache(self.cache)
         warn_memory_cache_in_worker(cache)
         images = as_image_sequence(X)
-        plan = plan_transform(state_of(self))
+        plan = plan_transform(state)
         return self._extract(images, plan, cache, verbose=bool(self.verbose))
 
     # -- saving --------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        state = saved_state(super().__getstate__())
+        saved = saved_state(super().__getstate__())
         if not self.store_backbone or not hasattr(self, "fitted_backbone_"):
-            state.pop(STORED_KEY, None)
-            return state
-        backbone = load_fitted(state_of(self))
+            saved.pop(STORED_KEY, None)
+            return saved
+        state = state_of(self)
+        check_parameters(state)
+        backbone, spec = fitted_spec(state)
         if isinstance(backbone, Backbone):
-            spec, graph, _ = self.code_graph()
+            graph, _ = working_graph(backbone, spec)
             length = backbone.code_length(spec)
-            state[STORED_KEY] = store_graph(
-                code_parameters(state_of(self)), spec, length, graph
-            )
-        return state
+            saved[STORED_KEY] = store_graph(code_parameters(state), spec, length, graph)
+        return saved
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(restored_state(state, type(self)))

@@ -9,8 +9,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -87,8 +86,8 @@ def load_session(
         return make_session(model, session_options(n_threads))
     ort = import_onnxruntime()
     providers = providers or gpu_providers(model, device, "float32", None, "")
-    with _nvidia_libraries(ort) as reported:
-        session = make_session(model, session_options(1), [*providers, CPU_PROVIDER])
+    reported = _load_nvidia_libraries(ort)
+    session = make_session(model, session_options(1), [*providers, CPU_PROVIDER])
     if session.get_providers()[0] == providers[0][0]:
         return session
     name = "TensorRT" if device.tensorrt else "CUDA"
@@ -225,16 +224,13 @@ def _check_threads(count: int) -> None:
             thread.join()
 
 
-@contextmanager
-def _nvidia_libraries(ort: ModuleType) -> Iterator[list[str]]:
-    """Load CUDA and cuDNN from the NVIDIA wheels; yield the messages of failures."""
-    reported: list[str] = []
+def _load_nvidia_libraries(ort: ModuleType) -> list[str]:
+    """Load CUDA and cuDNN from the NVIDIA wheels; return the messages of failures."""
     printed = io.StringIO()
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(printed):
             ort.preload_dlls(directory="")
-    reported.extend(line for line in printed.getvalue().splitlines() if line.strip())
-    yield reported
+    return [line for line in printed.getvalue().splitlines() if line.strip()]
 
 
 def padded(images: np.ndarray, size: int) -> np.ndarray:

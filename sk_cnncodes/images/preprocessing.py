@@ -302,16 +302,25 @@ class Preprocessing:
         """
         if METADATA_KEY not in metadata:
             return None
-        return cls.from_dict(_json_object(metadata[METADATA_KEY], METADATA_KEY))
+        return cls.from_dict(json_object(metadata[METADATA_KEY], METADATA_KEY))
 
 
-def _json_object(text: str, where: str) -> dict[str, Any]:
+def json_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """Parse a JSON object; errors begin with `where`.
+
+    Raises
+    ------
+    PreprocessingError
+        If it is not JSON, or not an object.
+    """
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise PreprocessingError(f"{where}: not JSON ({error}).") from error
     if not isinstance(values, dict):
-        raise PreprocessingError(f"{where}: expected a JSON object, got {values!r}.")
+        raise PreprocessingError(
+            f"{where}: expected a JSON object, got {values!r:.200}."
+        )
     return values
 
 
