@@ -14,15 +14,21 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from sk_cnncodes.base.exceptions import ImageError
+from sk_cnncodes.images.file_parts import is_lossless_jpeg
+from sk_cnncodes.images.rgb import (
+    as_rgb,
+    describe_array_conversion,
+    describe_conversion,
+    from_pixels,
+    scale_transparent_color,
+)
 from sk_cnncodes.images.safe_open import (
     MAX_PIXELS,
     RefusedError,
     check_size,
-    is_lossless_jpeg,
     open_image,
 )
 from sk_cnncodes.images.sources import (
-    ACCEPTED,
     describe_image,
     is_scarcity,
     open_file_lock,
@@ -41,10 +47,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-_PIXELS_AT_ONCE = 2**20
-# Step between gray values after scaling to 8 bits, by Pillow's raw mode.
-_GRAY_STEPS = {"L;2": 85, "L;4": 17}
-_TIFF_BITS = 258
 
 # Maps height and width of an image to the smallest ones it may be decoded at.
 MinDecodeSize = Callable[[int, int], tuple[int, int]]
@@ -109,9 +111,9 @@ def read_image(
         If it is the path of a file that does not exist.
     """
     if isinstance(image, np.ndarray):
-        rgb = _from_pixels(image, index, max_pixels)
+        rgb = from_pixels(image, index, max_pixels)
         kind = f"array of {image.dtype}"
-        return DecodedImage(rgb, kind, rgb.size, _array_conversion(image))
+        return DecodedImage(rgb, kind, rgb.size, describe_array_conversion(image))
     if isinstance(image, Image.Image):
         with open_file_lock:  # a lazy PIL image still reads its file
             return _from_pil(image, index, max_pixels)
@@ -154,13 +156,13 @@ def decode_content(
         if min_decode_size is not None and is_jpeg and not is_lossless_jpeg(content):
             scale = _shrink(opened, _orientation(opened), min_decode_size)
         if opened.format == "PNG":
-            _scale_transparent_color(opened)
+            scale_transparent_color(opened)
         opened.load()
         # Only after loading: Pillow transposes TIFF when it loads, and would load PNG
         # to find EXIF data, which would hide decoding errors.
         orientation = _orientation(opened)
-        conversion = _conversion(opened)
-        rgb = _as_rgb(opened, name, index)
+        conversion = describe_conversion(opened)
+        rgb = as_rgb(opened, name, index)
         del opened  # frees its pixels before the transposed copy is made
         upright = _upright(rgb, orientation)
         return DecodedImage(upright, kind, size, conversion, orientation, scale)
@@ -192,8 +194,8 @@ def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> Decoded
         check_size(*image.size, max_pixels)
         _load(image)
         orientation = _orientation(image)
-        kind, conversion = f"PIL image {image.mode}", _conversion(image)
-        upright = _upright(_as_rgb(image, name, index), orientation)
+        kind, conversion = f"PIL image {image.mode}", describe_conversion(image)
+        upright = _upright(as_rgb(image, name, index), orientation)
         return DecodedImage(upright, kind, image.size, conversion, orientation)
     except ImageError:
         raise
@@ -217,66 +219,6 @@ def _load(image: Image.Image) -> None:
         if isinstance(image, ImageFile.ImageFile):
             image.tile = tiles
         raise
-
-
-def _conversion(image: Image.Image) -> str:
-    """What `_as_rgb` does to the values of an image, in words."""
-    if _is_deep_gray(image):
-        return "float gray times 255" if image.mode == "F" else "high 8 bits of gray"
-    if image.has_transparency_data:
-        return "composited over white"
-    return "none" if image.mode == "RGB" else f"{image.mode} to RGB"
-
-
-def _array_conversion(pixels: np.ndarray) -> str:
-    """What `_from_pixels` does to the values of an array, in words."""
-    gray = pixels.ndim == 2 or pixels.shape[2] == 1
-    parts = ["floats times 255"] if pixels.dtype.kind == "f" else []
-    parts += ["gray to RGB"] if gray else []
-    parts += ["composited over white"] if not gray and pixels.shape[2] == 4 else []
-    return ", ".join(parts) or "none"
-
-
-def _is_deep_gray(image: Image.Image) -> bool:
-    return image.mode in ("I", "F") or image.mode.startswith("I;")
-
-
-def _as_rgb(image: Image.Image, name: str, index: int) -> Image.Image:
-    """Convert to mode RGB without transparency; an opaque RGB image is not copied."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        image.load()
-        return image
-    if _is_deep_gray(image):
-        return _from_deep_gray(image, name, index)
-    if image.has_transparency_data:
-        return _over_white(image)
-    return image.convert("RGB")
-
-
-def _scale_transparent_color(image: ImageFile.ImageFile) -> None:
-    """Scale the transparent colour of a PNG file to 8 bits.
-
-    Pillow scales pixels of 2, 4 and 16 bits to 8, but not that colour. The bit depth of
-    a PIL image that is already loaded is no longer known.
-    """
-    color, raw_mode = image.info.get("transparency"), image.tile[0][3]
-    if isinstance(color, int) and raw_mode in _GRAY_STEPS:
-        image.info["transparency"] = color * _GRAY_STEPS[raw_mode]
-    elif isinstance(color, tuple) and raw_mode == "RGB;16B":
-        image.info["transparency"] = tuple(value >> 8 for value in color)
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    """Composite over white in strips, as copies of the whole can take gigabytes."""
-    image.load()  # before the result is allocated, to limit peak memory
-    rgb = Image.new("RGB", image.size)
-    rows = max(1, _PIXELS_AT_ONCE // image.width)
-    for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(top + rows, image.height))
-        rgba = image.crop(box).convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        rgb.paste(Image.alpha_composite(white, rgba).convert("RGB"), box)
-    return rgb
 
 
 def _orientation(image: Image.Image) -> int:
@@ -313,90 +255,3 @@ def _shrink(
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-
-
-def _from_deep_gray(image: Image.Image, name: str, index: int) -> Image.Image:
-    """Convert 16-bit, 32-bit or float gray; 16-bit values keep their high byte."""
-    values = np.asarray(image)
-    if image.mode == "F":
-        return _from_pixels(values, index, None, name)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ImageError(
-            f"{name}: gray values from {low} to {high}. Expected 16-bit values, 0 to "
-            "65535.",
-            index,
-        )
-    if (
-        image.mode == "I"
-        and 0 < high <= 255
-        and not isinstance(image, ImageFile.ImageFile)
-    ):
-        # The result of `convert("I")` on an 8-bit image; it would become black.
-        raise ImageError(
-            f"{name}: gray values from {low} to {high} in mode {image.mode!r}. "
-            "Expected 16-bit values, 0 to 65535. Convert 8-bit ones: "
-            "image.convert('L').",
-            index,
-        )
-    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS)
-    gray = (values >> (4 if bits == (12,) else 8)).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        gray[values == transparent] = 255
-    return Image.fromarray(gray).convert("RGB")
-
-
-def _from_pixels(
-    pixels: np.ndarray, index: int, max_pixels: int | None, name: str = ""
-) -> Image.Image:
-    """Convert an array (H, W) or (H, W, 1|3|4) of uint8, bool or floats."""
-    name = name or describe_image(pixels, index)
-    pixels = np.asarray(pixels)  # ignores the mask of a masked array
-    if pixels.dtype == object:
-        raise ImageError(f"{name}. Expected {ACCEPTED}.", index)
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
-        hint = ""
-        if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4):
-            hint = " Move the channels last: image.transpose(1, 2, 0)."
-        raise ImageError(
-            f"{name}: wrong shape. Expected (height, width), (height, width, 1), "
-            f"(height, width, 3) or (height, width, 4).{hint}",
-            index,
-        )
-    try:
-        check_size(pixels.shape[1], pixels.shape[0], max_pixels)
-    except RefusedError as error:
-        raise ImageError(f"{name}: {error}", index) from error
-    pixels = np.ascontiguousarray(_as_uint8(pixels, name, index))
-    image = Image.fromarray(pixels)
-    return _over_white(image) if image.mode == "RGBA" else image.convert("RGB")
-
-
-def _as_uint8(pixels: np.ndarray, name: str, index: int) -> np.ndarray:
-    """Scale pixels of any accepted dtype to uint8."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    if pixels.dtype == bool:
-        return pixels.astype(np.uint8) * np.uint8(255)
-    if pixels.dtype.kind != "f":
-        raise ImageError(
-            f"{name}: wrong dtype. Expected uint8, bool, or floats in [0, 1]. Cast "
-            "integers from 0 to 255: image.astype(numpy.uint8).",
-            index,
-        )
-    low, high = float(pixels.min()), float(pixels.max())
-    if not np.isfinite(low + high):
-        fault = "NaN" if np.isnan(pixels).any() else "infinity"
-        raise ImageError(f"{name}: contains {fault}. Expected floats in [0, 1].", index)
-    if low < 0 or high > 1:
-        raise ImageError(
-            f"{name}: float values from {low:g} to {high:g}. Expected floats in [0, "
-            "1]. Divide by the largest possible value.",
-            index,
-        )
-    scaled = pixels * pixels.dtype.type(255)
-    rounded: np.ndarray = np.rint(scaled, out=scaled).astype(np.uint8)
-    return rounded

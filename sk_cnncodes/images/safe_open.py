@@ -8,10 +8,7 @@ minutes or exhaust memory.
 from __future__ import annotations
 
 import io
-import re
-import struct
 import sys
-from collections.abc import Iterator
 from itertools import islice
 from numbers import Integral
 from typing import Any
@@ -19,6 +16,15 @@ from typing import Any
 from PIL import Image, ImageFile
 
 from sk_cnncodes.base.forks import fork_lock
+from sk_cnncodes.images.file_parts import (
+    APP1,
+    MAX_PARTS,
+    START_OF_SCAN,
+    count_tiles,
+    gif_blocks,
+    jpeg_segments,
+    png_chunks,
+)
 
 # Formats that are opened, MPO as JPEG; Pillow's other readers are not used.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -28,8 +34,6 @@ MAX_PIXELS = 52_000_000
 _MAX_SIDE = 1_000_000
 # In bytes; the whole file is held in memory.
 LARGEST_FILE = 2**29
-# Segments, chunks, blocks, strips or tiles: each takes microseconds, however small.
-_MAX_PARTS = 2**16
 # EXIF segments: files have one, and Pillow copies all previous ones for each.
 _MAX_EXIF_SEGMENTS = 64
 # Scans of a progressive JPEG: encoders write about ten; small images may have more.
@@ -88,10 +92,10 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     if name == "JPEG":
         scans = _check_jpeg(content)
     elif name in ("PNG", "GIF"):
-        parts = _png_chunks(content) if name == "PNG" else _gif_blocks(content)
-        _check_count(sum(1 for _ in islice(parts, _MAX_PARTS + 1)), "parts")
+        parts = png_chunks(content) if name == "PNG" else gif_blocks(content)
+        _check_count(sum(1 for _ in islice(parts, MAX_PARTS + 1)), "parts")
     elif name == "TIFF":
-        _check_count(_count_tiles(content), "strips or tiles")
+        _check_count(count_tiles(content), "strips or tiles")
     image: ImageFile.ImageFile = factory(io.BytesIO(content), "")
     check_size(*image.size, max_pixels)
     _check_work(image, scans)
@@ -169,94 +173,20 @@ def _check_tiff(image: Any) -> None:
 
 
 def _check_count(count: int, what: str) -> None:
-    if count > _MAX_PARTS:
-        raise RefusedError(f"damaged: too many {what}. Expected at most {_MAX_PARTS}.")
-
-
-# -- parsing of file structure -----------------------------------------------
-
-# Excludes byte stuffing and restart markers inside of a scan, and fill bytes.
-_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-# TIFF tags with the offsets of the strips or tiles.
-_TIFF_OFFSETS = (273, 324)
-_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
-_LOSSLESS_FRAMES = (0xC3, 0xC7, 0xCB, 0xCF)
+    if count > MAX_PARTS:
+        raise RefusedError(f"damaged: too many {what}. Expected at most {MAX_PARTS}.")
 
 
 def _check_jpeg(content: bytes) -> int:
     """Count the scans of a JPEG file; refuse one with too many segments."""
     scans = exif = 0
-    for count, (marker, start) in enumerate(_jpeg_segments(content), 1):
+    for count, (marker, start) in enumerate(jpeg_segments(content), 1):
         _check_count(count, "segments")
-        scans += marker == _START_OF_SCAN
-        exif += marker == _APP1 and content.startswith(b"Exif\0\0", start)
+        scans += marker == START_OF_SCAN
+        exif += marker == APP1 and content.startswith(b"Exif\0\0", start)
         if exif > _MAX_EXIF_SEGMENTS:
             raise RefusedError(
                 "damaged: too many EXIF segments. Expected at most "
                 f"{_MAX_EXIF_SEGMENTS}."
             )
     return scans
-
-
-def is_lossless_jpeg(content: bytes) -> bool:
-    """Whether a JPEG file is lossless, and so cannot be decoded at a smaller size."""
-    for marker, _ in _jpeg_segments(content):
-        if marker == _START_OF_SCAN:
-            break
-        if marker in _LOSSLESS_FRAMES:
-            return True
-    return False
-
-
-def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
-    """Yield marker and data offset of each segment, up to the end of the image."""
-    position = 2
-    while match := _JPEG_MARKER.search(content, position):
-        marker, position = match[0][1], match.end()
-        if marker == _END_OF_IMAGE:
-            return
-        yield marker, position + 2
-        length = int.from_bytes(content[position : position + 2], "big")
-        position += max(length, 2)
-
-
-def _png_chunks(content: bytes) -> Iterator[int]:
-    """Yield the offset of each chunk of a PNG file."""
-    position = 8
-    while position + 8 <= len(content):
-        yield position
-        length = int.from_bytes(content[position : position + 4], "big")
-        position += 12 + length
-
-
-def _gif_blocks(content: bytes) -> Iterator[int]:
-    """Yield the offset of each block and sub-block before the first frame of a GIF."""
-    flags = content[10] if len(content) > 10 else 0
-    position = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
-    while content[position : position + 1] == b"!":
-        yield position
-        position += 2
-        while length := int.from_bytes(content[position : position + 1], "big"):
-            yield position
-            position += 1 + length
-        position += 1
-
-
-def _count_tiles(content: bytes) -> int:
-    """Count the strips or tiles declared by the first directory of a TIFF file."""
-    order = "<" if content[:2] == b"II" else ">"
-    big = 43 in content[2:4]
-    head, entry = ("Q", "HHQQ") if big else ("H", "HHLL")
-    try:
-        (start,) = struct.unpack_from(
-            order + ("Q" if big else "L"), content, 4 + 4 * big
-        )
-        (count,) = struct.unpack_from(order + head, content, start)
-        start += struct.calcsize(order + head)
-        size = struct.calcsize(order + entry)
-        entries = content[start : start + size * min(count, _MAX_PARTS)]
-        entries = entries[: len(entries) // size * size]
-        tags = struct.iter_unpack(order + entry, entries)
-        return max((n for tag, _, n, _ in tags if tag in _TIFF_OFFSETS), default=0)
-    except struct.error:
-        return 0  # damaged: Pillow raises the error
