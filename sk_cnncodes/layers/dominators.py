@@ -185,11 +185,12 @@ class DominatorChain:
     def _is_grouped(self, nodes: list[int]) -> bool:
         """Whether nodes are a grouped convolution written as separate ones."""
         merged = self.graph.view.data_inputs(nodes[-1])
-        producers = [self.graph.view.producer[name] for name in merged]
+        # The image itself has no producer.
+        producers = [self.graph.view.producer.get(name) for name in merged]
         others = [self.graph.op(i) for i in nodes[:-1] if i not in producers]
         return (
             self.graph.op(nodes[-1]) == "Concat"
-            and all(self.graph.op(i) in LINEAR_OPS for i in producers)
+            and all(i is not None and self.graph.op(i) in LINEAR_OPS for i in producers)
             and bool(others)
             and set(others) <= {"Pad", "Slice", "Split"}
         )
