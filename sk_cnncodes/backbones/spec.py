@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from sk_cnncodes.backbones.code_graph import Pooling
 from sk_cnncodes.images.preprocessing import Preprocessing
+from sk_cnncodes.images.views import order_matters
 
 # Increment when codes change for the same backbone and parameters.
 CODE_VERSION = 4
@@ -62,4 +63,7 @@ class CodeSpec:
         """SHA-256 of the spec for the same codes in float32."""
         values = asdict(self)
         del values["precision"], values["calibration"], values["engine"]
+        if order_matters(self.preprocessing, self.views):
+            # Distinct from codes of the version that left the order to Pillow.
+            values["resize_order"] = "rows first"
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

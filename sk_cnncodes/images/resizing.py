@@ -23,10 +23,10 @@ INTERPOLATIONS = {
 # Discontinuous interpolations: cropping inside of the resize would shift their pixels.
 DISCONTINUOUS = ("nearest", "box")
 # Filters that overshoot, and their radius in pixels. Values are clipped after each
-# pass, so the order of the passes matters: rows first, as in Pillow before 13; Pillow
-# 13 uses the faster order.
-_OVERSHOOTING = {"bicubic": 2, "lanczos": 3}
-# Largest resized image, in pixels, that is computed as a whole.
+# pass, so the order of the passes matters: rows first, as in torchvision and in Pillow
+# before 13; Pillow 13 uses the faster order.
+OVERSHOOTING = {"bicubic": 2, "lanczos": 3}
+# Largest image, in pixels, that a pass of a resize computes as a whole.
 _MAX_RESIZED_PIXELS = 2**24
 
 Size = tuple[int, int]
@@ -72,8 +72,7 @@ def resized_crops(
     whole = interpolation in DISCONTINUOUS or len(corners) > 1
     if unchanged or padded or (whole and fits):
         if not unchanged:
-            method = Image.Resampling(INTERPOLATIONS[interpolation])
-            image = image.resize(full[::-1], method)
+            image = _resized(image, full, (0, 0), full, interpolation)
         parts = [
             image.crop((left, top, left + width, top + height)) for top, left in corners
         ]
@@ -91,28 +90,58 @@ def _resized_crop(
 ) -> Image.Image:
     """Take a crop inside of the resize, along the side that it shortens more."""
     (height, width), (top, left) = crop, corner
-    method = Image.Resampling(INTERPOLATIONS[interpolation])
-    overshoots = interpolation in _OVERSHOOTING
     if full[1] - width >= full[0] - height:
-        start, end, _ = _box_side(image.width, full[1], left, width)
-        box = (start, 0.0, end, float(image.height))
-        if overshoots:
-            image = image.resize((width, image.height), method, box=box)
-            box = (0.0, 0.0, float(width), float(image.height))
-        wide = image.resize((width, full[0]), method, box=box)
+        wide = _resized(image, full, (0, left), (full[0], width), interpolation)
         return wide.crop((0, top, width, top + height))
-    start, end, factor = _box_side(image.height, full[0], top, height)
-    box = (0.0, start, float(image.width), end)
-    if overshoots:
-        # Only the rows that the crop needs, including the filter's radius.
-        reach = math.ceil(_OVERSHOOTING[interpolation] * max(factor, 1)) + 1
-        first = max(math.floor(start) - reach, 0)
-        last = min(math.ceil(end) + reach, image.height)
-        rows = (0.0, float(first), float(image.width), float(last))
-        image = image.resize((full[1], last - first), method, box=rows)
-        box = (0.0, start - first, float(full[1]), end - first)
-    high = image.resize((full[1], height), method, box=box)
+    high = _resized(image, full, (top, 0), (height, full[1]), interpolation)
     return high.crop((left, 0, left + width, height))
+
+
+def _resized(
+    image: Image.Image, full: Size, corner: Size, part: Size, interpolation: str
+) -> Image.Image:
+    """Resize an image, and compute a part of the result that is as long on one side.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+    full : (int, int)
+        Height and width of the whole image after the resize.
+    corner, part : (int, int)
+        Top and left, and height and width, of the part.
+    interpolation : str
+        A key of `INTERPOLATIONS`.
+    """
+    (top, left), (height, width) = corner, part
+    method = Image.Resampling(INTERPOLATIONS[interpolation])
+    x_start, x_end, _ = _box_side(image.width, full[1], left, width)
+    y_start, y_end, factor = _box_side(image.height, full[0], top, height)
+    if interpolation in OVERSHOOTING:
+        # Only the rows that the part needs, including the filter's radius.
+        reach = math.ceil(OVERSHOOTING[interpolation] * max(factor, 1)) + 1
+        first = max(math.floor(y_start) - reach, 0)
+        last = min(math.ceil(y_end) + reach, image.height)
+        if width * (last - first) > _MAX_RESIZED_PIXELS:
+            return _in_halves(image, full, corner, part, interpolation)
+        rows = (x_start, float(first), x_end, float(last))
+        image = image.resize((width, last - first), method, box=rows)
+        x_start, x_end = 0.0, float(width)
+        y_start, y_end = y_start - first, y_end - first
+    return image.resize((width, height), method, box=(x_start, y_start, x_end, y_end))
+
+
+def _in_halves(
+    image: Image.Image, full: Size, corner: Size, part: Size, interpolation: str
+) -> Image.Image:
+    """Do what `_resized` does with half of the memory, for very long images."""
+    (top, left), (height, width) = corner, part
+    middle = width // 2
+    joined = Image.new(image.mode, (width, height))
+    for start, columns in ((0, middle), (middle, width - middle)):
+        where, size = (top, left + start), (height, columns)
+        half = _resized(image, full, where, size, interpolation)
+        joined.paste(half, (start, 0))
+    return joined
 
 
 def _box_side(
@@ -120,4 +149,5 @@ def _box_side(
 ) -> tuple[float, float, float]:
     """Start and end of a crop along a side before the resize, and the scale factor."""
     factor = length / resized
-    return start * factor, min((start + cropped) * factor, length), factor
+    end = length if start + cropped == resized else (start + cropped) * factor
+    return start * factor, float(end), factor

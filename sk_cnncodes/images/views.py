@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from operator import le
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sk_cnncodes.base.exceptions import PreprocessingError
 from sk_cnncodes.images.preprocessing import Preprocessing
+from sk_cnncodes.images.resizing import OVERSHOOTING
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,6 +38,23 @@ def check_views(preprocessing: Preprocessing, views: str) -> None:
             f"{size}, so all five crops would be the same. Expected 'center' or "
             "'flip', or a preprocessing with a larger resize_size."
         )
+
+
+def order_matters(preprocessing: Preprocessing, views: str) -> bool:
+    """Whether images may be resized as a whole, and rows first differs from columns.
+
+    That is so if no side of the resized image is longer than the crop, or there are
+    several crops; otherwise the crop is taken inside of the resize.
+    """
+    if (
+        preprocessing.interpolation not in OVERSHOOTING
+        or preprocessing.resize == "none"
+    ):
+        return False
+    # The shorter side; a square image is the only one that may not be longer.
+    smallest = preprocessing.resized_size(1, 1)
+    within = all(map(le, smallest, preprocessing.crop_size))
+    return within or views in ("five_crop", "ten_crop")
 
 
 def take_views(

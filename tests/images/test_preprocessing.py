@@ -151,8 +151,11 @@ def test_squash_and_exact(interpolation: str, photographs: list[np.ndarray]) -> 
     exact = Preprocessing(
         crop_size=(40, 60), resize="exact", interpolation=interpolation
     )
+    rows = image
+    if interpolation in ("bicubic", "lanczos"):
+        rows = image.resize((60, image.height), method)
     np.testing.assert_array_equal(
-        exact.apply(image), np.asarray(image.resize((60, 40), method))
+        exact.apply(image), np.asarray(rows.resize((60, 40), method))
     )
     squash = Preprocessing(
         crop_size=(40, 40),
