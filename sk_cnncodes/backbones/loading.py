@@ -6,6 +6,7 @@ import difflib
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -90,8 +91,10 @@ def load_backbone(
         ``"./resnet50"`` or a `pathlib.Path` to load the file.
     preprocessing : Preprocessing, dict or None, default=None
         None takes the first of: the file's own metadata, the catalogue's row for the
-        file's SHA-256, and a Hugging Face `preprocessor_config.json` or a timm
-        `config.json` in the same folder.
+        file's SHA-256, and a Hugging Face `processor_config.json` or
+        `preprocessor_config.json` or a timm `config.json` in the same folder, or in the
+        folder above if this one is called ``onnx``. Keys that such a file leaves out
+        have the defaults of its own library and class.
 
     Returns
     -------
@@ -235,16 +238,49 @@ def _known_preprocessing(
         return own, f"the file's metadata {METADATA_KEY!r}"
     if row is not None:
         return row.preprocessing, f"the catalogue's row {row.name!r}"
-    sidecar = path.parent / "preprocessor_config.json"
-    if sidecar.is_file():
-        config = json_object(sidecar.read_bytes(), repr(str(sidecar)))
-        return _read_values(sidecar, read_huggingface, config), f"{str(sidecar)!r}"
-    sidecar = path.parent / "config.json"
-    if sidecar.is_file():
-        config = json_object(sidecar.read_bytes(), repr(str(sidecar)))
-        if "pretrained_cfg" in config or "input_size" in config:
-            return _read_values(sidecar, read_timm, config), f"{str(sidecar)!r}"
+    # Exports for the web keep the networks in a folder of their own, "onnx".
+    folder = path.absolute().parent
+    for place in [folder, folder.parent] if folder.name == "onnx" else [folder]:
+        found = _read_configuration(place)
+        if found is not None:
+            return found
     return None
+
+
+def _read_configuration(folder: Path) -> tuple[Preprocessing, str] | None:
+    """The preprocessing that Hugging Face or timm state in a folder, and its source.
+
+    As in transformers, the processor's file comes before the image processor's.
+    """
+    model_path = folder / "config.json"
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        path = folder / name
+        config = _read_json(path)
+        if config is not None and name == "processor_config.json":
+            config = config.get("image_processor")  # absent in older files
+        if config is None:
+            continue
+        if not isinstance(config, Mapping):
+            raise PreprocessingError(
+                f"{str(path)!r}: expected an object image_processor, got "
+                f"{config!r:.200}."
+            )
+        model_type = None
+        if not {"image_processor_type", "feature_extractor_type"} & set(config):
+            model_type = (_read_json(model_path) or {}).get("model_type")
+        read = partial(read_huggingface, model_type=model_type)
+        return _read_values(path, read, config), f"{str(path)!r}"
+    config = _read_json(model_path)
+    if config is not None and ("pretrained_cfg" in config or "input_size" in config):
+        return _read_values(model_path, read_timm, config), f"{str(model_path)!r}"
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Content of a JSON file; None if there is no such file."""
+    if not path.is_file():
+        return None
+    return json_object(path.read_bytes(), repr(str(path)))
 
 
 def _unknown_preprocessing(path: Path) -> PreprocessingError:
@@ -252,7 +288,8 @@ def _unknown_preprocessing(path: Path) -> PreprocessingError:
     return PreprocessingError(
         f"backbone {str(path)!r}: its preprocessing is not known. It is not in its "
         f"metadata ({METADATA_KEY}), in the catalogue (sha256 {digest[:12]}...), or in "
-        "a preprocessor_config.json or timm config.json in its folder. Expected "
+        "a processor_config.json, preprocessor_config.json or timm config.json in its "
+        "folder, or in the parent of a folder 'onnx'. Expected "
         "preprocessing=Preprocessing(crop_size=..., resize_size=..., scale=..., "
         "mean=..., std=...), with the values that the network was trained with."
     )

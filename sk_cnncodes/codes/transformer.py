@@ -85,8 +85,8 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
     preprocessing : Preprocessing, dict or None, default=None
         Resize, crop and normalisation. None uses the preprocessing that belongs to the
         backbone: from the file's metadata, from the catalogue (by SHA-256), or from a
-        Hugging Face `preprocessor_config.json` or timm `config.json` in the same
-        folder. It is never guessed: `fit` raises an error if there is none.
+        Hugging Face or timm configuration beside the file (`load_backbone` lists
+        them). It is never guessed: `fit` raises an error if there is none.
     on_error : {"raise", "nan"}, default="raise"
         What to do about an image that cannot be read: raise an `ImageError` that names
         its position and path, or return a row of NaN for it and issue one warning that

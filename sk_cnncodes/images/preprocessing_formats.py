@@ -2,210 +2,252 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from sk_cnncodes.base.exceptions import PreprocessingError
+from sk_cnncodes.images.image_processors import CHANGED, find_processor
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.images.resizing import INTERPOLATIONS
 
-_HUGGINGFACE = "preprocessor_config.json"
+_HUGGINGFACE = "image processor"
 _CURE = "Specify the preprocessing as Preprocessing(...)."
 # Steps of image processors that `Preprocessing` cannot express.
 _UNSUPPORTED_STEPS = (
     *("do_pad", "do_thumbnail", "do_align_long_axis", "do_crop_margin"),
     *("do_image_splitting", "do_color_quantize", "do_grayscale", "crop_to_patches"),
-    *("keep_aspect_ratio", "offset", "rescale_offset"),
+    *("keep_aspect_ratio", "offset", "rescale_offset", "do_affine_transform"),
+    *("do_pan_and_scan", "image_grid_pinpoints", "max_num_patches"),
 )
 # From this size on, ConvNeXT's processor resizes the whole image without cropping.
 _CONVNEXT_SQUASH_SIZE = 384
+# What timm's `resolve_data_config` takes for missing keys.
+_TIMM: dict[str, Any] = {
+    "input_size": (3, 224, 224),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
 
 
-@dataclass(frozen=True)
-class _Processor:
-    """How an image processor of transformers interprets its configuration.
+class _Configuration:
+    """A configuration, completed by the defaults of its class.
 
     Attributes
     ----------
-    name : str
-        Prefix of its class names.
-    both_sides : bool or None
-        Whether a size that is a bare number is that of both sides of the image, or of
-        the shorter one; None if the processor never combines it with a crop.
-    normalises : bool
-        Whether it normalises if the configuration has a mean but no `do_normalize`.
-    resize_size : callable or None
-        Maps the configured size to the size that the shorter side is resized to.
-    fault : str
-        Why `Preprocessing` cannot express it; empty if it can.
+    name : str or None
+        Of the class, without "ImageProcessor".
+    processor : ImageProcessor or None
+        None for an unknown class.
     """
 
-    name: str
-    both_sides: bool | None = None
-    normalises: bool = True
-    resize_size: Callable[[int], int] | None = None
-    fault: str = ""
+    def __init__(self, config: Mapping[str, Any], model_type: str | None) -> None:
+        # transformers too takes null for a key that is left out.
+        self._config = {k: v for k, v in config.items() if v is not None}
+        class_name = self._config.get(
+            "image_processor_type", self._config.get("feature_extractor_type")
+        )
+        self._class_name = None if class_name is None else str(class_name)
+        self.name, self.processor = find_processor(self._class_name, model_type)
+
+    def optional(self, key: str) -> Any:
+        """The value in the file, or the class's default; None if there is none."""
+        if key in self._config or self.processor is None:
+            return self._config.get(key)
+        default = self.processor.defaults.get(key)
+        return self.required(key) if default is CHANGED else default
+
+    def required(self, key: str) -> Any:
+        """The value in the file, or the class's default, which must be known."""
+        defaults = self.processor.defaults if self.processor is not None else {}
+        value = self._config.get(key, defaults.get(key))
+        if value is not None and value is not CHANGED:
+            return value
+        if value is CHANGED:
+            reason = f"its default in {self._class_name} depends on the release"
+        elif self.processor is not None:
+            reason = f"{self.name}ImageProcessor has no default"
+        elif self._class_name is None:
+            reason = "image_processor_type, which decides its default, is missing too"
+        else:
+            reason = f"the default of {self._class_name!r} is not known"
+        raise PreprocessingError(
+            f"{_HUGGINGFACE}: {key} is missing, and {reason}. Add it as the network "
+            f"was trained, or specify the preprocessing as Preprocessing(...)."
+        )
 
 
-# The first whose name is a prefix of the class name is used.
-_PROCESSORS = (
-    _Processor("ViT", both_sides=True),
-    _Processor("DeiT", both_sides=True),
-    _Processor("Beit", both_sides=True),
-    _Processor("BeiT", both_sides=True),
-    _Processor("Siglip", both_sides=True),
-    _Processor("Segformer", both_sides=True),
-    _Processor("Bit", both_sides=False),
-    _Processor("CLIP", both_sides=False),
-    _Processor("ConvNext", both_sides=False),
-    _Processor("EfficientFormer", both_sides=False),
-    _Processor(
-        "Levit", both_sides=False, resize_size=lambda size: int(256 / 224 * size)
-    ),
-    _Processor("MobileNet", both_sides=False),
-    _Processor("MobileViT", both_sides=False, normalises=False),
-    _Processor("PoolFormer", both_sides=False),
-    _Processor("Perceiver", fault="crops before it resizes"),
-    _Processor(""),  # all others
-)
+def read_huggingface(
+    config: Mapping[str, Any], model_type: str | None = None
+) -> Preprocessing:
+    """Read the configuration of a Hugging Face image processor.
 
+    Missing keys have the defaults of the processor's class.
 
-def read_huggingface(config: Mapping[str, Any]) -> Preprocessing:
-    """Read the content of a Hugging Face `preprocessor_config.json`.
-
-    Missing keys have the defaults of the processor's class, as far as `_PROCESSORS`
-    lists them.
+    Parameters
+    ----------
+    config : dict
+        Content of `preprocessor_config.json`, or the entry `image_processor` of a
+        `processor_config.json`.
+    model_type : str or None, default=None
+        Decides the class if the configuration does not name one: `model_type` of the
+        model's `config.json`.
 
     Raises
     ------
     PreprocessingError
-        If it has an unsupported step or processor, or lacks a value.
+        If it has an unsupported step or processor, or lacks a value that decides the
+        preprocessing.
     """
-    class_name = str(
-        config.get("image_processor_type") or config.get("feature_extractor_type")
-    )
-    processor = next(p for p in _PROCESSORS if class_name.startswith(p.name))
+    if isinstance(config.get("pretrained_cfg"), Mapping):
+        return read_timm(config)  # as TimmWrapperImageProcessor saves it
+    found = _Configuration(config, model_type)
     for step in _UNSUPPORTED_STEPS:
         if config.get(step):
             raise PreprocessingError(
                 f"{_HUGGINGFACE}: the step {step} is not supported. {_CURE}"
             )
-    if processor.fault:
+    if found.processor is not None and found.processor.fault:
         raise PreprocessingError(
-            f"{_HUGGINGFACE}: the processor {class_name!r} {processor.fault}. {_CURE}"
+            f"{_HUGGINGFACE}: the processor {found.name}ImageProcessor "
+            f"{found.processor.fault}. {_CURE}"
         )
     values = {"rounding": "huggingface"}
-    values |= _read_resize(config, processor, class_name)
-    values |= _read_normalisation(config, processor)
-    if "resample" in config:
-        names = {number: name for name, number in INTERPOLATIONS.items()}
-        values["interpolation"] = names.get(config["resample"], config["resample"])
-    if config.get("do_flip_channel_order"):
+    values |= _read_resize(found)
+    values |= _read_normalisation(found)
+    if found.optional("do_flip_channel_order"):
         values["channels"] = "BGR"
     return Preprocessing.from_dict(values)
 
 
-def _read_resize(
-    config: Mapping[str, Any], processor: _Processor, class_name: str
-) -> dict[str, Any]:
+def _read_resize(config: _Configuration) -> dict[str, Any]:
     """Resize and crop of a configuration, as parameters of `Preprocessing`."""
-    raw_size = config.get("size")
-    size, crop = _read_size(raw_size), _read_size(config.get("crop_size"))
-    crops = config.get("do_center_crop", "crop_size" in config) and crop is not None
-    if processor.resize_size is not None and isinstance(size, int):
-        size = processor.resize_size(size)
-    if not config.get("do_resize", True):
-        return {"resize": "none", "crop_size": _required_crop(crop)}
-    if size is None:
-        raise PreprocessingError(f"{_HUGGINGFACE}: expected a size, got {raw_size!r}.")
-    if isinstance(size, int) and config.get("crop_pct"):
-        # ConvNeXT: crop_pct is the fraction kept of the shorter side.
-        if size < _CONVNEXT_SQUASH_SIZE:
-            return {"resize_size": int(size / config["crop_pct"]), "crop_size": size}
-        return {"resize": "exact", "crop_size": size}
-    if not crops:
-        if isinstance(raw_size, Mapping) and isinstance(size, int):
+    crops = config.name != "ConvNext" and config.required("do_center_crop")
+    crop = _read_size("crop_size", config.required("crop_size")) if crops else None
+    if not config.required("do_resize"):
+        if crop is None:
             raise PreprocessingError(
-                f"{_HUGGINGFACE}: resizes the shorter side and does not crop, so "
-                "images would differ in size. Expected a crop_size, or a size of "
-                "'height' and 'width'."
+                f"{_HUGGINGFACE}: neither resizes nor crops, so images would differ in "
+                f"size. {_CURE}"
             )
-        return {"resize": "exact", "crop_size": size}
-    values: dict[str, Any] = {"resize_size": size, "crop_size": _required_crop(crop)}
-    if not isinstance(size, int):
-        values["resize"] = "squash"
-    elif not isinstance(raw_size, Mapping):
-        if processor.both_sides is None:
+        return {"resize": "none", "crop_size": crop}
+    resample = config.required("resample")
+    names = {number: name for name, number in INTERPOLATIONS.items()}
+    values = {"interpolation": names.get(resample, resample)}
+    size = _resized_size(config, bool(crops))
+    if config.name == "ConvNext":
+        # It crops to the size that it starts from.
+        crop = _read_size("size", config.required("size"))
+        if isinstance(crop, int) and crop >= _CONVNEXT_SQUASH_SIZE:
+            return values | {"resize": "exact", "crop_size": crop}
+    if crop is not None:
+        resize = "shorter" if isinstance(size, int) else "squash"
+        if resize == "squash" and isinstance(config.required("size"), int):
+            size = config.required("size")  # a number as before, for caches of codes
+        return values | {"resize": resize, "resize_size": size, "crop_size": crop}
+    if isinstance(size, int):
+        raise PreprocessingError(
+            f"{_HUGGINGFACE}: resizes the shorter side and does not crop, so images "
+            "would differ in size. Expected a crop_size, or a size of 'height' and "
+            "'width'."
+        )
+    return values | {"resize": "exact", "crop_size": size}
+
+
+def _resized_size(config: _Configuration, crops: bool) -> int | tuple[int, int]:
+    """Size that the shorter side (an int) or both sides (a pair) are resized to."""
+    raw_size = config.required("size")
+    if isinstance(raw_size, int):
+        if crops and config.processor is None:
             raise PreprocessingError(
                 f"{_HUGGINGFACE}: size {raw_size} with a crop can mean both sides or "
-                f"the shorter one, and the processor {class_name!r} is unknown. "
+                f"the shorter one, and the processor {config.name!r} is unknown. "
                 "Expected a size of 'shortest_edge', or of 'height' and 'width'."
             )
-        if processor.both_sides:
-            values["resize"] = "squash"
-    return values
+        if config.processor is None or config.processor.is_square:
+            raw_size = {"height": raw_size, "width": raw_size}
+    size = _read_size("size", raw_size)
+    fraction = config.optional("crop_pct")
+    if config.name == "Levit" and isinstance(size, int):
+        return int(256 / 224 * size)
+    if config.name == "PoolFormer":
+        if not isinstance(size, int) and size[0] != size[1]:
+            return int(size[0] / fraction), int(size[1] / fraction)
+        return int((size if isinstance(size, int) else size[0]) / fraction)
+    if config.name == "ConvNext":
+        if not isinstance(size, int):
+            raise PreprocessingError(
+                f"{_HUGGINGFACE}: expected a size of 'shortest_edge' for "
+                f"ConvNextImageProcessor, got {raw_size!r}."
+            )
+        return int(size / fraction)
+    if fraction:
+        raise PreprocessingError(
+            f"{_HUGGINGFACE}: crop_pct is not supported in the processor "
+            f"{config.name!r}. {_CURE}"
+        )
+    return size
 
 
-def _required_crop(crop: int | tuple[int, int] | None) -> int | tuple[int, int]:
-    if crop is None:
-        raise PreprocessingError(f"{_HUGGINGFACE}: crop_size is missing.")
-    return crop
-
-
-def _read_normalisation(
-    config: Mapping[str, Any], processor: _Processor
-) -> dict[str, Any]:
+def _read_normalisation(config: _Configuration) -> dict[str, Any]:
     """Scale, mean and standard deviation, as parameters of `Preprocessing`."""
     values: dict[str, Any] = {}
-    if config.get("do_rescale", True):
-        values["scale"] = config.get("rescale_factor", 1 / 255)
-    default = "image_mean" in config and processor.normalises
-    if config.get("do_normalize", default):
-        missing = [k for k in ("image_mean", "image_std") if k not in config]
-        if missing:
-            raise PreprocessingError(
-                f"{_HUGGINGFACE}: normalises, but {missing} is missing."
-            )
-        values |= {"mean": config["image_mean"], "std": config["image_std"]}
-        if config.get("include_top"):
-            # EfficientNet's processor divides by the standard deviation twice.
-            values["std"] = [value**2 for value in config["image_std"]]
+    if config.required("do_rescale"):
+        values["scale"] = config.required("rescale_factor")
+    normalises = config.required("do_normalize")
+    if normalises:
+        values["mean"] = config.required("image_mean")
+        values["std"] = config.required("image_std")
+    if config.optional("include_top"):
+        # EfficientNet's processor divides by the standard deviation once more.
+        std = config.required("image_std")
+        values["std"] = [value**2 for value in std] if normalises else std
     return values
 
 
-def _read_size(size: Any) -> int | tuple[int, int] | None:
+def _read_size(key: str, size: Any) -> int | tuple[int, int]:
     """An int for the shorter side (or a square crop), a pair for both sides."""
     if isinstance(size, Mapping):
-        if "shortest_edge" in size:
+        sides = {k: v for k, v in size.items() if v is not None}
+        if set(sides) == {"shortest_edge"}:
             return int(size["shortest_edge"])
-        if {"height", "width"} <= set(size):
+        if set(sides) == {"height", "width"}:
             return int(size["height"]), int(size["width"])
-        return None
-    return size if isinstance(size, int) else None
+    elif isinstance(size, int):
+        return size
+    raise PreprocessingError(
+        f"{_HUGGINGFACE}: expected a {key} of 'shortest_edge', or of 'height' and "
+        f"'width', got {size!r:.200}."
+    )
 
 
 def read_timm(config: Mapping[str, Any]) -> Preprocessing:
     """Read the content of a timm `config.json`, or its `pretrained_cfg`.
 
+    Missing keys have the defaults of timm's `resolve_data_config`.
+
     Raises
     ------
     PreprocessingError
-        If the crop mode is not "center" or "squash", a value is missing or invalid, or
-        the input of a central crop is not square.
+        If the crop mode is not "center" or "squash", a value is invalid, or the input
+        of a central crop is not square.
     """
     config = config.get("pretrained_cfg", config)
-    missing = [k for k in ("input_size", "mean", "std") if k not in config]
-    if missing:
-        raise PreprocessingError(f"timm config.json: {missing} is missing.")
+    if not isinstance(config, Mapping):
+        raise PreprocessingError(
+            f"timm config.json pretrained_cfg: expected an object, got {config!r:.200}."
+        )
+    # timm too takes null and empty values for keys that are left out.
+    config = _TIMM | {key: value for key, value in config.items() if value}
     channels, height, width = config["input_size"]
-    mode = config.get("crop_mode") or "center"
+    mode = config["crop_mode"]
     if mode not in ("center", "squash"):
         raise PreprocessingError(
             f"timm config.json crop_mode: expected 'center' or 'squash', got {mode!r}."
         )
-    crop_fraction = config.get("crop_pct") or 0.875  # timm's default
-    resized = (int(height / crop_fraction), int(width / crop_fraction))
+    resized = (int(height / config["crop_pct"]), int(width / config["crop_pct"]))
     if mode == "center" and height != width:
         raise PreprocessingError(
             "timm config.json input_size: expected a square with crop_mode "
@@ -216,7 +258,7 @@ def read_timm(config: Mapping[str, Any]) -> Preprocessing:
             "crop_size": (height, width),
             "resize": "shorter" if mode == "center" else "squash",
             "resize_size": resized[0] if mode == "center" else resized,
-            "interpolation": config.get("interpolation", "bilinear"),
+            "interpolation": config["interpolation"],
             "scale": 1 / 255,
             "mean": config["mean"],
             "std": config["std"],

@@ -245,15 +245,67 @@ def test_order_of_preprocessing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": timm}))
     assert load_backbone(path).preprocessing.crop_size == (40, 40)
 
-    hugging = {"size": {"height": 48, "width": 48}}
+    hugging = {
+        "size": {"height": 48, "width": 48},
+        "image_processor_type": "ViTImageProcessor",
+    }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(hugging))
     assert load_backbone(path).preprocessing.crop_size == (48, 48)
+
+    # transformers 5 writes the image processor into the processor's file, and reads it
+    # first; older processor files have no image processor.
+    processor = tmp_path / "processor_config.json"
+    processor.write_text('{"processor_class": "CLIPProcessor"}')
+    assert load_backbone(path).preprocessing.crop_size == (48, 48)
+    nested = hugging | {"size": {"height": 52, "width": 52}}
+    processor.write_text(json.dumps({"image_processor": nested}))
+    loaded = load_backbone(path)
+    assert loaded.preprocessing.crop_size == (52, 52)
+    assert loaded.preprocessing_origin == repr(str(processor))
 
     for key, value in record(56).to_metadata().items():
         model.metadata_props.add(key=key, value=value)
     networks.save(model, tmp_path / "net.onnx")
     assert load_backbone(path).preprocessing == record(56)
     assert load_backbone(path, record(64)).preprocessing == record(64)
+
+
+def test_configuration_above_a_folder_of_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exports for the web have `onnx/model.onnx`, and the configuration above it."""
+    config = tmp_path / "preprocessor_config.json"
+    config.write_text('{"image_processor_type": "CLIPImageProcessor"}')
+    for folder in ("onnx", "other"):
+        (tmp_path / folder).mkdir()
+        networks.save(networks.resnet(), tmp_path / folder / "model.onnx")
+    found = load_backbone(tmp_path / "onnx" / "model.onnx")
+    assert found.preprocessing.interpolation == "bicubic"
+    assert found.preprocessing_origin == repr(str(config))
+    monkeypatch.chdir(tmp_path / "onnx")
+    assert load_backbone("model.onnx").preprocessing == found.preprocessing
+    with pytest.raises(PreprocessingError, match="not known"):
+        load_backbone(tmp_path / "other" / "model.onnx")
+
+    nearer = tmp_path / "onnx" / "config.json"
+    nearer.write_text('{"pretrained_cfg": {"input_size": [3, 32, 32]}}')
+    assert load_backbone("model.onnx").preprocessing.crop_size == (32, 32)
+
+
+def test_the_kind_of_model_decides_the_class_of_an_old_file(tmp_path: Path) -> None:
+    path = networks.save(networks.resnet(), tmp_path / "net.onnx")
+    (tmp_path / "preprocessor_config.json").write_text('{"size": 32}')
+    with pytest.raises(PreprocessingError, match="image_processor_type.*missing"):
+        load_backbone(path)
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    assert load_backbone(path).preprocessing == Preprocessing(
+        crop_size=32,
+        resize="exact",
+        rounding="huggingface",
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        scale=1 / 255,
+    )
 
 
 def test_invalid_configuration_next_to_the_file(tmp_path: Path) -> None:
@@ -264,6 +316,11 @@ def test_invalid_configuration_next_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text("[1]")
     with pytest.raises(PreprocessingError, match="expected a JSON object"):
         load_backbone(path)
+    processor = tmp_path / "processor_config.json"
+    processor.write_text('{"image_processor": "CLIPImageProcessor"}')
+    with pytest.raises(PreprocessingError, match="processor_config.json.*an object"):
+        load_backbone(path)
+    processor.unlink()
     # A transformers config.json states no preprocessing.
     (tmp_path / "preprocessor_config.json").unlink()
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')

@@ -146,7 +146,7 @@ def test_where_the_preprocessing_and_the_layer_came_from(
     assert given.fitted_backbone_["layer"] == "stem"
     assert given.fitted_backbone_["layer_rule"] == found.layer_rule
     config = tmp_path / "preprocessor_config.json"
-    config.write_text('{"size": {"height": 32, "width": 32}, "do_normalize": false}')
+    config.write_text('{"size": 32, "image_processor_type": "ViTImageProcessor"}')
     beside = load_backbone(net)
     assert beside.preprocessing_origin == repr(str(config))
     assert load_backbone("cnncodes-mini").preprocessing_origin == (

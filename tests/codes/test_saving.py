@@ -173,7 +173,7 @@ def test_preprocessing_stays_that_of_fit(
     beside = tmp_path / "preprocessor_config.json"
     beside.write_text(
         '{"size": {"height": 32, "width": 32}, "image_mean": [0.5, 0.5, 0.5], '
-        '"image_std": [0.25, 0.25, 0.25], "resample": 2}'
+        '"image_std": [0.25, 0.25, 0.25], "image_processor_type": "ViTImageProcessor"}'
     )
     fitted = CNNCodeTransformer(bare, cache=None).fit(photographs)
     codes = fitted.transform(photographs)

@@ -32,6 +32,12 @@ GOOD: dict[str, dict[str, Any]] = {
         "do_normalize": True,
         "do_pad": False,
     },
+    "processor_config.json": {
+        "image_processor": {
+            "size": {"shortest_edge": 36},
+            "image_processor_type": "CLIPImageProcessor",
+        },
+    },
     "config.json": {
         "input_size": [3, 32, 32],
         "mean": [0.5] * 3,
