@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 
 from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.images.file_parts import is_lossless_jpeg
+from sk_cnncodes.images.metadata import exif_orientation, without_metadata
 from sk_cnncodes.images.rgb import (
     as_rgb,
     describe_array_conversion,
@@ -26,6 +27,7 @@ from sk_cnncodes.images.safe_open import (
     MAX_PIXELS,
     RefusedError,
     check_size,
+    format_of,
     open_image,
 )
 from sk_cnncodes.images.sources import (
@@ -150,22 +152,17 @@ def decode_content(
     """
     name = describe_image(image, index)
     try:
-        opened = open_image(content, max_pixels)
-        kind, size, scale = f"{opened.format} {opened.mode}", opened.size, 1
-        is_jpeg = opened.format in ("JPEG", "MPO")
-        if min_decode_size is not None and is_jpeg and not is_lossless_jpeg(content):
-            scale = _shrink(opened, _orientation(opened), min_decode_size)
-        if opened.format == "PNG":
-            scale_transparent_color(opened)
-        opened.load()
-        # Only after loading: Pillow transposes TIFF when it loads, and would load PNG
-        # to find EXIF data, which would hide decoding errors.
-        orientation = _orientation(opened)
-        conversion = describe_conversion(opened)
-        rgb = as_rgb(opened, name, index)
-        del opened  # frees its pixels before the transposed copy is made
-        upright = _upright(rgb, orientation)
-        return DecodedImage(upright, kind, size, conversion, orientation, scale)
+        try:
+            return _decode(content, name, index, max_pixels, min_decode_size)
+        except (ImageError, RefusedError, Image.DecompressionBombError):
+            raise
+        except Exception as error:
+            if is_scarcity(error, name):
+                raise
+            bare = without_metadata(content, format_of(content))
+            if bare is None:
+                raise
+        return _decode(bare, name, index, max_pixels, min_decode_size)
     except ImageError:
         raise
     except RefusedError as error:
@@ -185,6 +182,31 @@ def decode_content(
             f"({detail}).",
             index,
         ) from error
+
+
+def _decode(
+    content: bytes,
+    name: str,
+    index: int,
+    max_pixels: int | None,
+    min_decode_size: MinDecodeSize | None,
+) -> DecodedImage:
+    opened = open_image(content, max_pixels)
+    kind, size, scale = f"{opened.format} {opened.mode}", opened.size, 1
+    is_jpeg = opened.format == "JPEG"
+    if min_decode_size is not None and is_jpeg and not is_lossless_jpeg(content):
+        scale = _shrink(opened, _orientation(opened), min_decode_size)
+    if opened.format == "PNG":
+        scale_transparent_color(opened)
+    opened.load()
+    # Only after loading: Pillow transposes TIFF when it loads, and would load PNG to
+    # find EXIF data, which would hide decoding errors.
+    orientation = _orientation(opened)
+    conversion = describe_conversion(opened)
+    rgb = as_rgb(opened, name, index)
+    del opened  # frees its pixels before the transposed copy is made
+    upright = _upright(rgb, orientation)
+    return DecodedImage(upright, kind, size, conversion, orientation, scale)
 
 
 def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> DecodedImage:
@@ -229,7 +251,11 @@ def _orientation(image: Image.Image) -> int:
         raise
     except Exception:
         # Damaged EXIF data does not affect the pixels.
-        return 1
+        orientation = 1
+    exif = image.info.get("exif")
+    if orientation not in _TURNS and isinstance(exif, bytes):
+        # Pillow reads no further than the first damaged value.
+        orientation = exif_orientation(exif)
     return orientation if orientation in _TURNS else 1
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 from numbers import Integral
 from typing import Any
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, JpegImagePlugin
 
 from sk_cnncodes.base.forks import fork_lock
 from sk_cnncodes.images.file_parts import (
@@ -25,6 +25,7 @@ from sk_cnncodes.images.file_parts import (
     jpeg_segments,
     png_chunks,
 )
+from sk_cnncodes.images.metadata import has_damaged_tags, without_metadata
 
 # Formats that are opened, MPO as JPEG; Pillow's other readers are not used.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -71,6 +72,35 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     Exception
         Pillow's readers raise almost any exception on a damaged file.
     """
+    name = format_of(content)
+    scans = 1
+    if name == "JPEG":
+        scans = _check_jpeg(content)
+    elif name in ("PNG", "GIF"):
+        parts = png_chunks(content) if name == "PNG" else gif_blocks(content)
+        _check_count(sum(1 for _ in islice(parts, MAX_PARTS + 1)), "parts")
+    elif name == "TIFF":
+        _check_count(count_tiles(content), "strips or tiles")
+        if has_damaged_tags(content):
+            content = without_metadata(content, name) or content
+    # Not `jpeg_factory`, which would read the index of an MPO file, damaged or not.
+    factory = JpegImagePlugin.JpegImageFile if name == "JPEG" else Image.OPEN[name][0]
+    image: ImageFile.ImageFile = factory(io.BytesIO(content), "")
+    check_size(*image.size, max_pixels)
+    _check_work(image, scans)
+    if name == "TIFF":
+        _check_tiff(image)
+    return image
+
+
+def format_of(content: bytes) -> str:
+    """Pillow's name of the format of an image file: one of `FORMATS`.
+
+    Raises
+    ------
+    RefusedError
+        If it is not one of them.
+    """
     if not content:
         raise RefusedError(
             f"the file is empty. Expected an image file ({', '.join(FORMATS)})."
@@ -82,26 +112,11 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
         factory, accept = Image.OPEN.get(name, (None, None))
         # `accept` returns a string if Pillow was built without the format.
         if factory is not None and accept is not None and accept(content[:16]) is True:
-            break
-    else:
-        raise RefusedError(
-            f"not an image file. Expected one of {', '.join(FORMATS)}, got "
-            f"{len(content)} bytes of an unknown format."
-        )
-    scans = 1
-    if name == "JPEG":
-        scans = _check_jpeg(content)
-    elif name in ("PNG", "GIF"):
-        parts = png_chunks(content) if name == "PNG" else gif_blocks(content)
-        _check_count(sum(1 for _ in islice(parts, MAX_PARTS + 1)), "parts")
-    elif name == "TIFF":
-        _check_count(count_tiles(content), "strips or tiles")
-    image: ImageFile.ImageFile = factory(io.BytesIO(content), "")
-    check_size(*image.size, max_pixels)
-    _check_work(image, scans)
-    if name == "TIFF":
-        _check_tiff(image)
-    return image
+            return name
+    raise RefusedError(
+        f"not an image file. Expected one of {', '.join(FORMATS)}, got {len(content)} "
+        "bytes of an unknown format."
+    )
 
 
 def check_max_pixels(value: Any) -> None:
@@ -185,8 +200,5 @@ def _check_jpeg(content: bytes) -> int:
         scans += marker == START_OF_SCAN
         exif += marker == APP1 and content.startswith(b"Exif\0\0", start)
         if exif > _MAX_EXIF_SEGMENTS:
-            raise RefusedError(
-                "damaged: too many EXIF segments. Expected at most "
-                f"{_MAX_EXIF_SEGMENTS}."
-            )
+            raise ValueError(f"more than {_MAX_EXIF_SEGMENTS} EXIF segments")
     return scans
