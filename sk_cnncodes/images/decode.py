@@ -246,14 +246,13 @@ def _load(image: Image.Image) -> None:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation; 1 (upright) if it is missing or unreadable."""
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
     except MemoryError:
         raise
     except Exception:
         # Damaged EXIF data does not affect the pixels.
-        orientation = 1
-    exif = image.info.get("exif")
-    if orientation not in _TURNS and isinstance(exif, bytes):
+        orientation = None
+    if orientation is None and isinstance(exif := image.info.get("exif"), bytes):
         # Pillow reads no further than the first damaged value.
         orientation = exif_orientation(exif)
     return orientation if orientation in _TURNS else 1
