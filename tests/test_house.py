@@ -38,7 +38,7 @@ LATE_MODULES = {
     "cli.backbones": {
         *("backbones.loading", "backbones.code_graph", "layers.multiply_adds"),
     },
-    "cli.benchmark": {"cli.image_arguments", "cli.measurement"},
+    "cli.benchmark": {"cli.measurement"},
     "cli.doctor": {"cli.diagnosis"},
     "cli.embed": {"codes.transformer"},
     "cli.models": {"codes.cache", "codes.transformer"},

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sk_cnncodes.cli.frame import AsJson, print_table
+from sk_cnncodes.cli.image_arguments import MaxPixelsOption, listed_paths, pixel_limit
 
 
 def benchmark(
@@ -27,6 +28,7 @@ def benchmark(
     rounds: Annotated[
         int, typer.Option(min=1, help="Number of timings per configuration.")
     ] = 3,
+    max_pixels: MaxPixelsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure engines, precisions and batch sizes, and recommend the fastest.
@@ -36,11 +38,16 @@ def benchmark(
 
     Example: sk-cnncodes benchmark cnncodes-mini photos
     """
-    from sk_cnncodes.cli.image_arguments import listed_paths
     from sk_cnncodes.cli.measurement import advice, constructor_call, measure_backbone
 
     paths = listed_paths([str(path) for path in images]) if images else None
-    measured = measure_backbone(backbone, paths, batch_sizes=batch_sizes, rounds=rounds)
+    measured = measure_backbone(
+        backbone,
+        paths,
+        batch_sizes=batch_sizes,
+        rounds=rounds,
+        **pixel_limit(max_pixels),
+    )
     if as_json:
         facts = [asdict(m) | {"code": constructor_call(backbone, m)} for m in measured]
         typer.echo(json.dumps(facts, indent=1))

@@ -22,9 +22,11 @@ from sk_cnncodes.cli.frame import (
 )
 from sk_cnncodes.cli.image_arguments import (
     ImagesArgument,
+    MaxPixelsOption,
     compute_parts,
     image_bar,
     listed_paths,
+    pixel_limit,
 )
 
 
@@ -56,6 +58,7 @@ def embed(
         str | None,
         typer.Option(help="l2: scale codes to unit length.", show_default=False),
     ] = None,
+    max_pixels: MaxPixelsOption = None,
     cache: CacheOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -87,6 +90,7 @@ def embed(
         norm=norm,
         cache=cache,
         device=device,
+        **pixel_limit(max_pixels),
     )
     paths = listed_paths(images)
     check_output(output, inputs=paths)

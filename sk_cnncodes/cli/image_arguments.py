@@ -15,6 +15,7 @@ from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.base.progress import progress_bar
 from sk_cnncodes.cli.frame import note
 from sk_cnncodes.images.folders import find_images
+from sk_cnncodes.images.safe_open import MAX_PIXELS
 from sk_cnncodes.images.sources import describe_image
 
 # Images per chunk, so that memory does not grow with the number of images.
@@ -29,7 +30,23 @@ ImagesArgument = Annotated[
         "standard input, one per line.",
     ),
 ]
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        metavar="N",
+        min=0,
+        show_default=False,
+        help="Refuse images that take more than 16 N bytes of memory to decode; 0: no "
+        f"limit.  [default: the model's own limit, or {MAX_PIXELS}]",
+    ),
+]
 T = TypeVar("T")
+
+
+def pixel_limit(option: int | None) -> dict[str, Any]:
+    """The parameter `max_pixels` that `--max-pixels` sets; {} without the option."""
+    return {} if option is None else {"max_pixels": option or None}
 
 
 def image_paths(arguments: list[str]) -> Iterator[str]:

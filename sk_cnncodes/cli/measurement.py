@@ -16,6 +16,7 @@ from sk_cnncodes.base.exceptions import DeviceError
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
 from sk_cnncodes.engines.devices import count_gpus
 from sk_cnncodes.engines.execution import ENGINES, PRECISIONS, resolve_execution
+from sk_cnncodes.images.safe_open import MAX_PIXELS
 
 CPU_BATCH_SIZES = (1, 4, 16)
 GPU_BATCH_SIZES = (32, 128)
@@ -58,6 +59,7 @@ def measure_backbone(
     batch_sizes: Sequence[int] | None = None,
     rounds: int = 3,
     n_images: int = 64,
+    max_pixels: int | None = MAX_PIXELS,
 ) -> list[Measurement]:
     """Time a backbone in all configurations that work on this machine.
 
@@ -77,6 +79,8 @@ def measure_backbone(
         Number of timings per configuration.
     n_images : int, default=64
         Number of images per round; `images` are repeated or truncated to it.
+    max_pixels : int or None, default=52_000_000
+        As in `CNNCodeTransformer`.
 
     Returns
     -------
@@ -91,6 +95,7 @@ def measure_backbone(
     distinct = list(images or _photographs())[:n_images]
     batch = list(islice(cycle(distinct), n_images))
     common: dict[str, Any] = {"backbone": backbone, "cache": None}
+    common["max_pixels"] = max_pixels
     if preprocessing is not None:
         common["preprocessing"] = preprocessing
     reference = CNNCodeTransformer(**common, device="cpu").transform(distinct)

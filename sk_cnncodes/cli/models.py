@@ -26,10 +26,13 @@ def code_transformers(model: Any) -> list[CNNCodeTransformer]:
     return list({id(transformer): transformer for transformer in found}.values())
 
 
-def set_up(model: Any, cache: Path | None, device: str | None) -> None:
+def set_up(
+    model: Any, cache: Path | None, device: str | None, limit: dict[str, Any]
+) -> None:
     """Configure the transformers of a model for a command.
 
-    Without `cache`, codes are kept in memory; without `device`, the model's is used.
+    Without `cache`, codes are kept in memory; without `device`, the model's is used,
+    and without `limit`, its `max_pixels`.
     """
     from sk_cnncodes.codes.cache import CodeCache
 
@@ -39,6 +42,7 @@ def set_up(model: Any, cache: Path | None, device: str | None) -> None:
             cache_layers=None,
             on_error="raise",
             verbose=False,
+            **limit,
         )
         if device is not None:
             transformer.set_params(device=device)

@@ -23,10 +23,12 @@ from sk_cnncodes.cli.frame import (
 )
 from sk_cnncodes.cli.image_arguments import (
     ImagesArgument,
+    MaxPixelsOption,
     compute_parts,
     image_bar,
     image_paths,
     listed_paths,
+    pixel_limit,
 )
 from sk_cnncodes.cli.models import code_transformers, set_up
 
@@ -63,6 +65,7 @@ def predict(
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON lines instead of CSV.")
     ] = False,
+    max_pixels: MaxPixelsOption = None,
     cache: CacheOption = None,
     device: Annotated[
         str | None,
@@ -87,7 +90,7 @@ def predict(
     """
     if output is not None:
         check_output(output, inputs=[model, cache])
-    predictions = _predictor(model, cache, device)
+    predictions = _predictor(model, cache, device, max_pixels)
     streamed = "-" in images
     paths = image_paths(images) if streamed else iter(listed := listed_paths(images))
     total = None if streamed else len(listed)
@@ -145,7 +148,7 @@ def _row_writer(file: TextIO, as_json: bool) -> Callable[[tuple[Any, ...]], obje
 
 
 def _predictor(
-    path: Path, cache: Path | None, device: str | None
+    path: Path, cache: Path | None, device: str | None, max_pixels: int | None
 ) -> Callable[[list[str]], list[Prediction]]:
     """Load a model; return a function that predicts images."""
     from sk_cnncodes.export.loading import load_model
@@ -169,8 +172,10 @@ def _predictor(
                 "Expected --cache only with a joblib or skops file."
             )
         model.device = device or model.device
+        if max_pixels is not None:
+            model.max_pixels = pixel_limit(max_pixels)["max_pixels"]
         return lambda images: _onnx_predictions(model, images)
-    set_up(model, cache, device)
+    set_up(model, cache, device, pixel_limit(max_pixels))
     return lambda images: _predictions(model, images)
 
 

@@ -21,7 +21,13 @@ from sk_cnncodes.cli.frame import (
     parse_layer,
     print_table,
 )
-from sk_cnncodes.cli.image_arguments import compute_parts, image_bar, listed_paths
+from sk_cnncodes.cli.image_arguments import (
+    MaxPixelsOption,
+    compute_parts,
+    image_bar,
+    listed_paths,
+    pixel_limit,
+)
 from sk_cnncodes.cli.models import code_transformers
 
 if TYPE_CHECKING:
@@ -77,6 +83,7 @@ def similar(
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    max_pixels: MaxPixelsOption = None,
     cache: CacheOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -96,7 +103,11 @@ def similar(
     if as_csv and as_json:
         raise typer.BadParameter("--csv, --json: expected only one of them.")
     transformer = _transformer(model, layer).set_params(
-        cache=cache, device=device, on_error="raise", cache_layers=None
+        cache=cache,
+        device=device,
+        on_error="raise",
+        cache_layers=None,
+        **pixel_limit(max_pixels),
     )
     paths = listed_paths(among)
     with interruptible(cache, "Nothing was written."):

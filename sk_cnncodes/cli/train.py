@@ -26,7 +26,13 @@ from sk_cnncodes.cli.frame import (
     parse_layer,
     start_workers,
 )
-from sk_cnncodes.cli.image_arguments import compute_parts, image_bar, note_ignored
+from sk_cnncodes.cli.image_arguments import (
+    MaxPixelsOption,
+    compute_parts,
+    image_bar,
+    note_ignored,
+    pixel_limit,
+)
 from sk_cnncodes.cli.report import Report
 from sk_cnncodes.images.folders import find_labelled_images
 
@@ -117,6 +123,7 @@ def train(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON.")
     ] = False,
+    max_pixels: MaxPixelsOption = None,
     cache: CacheOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -173,7 +180,12 @@ def train(
     with interruptible(cache, written), _cache_file(cache) as codes:
         transformers = [
             CNNCodeTransformer(
-                name, norm="l2", cache=codes, cache_layers=layers, device=device
+                name,
+                norm="l2",
+                cache=codes,
+                cache_layers=layers,
+                device=device,
+                **pixel_limit(max_pixels),
             )
             for name in backbones
         ]
@@ -199,7 +211,10 @@ def train(
         )
         # The saved model does not refer to the cache of this run.
         search.best_estimator_["codes"].set_params(
-            cache="memory", cache_layers=None, store_backbone=store_backbone
+            cache="memory",
+            cache_layers=None,
+            store_backbone=store_backbone,
+            **pixel_limit(max_pixels),
         )
         _save(search.best_estimator_, output, onnx)
     if as_json:

@@ -21,10 +21,13 @@ from sk_cnncodes.base.files import SETTLED_NS
 from sk_cnncodes.codes.cache import CodeCache
 from sk_cnncodes.codes.cache_file import FileState
 from sk_cnncodes.images.decode import read_rgb
+from sk_cnncodes.images.halftones import header_hints_at_halftone
 from sk_cnncodes.images.safe_open import MAX_PIXELS
 from sk_cnncodes.images.sources import path_of, read_content
 
 Digest = bytes
+# Part of the keys of remembered digests: the kinds of content that digests tell apart.
+_KINDS = "file, scan"
 
 
 def image_digest(image: Any, index: int, max_pixels: int | None = MAX_PIXELS) -> Digest:
@@ -53,8 +56,14 @@ def pixel_digest(image: Any, rgb: Image.Image | None = None) -> Digest:
 
 
 def content_digest(content: bytes) -> Digest:
-    """Digest of the content of an image file."""
-    return _sha256(f"{_truncation_prefix()}file", content)
+    """Digest of the content of an image file.
+
+    JPEG files that may be halftones have digests of their own: caches may hold codes of
+    the versions that decoded all of them at a smaller size.
+    """
+    is_jpeg = content.startswith(b"\xff\xd8\xff")
+    kind = "scan" if is_jpeg and header_hints_at_halftone(content) else "file"
+    return _sha256(f"{_truncation_prefix()}{kind}", content)
 
 
 def _truncation_prefix() -> str:
@@ -162,7 +171,7 @@ class ImageDigests:
         except (OSError, ValueError):
             return None
         # With the inode, since a folder of that name may have been replaced.
-        prefix = f"{_truncation_prefix()}{status.st_dev}:{status.st_ino}:"
+        prefix = f"{_truncation_prefix()}{status.st_dev}:{status.st_ino}:{_KINDS}:"
         file = prefix.encode() + os.fsencode(path)
         return FileState(file, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 

@@ -93,9 +93,12 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         lists all such images.
     max_pixels : int or None, default=52_000_000
         Largest width times height of an image; a larger image counts as one that
-        cannot be read. None sets no limit. With the default, decoding takes less than
-        1 GB of memory per thread, whatever a file declares. The codes do not depend on
-        it, and an image whose code is in the cache is not checked again.
+        cannot be read. None sets no limit. It limits memory, 16 bytes per pixel: with
+        the default, decoding takes less than 1 GB per thread, whatever a file declares.
+        A JPEG counts by the size that it is decoded at, which is up to 8 times smaller,
+        and by half of these pixels; a progressive one also by its coefficients. The
+        codes do not depend on it, except for halftones that fit only at a smaller size,
+        and an image whose code is in the cache is not checked again.
     cache : "memory", str, path-like, CodeCache or None, default="memory"
         Where codes are kept, so that each image is embedded only once across folds,
         candidates and calls. ``"memory"`` is one bounded cache, shared by all

@@ -79,8 +79,8 @@ class OnnxClassifier:
         Number of threads that decode images and, on the CPU, run the network. -1 uses
         all cores, None means 1.
     max_pixels : int or None, default=52_000_000
-        Images with more pixels (width times height) are rejected; None sets no limit.
-        The file cannot change this.
+        Images with more pixels are rejected, as by `CNNCodeTransformer`; None sets no
+        limit. The file cannot change this.
 
     Attributes
     ----------

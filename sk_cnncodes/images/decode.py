@@ -6,15 +6,21 @@ original format, size and orientation, and the decoding scale.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, JpegImagePlugin
 
 from sk_cnncodes.base.exceptions import ImageError
-from sk_cnncodes.images.file_parts import is_lossless_jpeg
+from sk_cnncodes.images.file_parts import read_jpeg_frame
+from sk_cnncodes.images.halftones import (
+    has_hard_edges,
+    header_hints_at_halftone,
+    pixels_hint_at_halftone,
+)
 from sk_cnncodes.images.metadata import exif_orientation, without_metadata
 from sk_cnncodes.images.rgb import (
     as_rgb,
@@ -26,6 +32,7 @@ from sk_cnncodes.images.rgb import (
 from sk_cnncodes.images.safe_open import (
     MAX_PIXELS,
     RefusedError,
+    check_jpeg_size,
     check_size,
     format_of,
     open_image,
@@ -103,7 +110,8 @@ def read_image(
     min_decode_size : callable or None
         Maps height and width of an upright image to the smallest ones to decode it at.
         JPEG files are decoded at 1/2, 1/4 or 1/8 of their size where that is at least
-        as large, which is several times faster. None for the full size.
+        as large, which is several times faster, unless they have the hard edges of
+        halftones. None for the full size.
 
     Raises
     ------
@@ -193,9 +201,13 @@ def _decode(
 ) -> DecodedImage:
     opened = open_image(content, max_pixels)
     kind, size, scale = f"{opened.format} {opened.mode}", opened.size, 1
-    is_jpeg = opened.format == "JPEG"
-    if min_decode_size is not None and is_jpeg and not is_lossless_jpeg(content):
-        scale = _shrink(opened, _orientation(opened), min_decode_size)
+    if opened.format == "JPEG":
+        lossless, several_scans = read_jpeg_frame(content)
+        if min_decode_size is not None and not lossless:
+            scale = _shrink(opened, _orientation(opened), min_decode_size)
+        check_jpeg_size(opened, size, several_scans, max_pixels)
+    if scale > 1:
+        opened, scale = _load_draft(opened, scale, content, several_scans, max_pixels)
     if opened.format == "PNG":
         scale_transparent_color(opened)
     opened.load()
@@ -276,6 +288,30 @@ def _shrink(
             image.draft(None, (width // factor, height // factor))
             return factor
     return 1
+
+
+def _load_draft(
+    draft: ImageFile.ImageFile,
+    scale: int,
+    content: bytes,
+    several_scans: bool,
+    max_pixels: int | None,
+) -> tuple[ImageFile.ImageFile, int]:
+    """Load a JPEG that is decoded smaller; at full size if it has hard edges.
+
+    A file that does not fit in the limit at full size is decoded smaller all the same.
+    """
+    draft.load()
+    if header_hints_at_halftone(content) or pixels_hint_at_halftone(draft):
+        full = JpegImagePlugin.JpegImageFile(io.BytesIO(content))
+        try:
+            check_jpeg_size(full, full.size, several_scans, max_pixels)
+        except RefusedError:
+            return draft, scale
+        full.load()
+        if has_hard_edges(full):
+            return full, 1
+    return draft, scale
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

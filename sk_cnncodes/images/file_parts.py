@@ -17,17 +17,32 @@ _TIFF_OFFSETS = (273, 324)
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4}
 _TIFF_SIZES |= {12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 START_OF_SCAN, _END_OF_IMAGE, APP1 = 0xDA, 0xD9, 0xE1
+# Starts of a frame: the others of these markers are tables and an extension.
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _LOSSLESS_FRAMES = (0xC3, 0xC7, 0xCB, 0xCF)
+_PROGRESSIVE_FRAMES = (0xC2, 0xC6, 0xCA, 0xCE)
 
 
-def is_lossless_jpeg(content: bytes) -> bool:
-    """Whether a JPEG file is lossless, and so cannot be decoded at a smaller size."""
-    for marker, _ in jpeg_segments(content):
+def read_jpeg_frame(content: bytes) -> tuple[bool, bool]:
+    """How the pixels of a JPEG file are coded.
+
+    Returns
+    -------
+    lossless : bool
+        It cannot be decoded at a smaller size.
+    several_scans : bool
+        It is progressive, or has a scan for each channel.
+    """
+    frame, n_channels = 0, 0
+    for marker, start in jpeg_segments(content):
         if marker == START_OF_SCAN:
-            break
-        if marker in _LOSSLESS_FRAMES:
-            return True
-    return False
+            progressive = frame in _PROGRESSIVE_FRAMES
+            several = content[start : start + 1] < bytes([n_channels])
+            return frame in _LOSSLESS_FRAMES, progressive or several
+        if marker in FRAMES:
+            frame = marker
+            (n_channels,) = content[start + 5 : start + 6] or b"\0"
+    return False, False
 
 
 def jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:

@@ -250,8 +250,9 @@ class Preprocessing:
         """Smallest height and width that an image may be decoded at.
 
         A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. Twice the size after the
-        resize makes no visible difference, except with the discontinuous "nearest" and
-        "box", which need the full size.
+        resize makes no visible difference, except to halftones
+        (`sk_cnncodes.images.halftones`), and except with the discontinuous "nearest"
+        and "box", which need the full size.
         """
         if self.resize == "none" or self.interpolation in DISCONTINUOUS:
             return height, width

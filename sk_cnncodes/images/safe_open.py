@@ -8,6 +8,7 @@ minutes or exhaust memory.
 from __future__ import annotations
 
 import io
+import math
 import sys
 from itertools import islice
 from numbers import Integral
@@ -31,6 +32,9 @@ from sk_cnncodes.images.metadata import has_damaged_tags, without_metadata
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # The most expensive format, WebP, takes 16 bytes per pixel to decode: 0.83 GB.
 MAX_PIXELS = 52_000_000
+_PIXEL_BYTES = 16
+# A pixel of a JPEG file takes 4 bytes, and as many in another mode or orientation.
+_JPEG_PIXEL_BYTES = 8
 # In pixels; a resize takes up to 48 bytes per pixel along a side.
 _MAX_SIDE = 1_000_000
 # In bytes; the whole file is held in memory.
@@ -57,7 +61,8 @@ class RefusedError(ValueError):
 def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     """Open the content of an image file without decoding its pixels.
 
-    Like `PIL.Image.open`, but the limit on pixels is per call, not global.
+    Like `PIL.Image.open`, but the limit on pixels is per call, not global. For JPEG
+    files, which can be decoded at a smaller size, `check_jpeg_size` applies it.
 
     Parameters
     ----------
@@ -86,7 +91,7 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     # Not `jpeg_factory`, which would read the index of an MPO file, damaged or not.
     factory = JpegImagePlugin.JpegImageFile if name == "JPEG" else Image.OPEN[name][0]
     image: ImageFile.ImageFile = factory(io.BytesIO(content), "")
-    check_size(*image.size, max_pixels)
+    check_size(*image.size, None if name == "JPEG" else max_pixels)
     _check_work(image, scans)
     if name == "TIFF":
         _check_tiff(image)
@@ -145,13 +150,57 @@ def check_size(width: int, height: int, max_pixels: int | None) -> None:
     if width < 1 or height < 1:
         raise RefusedError(f"no pixels: {width} x {height}. Expected at least 1.")
     if max_pixels is not None and width * height > max_pixels:
-        raise RefusedError(
-            f"{width} x {height} pixels. Expected at most max_pixels={max_pixels}."
-        )
+        raise RefusedError(f"{width} x {height} pixels. {_expected_pixels(max_pixels)}")
     if max(width, height) > _MAX_SIDE:
         raise RefusedError(
             f"{width} x {height} pixels. Expected sides of at most {_MAX_SIDE}."
         )
+
+
+def check_jpeg_size(
+    image: Any, size: tuple[int, int], several_scans: bool, max_pixels: int | None
+) -> None:
+    """Check the memory that decoding a JPEG file takes.
+
+    Parameters
+    ----------
+    image : PIL.JpegImagePlugin.JpegImageFile
+        Its size is the one that it will be decoded at.
+    size : (int, int)
+        Width and height of the file.
+    several_scans : bool
+        Whether libjpeg holds the coefficients of the whole file, at whatever size it is
+        decoded: two bytes for each sample of a channel.
+    max_pixels : int or None
+        Limit in pixels of 16 bytes; None for no limit.
+
+    Raises
+    ------
+    RefusedError
+        If it takes more.
+    """
+    if max_pixels is None:
+        return
+    taken = _JPEG_PIXEL_BYTES * image.width * image.height
+    if several_scans:
+        factors = [(across, down) for _, across, down, _ in image.layer]
+        (widest, tallest) = map(max, zip(*factors, strict=True))
+        samples = sum(across * down for across, down in factors) / (widest * tallest)
+        taken += math.ceil(2 * samples * size[0] * size[1])
+    if taken > max_pixels * _PIXEL_BYTES:
+        scaled = f", decoded at {image.width} x {image.height}" * (image.size != size)
+        scans = ", progressive" * several_scans
+        raise RefusedError(
+            f"{size[0]} x {size[1]} pixels{scaled}{scans}, which takes "
+            f"{taken / 1e6:.1f} MB. {_expected_pixels(max_pixels)}"
+        )
+
+
+def _expected_pixels(max_pixels: int) -> str:
+    return (
+        f"Expected at most max_pixels={max_pixels}, each of {_PIXEL_BYTES} bytes. For "
+        "files that you trust, raise max_pixels (--max-pixels of a command)."
+    )
 
 
 def _check_work(image: ImageFile.ImageFile, scans: int) -> None:

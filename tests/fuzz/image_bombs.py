@@ -46,6 +46,37 @@ def blank_png(width: int, height: int, kind: int = 2, before: bytes = b"") -> by
     )
 
 
+def blank_jpeg(
+    width: int, height: int, channels: int = 1, progressive: bool = False
+) -> bytes:
+    """A gray JPEG of few bits: no difference to the block before, and no more.
+
+    The progressive one has a scan of the means of the blocks only.
+    """
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+    zero = b"\1" + bytes(15) + b"\0"  # one code, of length 1, for the symbol 0
+    sampling = b"".join(bytes([i, 0x11, 0]) for i in range(channels))
+    tables = b"".join(bytes([i, 0]) for i in range(channels))
+    last = b"\0" if progressive else b"\x3f"
+    size = struct.pack(">BHHB", 8, height, width, channels)
+    blocks = -(-width // 8) * -(-height // 8) * channels
+    return b"".join(
+        [
+            b"\xff\xd8",
+            segment(0xDB, b"\0" + b"\1" * 64),
+            segment(0xC2 if progressive else 0xC0, size + sampling),
+            segment(0xC4, b"\0" + zero),
+            segment(0xC4, b"\x10" + zero),
+            segment(0xDA, bytes([channels]) + tables + b"\0" + last + b"\0"),
+            bytes(-(-blocks // (8 if progressive else 4))),
+            b"\xff\xd9",
+        ]
+    )
+
+
 def claiming_png() -> bytes:
     """Claims 10,000 x 10,000 pixels in its header."""
     head = struct.pack(">LLBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)
@@ -173,6 +204,11 @@ CASES = [
     (many_exif_segments, "codes"),
     (many_segments, "errors"),
     (many_scans, "errors"),
+    (lambda: blank_jpeg(10_192, 10_192), "codes"),
+    (lambda: blank_jpeg(10_193, 10_213), "errors"),
+    (lambda: blank_jpeg(7_700, 7_704, 3, progressive=True), "codes"),
+    (lambda: blank_jpeg(11_776, 11_776, 3, progressive=True), "errors"),
+    (lambda: blank_jpeg(40_000, 40_000, 3), "codes"),
     (many_chunks, "errors"),
     (many_blocks, "errors"),
     (wide_gif_frame, "errors"),
@@ -199,7 +235,9 @@ def check(case: int) -> str:
     make, expected = CASES[case // len(PREPROCESSINGS)]
     preprocessing, name = PREPROCESSINGS[case % len(PREPROCESSINGS)], make.__name__
     try:
-        pixels = preprocessing.apply(decode_content(make(), name, case).rgb)
+        least = preprocessing.min_decode_size
+        decoded = decode_content(make(), name, case, min_decode_size=least)
+        pixels = preprocessing.apply(decoded.rgb)
     except ImageError as error:
         assert expected == "errors", str(error)
         assert str(error).startswith(f"image {case} ({name!r}): "), str(error)
