@@ -2,6 +2,8 @@
 
 Networks with several trunks, such as CrossViT or an ensemble, average the scores of
 one classifier per trunk. No tensor of such a file holds the features of all trunks.
+Likewise in a network with several outputs, such as age and gender, each of which has
+hidden layers of its own.
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ def ensemble_tensor(output: str) -> str:
     return f"{output}/read_by_classifiers"
 
 
+# Name of the concatenated inputs of the classifiers of all outputs.
+ENSEMBLE_OF_OUTPUTS = ensemble_tensor("all_outputs")
+
+
 def join_ensemble_heads(model: onnx.ModelProto) -> None:
-    """Concatenate the inputs of the classifiers of each output.
+    """Concatenate the inputs of the classifiers of each output, and of all outputs.
 
     No node reads the new tensor: it can be a layer, and no other layer depends on it.
 
@@ -41,6 +47,7 @@ def join_ensemble_heads(model: onnx.ModelProto) -> None:
         # In reverse, so that the walk meets the first classifier first.
         return [name for name in reversed(nodes[index].input) if name in producer]
 
+    read: dict[str, list[str]] = {ENSEMBLE_OF_OUTPUTS: []}
     for output in model.graph.output:
         classifiers = find_classifiers(
             output.name,
@@ -49,12 +56,15 @@ def join_ensemble_heads(model: onnx.ModelProto) -> None:
             data_inputs,
             lambda index, _: nodes[index].op_type in _FULLY_CONNECTED,
         )
-        read = list(dict.fromkeys(data_inputs(index)[0] for index in classifiers))
-        name = ensemble_tensor(output.name)
-        parts = [f"{name}/{number}" for number in range(len(read))]
-        if len(read) < 2 or not producer.keys().isdisjoint([name, *parts]):
+        sources = [data_inputs(index)[0] for index in classifiers]
+        read[ensemble_tensor(output.name)] = sources
+        read[ENSEMBLE_OF_OUTPUTS] += sources
+    for name, sources in read.items():
+        sources = list(dict.fromkeys(sources))
+        parts = [f"{name}/{number}" for number in range(len(sources))]
+        if len(sources) < 2 or not producer.keys().isdisjoint([name, *parts]):
             continue
-        for source, part in zip(read, parts, strict=True):
+        for source, part in zip(sources, parts, strict=True):
             node = onnx.helper.make_node("Flatten", [source], [part], axis=1)
             model.graph.node.append(node)
         model.graph.node.append(onnx.helper.make_node("Concat", parts, [name], axis=1))

@@ -92,29 +92,119 @@ LINEAR_OPS = frozenset(
 )
 CONVOLUTIONS = frozenset(["Conv", "ConvInteger", "ConvTranspose", "FusedConv"])
 MERGES = frozenset(["Add", "Concat", "Max", "Mean", "Mul", "Sub", "Sum"])
+# Operators of ai.onnx.ml that compute scores from features.
+ML_CLASSIFIERS = frozenset(
+    [
+        "LinearClassifier",
+        "LinearRegressor",
+        "SVMClassifier",
+        "SVMRegressor",
+        "TreeEnsemble",
+        "TreeEnsembleClassifier",
+        "TreeEnsembleRegressor",
+    ]
+)
+# Operators that make sequences or maps of scores.
+CONTAINERS = frozenset(
+    [
+        "ConcatFromSequence",
+        "Optional",
+        "SequenceAt",
+        "SequenceConstruct",
+        "SequenceInsert",
+        "SplitToSequence",
+        "ZipMap",
+    ]
+)
 # Operators that combine scores: a bias, or the average of several classifiers.
-JOINS_SCORES = frozenset(["Add", "Concat", "Mean", "Sum"])
-# Operators that may come between scores and the output, with one data input.
-AFTER_SCORES = LAYOUT_OPS | frozenset(
+JOINS_SCORES = CONTAINERS | frozenset(
+    ["Add", "Concat", "Max", "Mean", "Min", "Sub", "Sum"]
+)
+# Operators that are applied to scores and never to the features of a file's output.
+ONLY_AFTER_SCORES = CONTAINERS | frozenset(
     [
         "ArgMax",
-        "AveragePool",
-        "Clip",
-        "Div",
+        "ArgMin",
+        "ArrayFeatureExtractor",
+        "Equal",
         "Exp",
-        "GlobalAveragePool",
-        "Log",
+        "Greater",
+        "GreaterOrEqual",
+        "HardSigmoid",
+        "Hardmax",
+        "LabelEncoder",
+        "Less",
+        "LessOrEqual",
         "LogSoftmax",
-        "Mul",
-        "ReduceMax",
-        "ReduceMean",
-        "ReduceSum",
-        "Relu",
+        "OneHot",
         "Sigmoid",
         "Softmax",
         "TopK",
     ]
 )
+# Operators that end features as often as scores.
+AFTER_SCORES_OR_FEATURES = frozenset(
+    [
+        "Abs",
+        "BatchNormalization",
+        "Celu",
+        "Clip",
+        "Elu",
+        "LeakyRelu",
+        "Max",
+        "Min",
+        "PRelu",
+        "Pow",
+        "Relu",
+        "Selu",
+        "Softplus",
+        "Softsign",
+        "Tanh",
+        "ThresholdedRelu",
+        "Where",
+    ]
+)
+# Operators that may come between scores and the output, with one data input.
+AFTER_SCORES = (
+    LAYOUT_OPS
+    | ONLY_AFTER_SCORES
+    | AFTER_SCORES_OR_FEATURES
+    | frozenset(
+        [
+            "AveragePool",
+            "Ceil",
+            "CumSum",
+            "Div",
+            "Expand",
+            "Floor",
+            "GlobalAveragePool",
+            "GlobalMaxPool",
+            "Log",
+            "Mul",
+            "Neg",
+            "Normalizer",
+            "Not",
+            "Reciprocal",
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceMax",
+            "ReduceMean",
+            "ReduceMin",
+            "ReduceProd",
+            "ReduceSum",
+            "ReduceSumSquare",
+            "Round",
+            "Scaler",
+            "Sign",
+            "Sqrt",
+            "Tile",
+        ]
+    )
+)
+# Normalisations with constant statistics, which a classifier may begin with.
+FIXED_NORMALISATIONS = frozenset(["BatchNormalization", "Scaler"])
 ATTENTION = frozenset(["Attention", "MultiHeadAttention", "Softmax"])
 
 

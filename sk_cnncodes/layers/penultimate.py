@@ -6,9 +6,18 @@ from functools import cached_property
 
 from sk_cnncodes.base.exceptions import BackboneError
 from sk_cnncodes.graphs.classifiers import find_classifiers
-from sk_cnncodes.graphs.ensemble_heads import ensemble_tensor
-from sk_cnncodes.graphs.operators import LINEAR_OPS
+from sk_cnncodes.graphs.ensemble_heads import ENSEMBLE_OF_OUTPUTS, ensemble_tensor
+from sk_cnncodes.graphs.operators import (
+    CONTAINERS,
+    FIXED_NORMALISATIONS,
+    LAYOUT_OPS,
+    LINEAR_OPS,
+)
 from sk_cnncodes.layers.layer import LayerGraph
+from sk_cnncodes.layers.scores import ScoreRules
+
+# Operators without weights that a head may begin with.
+_BARE = LAYOUT_OPS | frozenset(["Clip", "Elu", "LeakyRelu", "Relu", "Selu", "Tanh"])
 
 
 class ClassifierWalk:
@@ -20,10 +29,11 @@ class ClassifierWalk:
 
     def __init__(self, graph: LayerGraph) -> None:
         self.graph = graph
+        self._scores = ScoreRules(graph)
 
     @cached_property
-    def output(self) -> str:
-        """The output that holds the scores, or the features if there are none."""
+    def _outputs(self) -> list[str]:
+        """The outputs that depend on the image, on it alone where there are such."""
         outputs: list[str] = [o.name for o in self.graph.view.model.graph.output]
         outputs = [name for name in outputs if name in self.graph.view.image_dependent]
         if not outputs:
@@ -32,16 +42,53 @@ class ClassifierWalk:
             )
         # Image-text models: prefer the outputs that depend on the image only.
         image_only = [n for n in outputs if not self.graph.view.other_inputs(n)]
-        outputs = image_only or outputs
-        classifiers = [n for n in outputs if self._classifiers(n)]
+        return image_only or outputs
+
+    @cached_property
+    def output(self) -> str:
+        """The output that holds the scores, or the features if there are none."""
+        classifiers = [name for name, found in self._classifiers.items() if found]
         # Auxiliary classifiers come before the main one.
         deepest = sorted(classifiers, key=lambda n: self.graph.view.producer[n])
-        return deepest[-1] if deepest else outputs[0]
+        return deepest[-1] if deepest else self._outputs[0]
 
-    def _classifiers(self, output: str) -> list[int]:
+    @cached_property
+    def _heads(self) -> dict[int, str]:
+        """The classifiers of all outputs but auxiliary ones, with their outputs."""
+        main, heads = self._classifiers[self.output], dict[int, str]()
+        for output, found in self._classifiers.items():
+            if output == self.output or self._is_task(found, main):
+                heads.update(dict.fromkeys(found, output))
+        return heads
+
+    def _is_task(self, heads: list[int], main: list[int]) -> bool:
+        """Whether classifiers are another task than the main ones, as age and gender.
+
+        An auxiliary classifier has the layers of a head where the main one has a part
+        of the trunk. A classifier of an embedding is no other task than the embedding.
+        """
+        view = self.graph.view
+        inputs = [name for i in (*heads, *main) for name in view.data_inputs(i)]
+        upstream = view.ancestors(inputs)
+        if not heads or not upstream.isdisjoint([*heads, *main]):
+            return False
+        start = self._common([*heads, *main])[-1:]
+        own, others = (self._layers_between(start, each) for each in (heads, main))
+        convolves = [
+            any(not self._scores.is_fully_connected(i) for i in layers)
+            for layers in (own, others)
+        ]
+        few, many = sorted([len(own), len(others)])
+        return convolves[0] == convolves[1] and many <= 2 * few + 1
+
+    @cached_property
+    def _classifiers(self) -> dict[str, list[int]]:
+        """Indices of the classifier layers before each output, if any."""
+        return {name: self._find_classifiers(name) for name in self._outputs}
+
+    def _find_classifiers(self, output: str) -> list[int]:
         """Indices of the classifier layers before an output; [] if there are none."""
-        shape = self.graph.shape(output)
-        if not shape or sum(dim > 1 for dim in shape[1:]) > 1:
+        if not self._is_flat(output):
             return []  # a map or tokens: features, not scores
         view = self.graph.view
         found = find_classifiers(
@@ -49,60 +96,24 @@ class ClassifierWalk:
             view.producer.get,
             self.graph.op,
             view.data_inputs,
-            self._is_classifier,
-            lambda i: self._is_softmax_step(i) or self._selects_scores(i),
+            self._scores.is_classifier,
+            self._scores.scores_read,
+            self._scores.compares,
         )
         # Layers that depend on each other are branches of one residual block.
         upstream = view.ancestors(n for i in found for n in view.data_inputs(i))
         return found if upstream.isdisjoint(found) else []
 
-    def _is_classifier(self, index: int, passed: frozenset[str]) -> bool:
-        """Whether a linear layer gives scores, judged by the operators after it."""
-        softmax = passed & {"Softmax", "LogSoftmax", "Sigmoid", "Exp"}
-        rectified = passed & {"Relu", "Clip"}
-        if rectified and not softmax and self._has_feature_width(index):
-            return False
-        return self._is_fully_connected(index)
-
-    def _has_feature_width(self, index: int) -> bool:
-        """Whether a layer before a ReLU is as wide as features rather than scores.
-
-        A ReLU at the end of a file may follow features or, as in SqueezeNet, scores.
-        Layer widths are multiples of 32; class counts (1000, 1001, 10) rarely are.
-        """
-        shape = self.graph.shape(self.graph.view.nodes[index].output[0])
-        axis = 1 if len(shape) == 4 else -1
-        return not shape or shape[axis] % 32 == 0
-
-    def _is_softmax_step(self, index: int) -> bool:
-        """Whether a node is a softmax's division by the sum or shift by the maximum."""
-        op, data = self.graph.op(index), self.graph.view.data_inputs(index)
-        reductions = {"Div": "ReduceSum", "Sub": "ReduceMax"}
-        if op not in reductions or len(data) != 2:
-            return False
-        producer, reduction = (self.graph.view.producer.get(name) for name in data)
-        if reduction is None or self.graph.op(reduction) != reductions[op]:
-            return False
-        # Features may be divided by their sum too; only scores are exponentials.
-        is_exponential = producer is not None and self.graph.op(producer) == "Exp"
-        same_data = self.graph.view.data_inputs(reduction) == data[:1]
-        return same_data and (op == "Sub" or is_exponential)
-
-    def _selects_scores(self, index: int) -> bool:
-        """Whether a node selects classes, as opposed to tokens or positions."""
-        data = self.graph.view.data_inputs(index)
-        if self.graph.op(index) not in ("Gather", "Slice") or len(data) != 1:
-            return False
-        return sum(dim > 1 for dim in self.graph.shape(data[0])[1:]) <= 1
-
-    def _is_fully_connected(self, index: int) -> bool:
-        """Whether a linear layer is no convolution, or a 1x1 or full-size one."""
-        node = self.graph.view.nodes[index]
-        if "Conv" not in node.op_type:
-            return True
-        if set(self.graph.shape(node.output[0])[2:]) == {1}:
-            return True
-        return set(self.graph.kernel(index)) <= {1}
+    def _is_flat(self, output: str) -> bool:
+        """Whether an output, or what is in its sequences, is one vector per image."""
+        view, shape = self.graph.view, self.graph.shape(output)
+        while not shape:
+            index = view.producer.get(output)
+            if index is None or self.graph.op(index) not in CONTAINERS:
+                return False
+            output = view.data_inputs(index)[0]
+            shape = self.graph.shape(output)
+        return sum(dim > 1 for dim in shape[1:]) <= 1
 
     @cached_property
     def tensor(self) -> str:
@@ -116,31 +127,93 @@ class ClassifierWalk:
 
     @cached_property
     def _penultimate(self) -> tuple[str, str]:
-        heads = self._classifiers(self.output)
+        heads, view = [*self._heads], self.graph.view
         if not heads:
             return self.output, f"the output {self.output!r}: no classifier found"
-        view = self.graph.view
-        if len(heads) == 1:
-            (name,) = view.data_inputs(heads[0])
+        read = [self._read(head) for head in heads]
+        if len(set(map(self._computation, read))) == 1:
             classifier = view.nodes[heads[0]]
             what = f"{classifier.op_type} {classifier.output[0]!r}"
-            return name, f"input of the classifier ({what})"
-        # Several heads: their common input, or their concatenated inputs.
-        first = min(heads)
-        dominators = view.dominators(self.output)
-        before = [name for name in dominators if view.producer[name] < first]
-        common = [name for name in before if self._feeds_all(name, heads)]
-        concatenated = ensemble_tensor(self.output)
-        if common and not self._has_weights_between(common[-1], heads):
-            return common[-1], f"common input of all {len(heads)} classifiers"
-        if concatenated in view.image_dependent:
-            return concatenated, f"concatenated inputs of {len(heads)} classifiers"
+            rule = f"input of the classifier ({what})"
+            if len(heads) > 1:
+                rule = f"common input of all {len(heads)} classifiers"
+            main = self._read(self._classifiers[self.output][0])
+            name, before = self._before_normalisation(main)
+            return name, f"{rule}{before}"
+        # Several inputs: what they have in common, or their concatenation.
+        which = f"{len(heads)} classifiers"
+        outputs = list(dict.fromkeys(self._heads.values()))
+        if len(outputs) > 1:
+            which += f" of the outputs {', '.join(map(repr, outputs))}"
+        common = self._common(heads)
+        if common and not self._layers_between(common[-1:], heads):
+            name, before = self._before_normalisation(common[-1])
+            return name, f"common input of all {which}{before}"
+        if self._concatenated is not None:
+            return self._concatenated, f"concatenated inputs of {which}"
         if common:
-            return common[-1], f"last common dominator of all {len(heads)} classifiers"
-        return (
-            self.output,
-            f"the output: {len(heads)} classifiers without a common input",
-        )
+            return common[-1], f"last common dominator of all {which}"
+        return self.output, f"the output: {which} without a common input"
+
+    def _read(self, head: int) -> str:
+        """The tensor that a classifier reads."""
+        return self._scores.before_expansion(self.graph.view.data_inputs(head)[0])
+
+    def _computation(self, name: str) -> tuple[object, ...]:
+        """What computes a tensor from the last tensor before it with several readers.
+
+        Heads may each begin with the same Relu or Flatten; what they read is equal.
+        """
+        view, steps = self.graph.view, list[object]()
+        while True:
+            index = view.producer.get(name)
+            data = [] if index is None else view.data_inputs(index)
+            if index is None or len(data) != 1 or self.graph.op(index) not in _BARE:
+                return (name, *steps)
+            node = view.nodes[index]
+            constants = [
+                str(view.constant_value(n)) for n in node.input if n != data[0]
+            ]
+            attributes = [a.SerializeToString() for a in node.attribute]
+            steps += [node.op_type, *attributes, *constants]
+            name = data[0]
+
+    @cached_property
+    def _concatenated(self) -> str | None:
+        """The tensor that joins what all classifiers read; None if there is none."""
+        view, outputs = self.graph.view, set(self._heads.values())
+        name = ensemble_tensor(*outputs) if len(outputs) == 1 else ENSEMBLE_OF_OUTPUTS
+        if name not in view.image_dependent:
+            return None
+        parts = view.data_inputs(view.producer[name])
+        joined = {view.data_inputs(view.producer[part])[0] for part in parts}
+        return name if joined == set(map(self._read, self._heads)) else None
+
+    def _before_normalisation(self, name: str) -> tuple[str, str]:
+        """The code whose batch normalisation a classifier begins with, and the rule.
+
+        The normalisation of a hidden layer's output belongs to that layer.
+        """
+        view = self.graph.view
+
+        def producer(name: str) -> int | None:
+            """The node that computes a tensor, before its rearrangements."""
+            index = view.producer.get(name)
+            while index is not None and self.graph.op(index) in LAYOUT_OPS:
+                index = view.producer.get(view.data_inputs(index)[0])
+            return index
+
+        index = producer(name)
+        if index is None or self.graph.op(index) not in FIXED_NORMALISATIONS:
+            return name, ""
+        code = view.data_inputs(index)[0]
+        before = producer(code)
+        if before is not None and self.graph.op(before) == "Add":  # a bias
+            before = producer(view.data_inputs(before)[0])
+        is_hidden = before is None or self.graph.op(before) in LINEAR_OPS
+        if is_hidden or sum(dim > 1 for dim in self.graph.shape(code)[1:]) > 1:
+            return name, ""
+        return code, f", before its normalisation ({view.nodes[index].output[0]!r})"
 
     @cached_property
     def end(self) -> str:
@@ -149,20 +222,20 @@ class ClassifierWalk:
         Usually the output. The concatenation of several heads' inputs is read by no
         node, so it is not on a path to the output and ends the chain itself.
         """
-        concatenated = ensemble_tensor(self.output)
-        return concatenated if self.tensor == concatenated else self.output
+        is_concatenated = self._heads and self.tensor == self._concatenated
+        return self.tensor if is_concatenated else self.output
 
-    def _feeds_all(self, name: str, heads: list[int]) -> bool:
-        """Whether all heads depend on a tensor."""
-        index = self.graph.view.producer[name]
-        view = self.graph.view
-        return all(index in view.ancestors(view.data_inputs(head)) for head in heads)
+    def _common(self, heads: list[int]) -> list[str]:
+        """Tensors on every path from the image to any of the heads, in order."""
+        read = dict.fromkeys(map(self._read, heads))
+        first, *others = (self.graph.view.dominators(name) for name in read)
+        shared = set(first).intersection(*others)
+        return [name for name in first if name in shared]
 
-    def _has_weights_between(self, name: str, heads: list[int]) -> bool:
-        """Whether there are learned layers between a tensor and the heads."""
+    def _layers_between(self, start: list[str], heads: list[int]) -> list[int]:
+        """The learned layers between a tensor, if any, or the image and the heads."""
         view = self.graph.view
-        inputs = [source for head in heads for source in view.data_inputs(head)]
-        between = view.ancestors(inputs) - view.ancestors([name])
-        return any(
-            self.graph.op(i) in LINEAR_OPS and view.data_inputs(i) for i in between
-        )
+        between = view.ancestors(map(self._read, heads)) - view.ancestors(start)
+        return [
+            i for i in between if self.graph.op(i) in LINEAR_OPS and view.data_inputs(i)
+        ]

@@ -57,6 +57,96 @@ def test_the_code_joins_the_inputs_of_all_classifiers(
     np.testing.assert_allclose(codes, np.hstack(both), rtol=1e-4, atol=1e-5)
 
 
+def tasks(*, hidden: bool, activation: str | None = None) -> onnx.ModelProto:
+    """Age, gender and race from a common trunk, through hidden layers of their own."""
+    net, outputs = networks.Net(), []
+    x = trunk(net, 8, "shared")
+    for number, (task, width) in enumerate([("age", 10), ("gender", 2), ("race", 7)]):
+        head, read = x, 8
+        if hidden:
+            head = net.dense(x, 8, 6 + number)
+            head = net.op("Relu", head, out=f"hidden{number}")
+            read = 6 + number
+        elif activation:
+            head = net.op(activation, x, out=f"activated{number}")
+        outputs.append(net.dense(head, read, width, out=task))
+    return net.model(outputs)
+
+
+def test_the_code_joins_the_hidden_layers_of_several_outputs(
+    photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
+) -> None:
+    model = tasks(hidden=True)
+    path = networks.save(model, tmp_path / "net.onnx")
+    codes = CNNCodeTransformer(path, preprocessing=plain).fit_transform(photographs)
+    pixels = prepared(photographs, plain)
+    each = [run_tensor(model, f"hidden{i}", pixels, plain) for i in range(3)]
+    np.testing.assert_allclose(codes, np.hstack(each), rtol=1e-4, atol=1e-5)
+    shared, last = load_backbone(path, plain).layers[-2:]
+    assert shared.shape == (8, 16, 16)  # the map whose mean is shared
+    assert "inputs of 3 classifiers of the outputs 'age', 'gender', 'race'" in last.rule
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_order_of_the_outputs_is_no_matter(
+    reverse: bool, plain: Preprocessing, tmp_path: Path
+) -> None:
+    model = tasks(hidden=True)
+    outputs = list(model.graph.output)[:: -1 if reverse else 1]
+    model.graph.ClearField("output")
+    model.graph.output.extend(outputs)
+    path = networks.save(model, tmp_path / "net.onnx")
+    assert load_backbone(path, plain).layers[-1].shape == (6 + 7 + 8,)
+
+
+@pytest.mark.parametrize("activation", [None, "Relu"])
+def test_the_code_is_what_several_outputs_share(
+    activation: str | None,
+    photographs: list[np.ndarray],
+    plain: Preprocessing,
+    tmp_path: Path,
+) -> None:
+    """Even if each classifier has an activation of its own before it."""
+    model = tasks(hidden=False, activation=activation)
+    path = networks.save(model, tmp_path / "net.onnx")
+    codes = CNNCodeTransformer(path, preprocessing=plain).fit_transform(photographs)
+    name = "activated2" if activation else "shared"
+    expected = run_tensor(model, name, prepared(photographs, plain), plain)
+    np.testing.assert_allclose(codes, expected, rtol=1e-4, atol=1e-5)
+    rule = load_backbone(path, plain).layers[-1].rule
+    assert rule.startswith("common input of all 3 classifiers")
+
+
+def with_auxiliary_classifier() -> onnx.ModelProto:
+    """An early classifier with a hidden layer, for training; then the main one."""
+    net = networks.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stage0")
+    y = net.op("GlobalAveragePool", x)
+    y = net.op("Relu", net.dense(net.op("Flatten", y, axis=1), 8, 6), out="early")
+    y = net.dense(y, 6, 10, out="auxiliary")
+    x = net.op("Relu", net.conv(x, 8, 12, strides=[2, 2]), out="stage1")
+    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
+    return net.model([y, net.dense(x, 12, 10, out="scores")])
+
+
+def with_classified_embedding() -> onnx.ModelProto:
+    """An embedding, and the scores that a classifier gives it."""
+    net = networks.Net()
+    x = net.dense(trunk(net, 8, "shared"), 8, 12, out="embedding")
+    return net.model([x, net.dense(x, 12, 10, out="scores")])
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [(with_auxiliary_classifier, "stage1"), (with_classified_embedding, "embedding")],
+)
+def test_other_outputs_that_are_no_tasks(
+    make, expected: str, plain: Preprocessing, tmp_path: Path
+) -> None:
+    path = networks.save(make(), tmp_path / "net.onnx")
+    assert load_backbone(path, plain).layers[-1].name == expected
+
+
 def test_earlier_layers_are_kept(plain: Preprocessing, tmp_path: Path) -> None:
     path = networks.save(fused_stages(), tmp_path / "net.onnx")
     layers = load_backbone(path, plain).layers

@@ -143,6 +143,139 @@ def dynamically_quantised(net: networks.Net) -> Outputs:
     return net.op("Add", net.op("Mul", x, scale), net.weight(10))
 
 
+def normalised(net: networks.Net, x: str, width: int, out: str | None = None) -> str:
+    """Batch normalisation, with statistics that change what is first and last."""
+    vectors = [net.weight(width) for _ in range(3)]
+    variance = net.constant(net.rng.uniform(0.5, 2, width).astype(np.float32))
+    return net.op("BatchNormalization", x, *vectors, variance, out=out)
+
+
+def normalised_scores(net: networks.Net) -> Outputs:
+    return normalised(net, net.dense(pooled(net), 8, 10), 10)
+
+
+def normalised_before_softmax(net: networks.Net) -> Outputs:
+    """Softmax says that 32 numbers are scores."""
+    x = normalised(net, net.dense(pooled(net), 8, 32), 32)
+    return net.op("Softmax", x, axis=1)
+
+
+def one_minus_probability(net: networks.Net) -> Outputs:
+    x = net.op("Sigmoid", net.dense(pooled(net), 8, 1))
+    return net.op("Sub", net.constant(np.float32(1)), x)
+
+
+def both_probabilities(net: networks.Net) -> Outputs:
+    x = net.op("Sigmoid", net.dense(pooled(net), 8, 1))
+    other = net.op("Sub", net.constant(np.float32(1)), x)
+    return net.op("Concat", other, x, axis=1)
+
+
+def negated(net: networks.Net) -> Outputs:
+    return net.op("Neg", net.dense(pooled(net), 8, 10))
+
+
+def offset(net: networks.Net) -> Outputs:
+    x = net.dense(pooled(net), 8, 10)
+    return net.op("Sub", x, net.weight(10))
+
+
+def hyperbolic(net: networks.Net) -> Outputs:
+    return net.op("Tanh", net.dense(pooled(net), 8, 2))
+
+
+def hard_sigmoid(net: networks.Net) -> Outputs:
+    return net.op("HardSigmoid", net.dense(pooled(net), 8, 64))
+
+
+def positive(net: networks.Net) -> Outputs:
+    return net.op("Softplus", net.dense(pooled(net), 8, 1))
+
+
+def root(net: networks.Net) -> Outputs:
+    return net.op("Sqrt", net.op("Softplus", net.dense(pooled(net), 8, 10)))
+
+
+def masked(net: networks.Net) -> Outputs:
+    """Scores of which those that are not numbers are replaced."""
+    x = net.dense(pooled(net), 8, 10)
+    return net.op("Where", net.op("IsNaN", x), net.constant(np.float32(0)), x)
+
+
+def thresholded(net: networks.Net) -> Outputs:
+    x = net.op("Sigmoid", net.dense(pooled(net), 8, 10))
+    x = net.op("Greater", x, net.constant(np.float32(0.5)))
+    return net.op("Cast", x, to=TensorProto.FLOAT)
+
+
+def highest_of_two_classifiers(net: networks.Net) -> Outputs:
+    x = pooled(net)
+    return net.op("Max", net.dense(x, 8, 10), net.dense(x, 8, 10))
+
+
+def expected_value(net: networks.Net) -> Outputs:
+    """An age: the sum of ages by probability."""
+    x = net.op("Softmax", net.dense(pooled(net), 8, 10), axis=1)
+    ages = net.constant(np.arange(10, dtype=np.float32))
+    x = net.op("Mul", x, ages)
+    return net.op("ReduceSum", x, integers(net, 1), keepdims=1)
+
+
+def expected_value_by_product(net: networks.Net) -> Outputs:
+    x = net.op("Softmax", net.dense(pooled(net), 8, 10), axis=1)
+    ages = net.constant(np.arange(10, dtype=np.float32)[:, None])
+    return net.op("MatMul", x, ages)
+
+
+def distances_to_prototypes(net: networks.Net) -> Outputs:
+    """Each class has a prototype; the nearest wins."""
+    x = net.op("Unsqueeze", pooled(net), integers(net, 1))
+    x = net.op("Sub", x, net.weight(1, 10, 8))
+    return net.op("Neg", net.op("ReduceL2", x, axes=[2], keepdims=0))
+
+
+def squared_distances_to_prototypes(net: networks.Net) -> Outputs:
+    """|x - p|^2 = |x|^2 - 2 x p + |p|^2."""
+    x, prototypes = pooled(net), net.weight(8, 10)
+    length = net.op("ReduceSum", net.op("Mul", x, x), integers(net, 1), keepdims=1)
+    product = net.op("MatMul", x, prototypes)
+    product = net.op("Mul", product, net.constant(np.float32(2)))
+    x = net.op("Add", net.op("Sub", length, product), net.weight(1, 10))
+    return net.op("Sqrt", net.op("Relu", x))
+
+
+def repeated_for_each_prototype(net: networks.Net) -> Outputs:
+    """As torch.cdist is exported."""
+    x = net.op("Unsqueeze", pooled(net), integers(net, 1))
+    x = net.op("Expand", x, integers(net, 1, 10, 8))
+    x = net.op("Sub", x, net.weight(1, 10, 8))
+    x = net.op("Pow", x, net.constant(np.float32(2)))
+    return net.op("ReduceSum", x, integers(net, 2), keepdims=0)
+
+
+def normalised_code(net: networks.Net) -> Outputs:
+    """RepViT and EfficientViT: the classifier begins with a batch normalisation."""
+    return net.dense(normalised(net, pooled(net), 8), 8, 10)
+
+
+def normalised_by_two_classifiers(net: networks.Net) -> Outputs:
+    """LeViT: the average of two classifiers, each with its own normalisation."""
+    x = pooled(net)
+    scores = [net.dense(normalised(net, x, 8), 8, 10) for _ in range(2)]
+    return net.op("Div", net.op("Add", *scores), net.constant(np.float32(2)))
+
+
+def normalised_hidden_layer(net: networks.Net) -> Outputs:
+    """The normalisation belongs to the hidden layer before it."""
+    x = net.dense(pooled(net, out="mean"), 8, 12)
+    return net.dense(normalised(net, x, 12, out="code"), 12, 10)
+
+
+def normalised_embedding_of_a_face(net: networks.Net) -> Outputs:
+    """ArcFace: no classifier; its output is as wide as features."""
+    return normalised(net, net.dense(pooled(net, out="mean"), 8, 64), 64, out="code")
+
+
 def scores_and_features(net: networks.Net) -> Outputs:
     x = pooled(net)
     return [net.dense(x, 8, 10), x]
@@ -188,6 +321,28 @@ HEADS: list[Callable[[networks.Net], Outputs]] = [
     scores_of_positions_added,
     dequantised_weights,
     dynamically_quantised,
+    normalised_scores,
+    normalised_before_softmax,
+    one_minus_probability,
+    both_probabilities,
+    negated,
+    offset,
+    hyperbolic,
+    hard_sigmoid,
+    positive,
+    root,
+    masked,
+    thresholded,
+    highest_of_two_classifiers,
+    expected_value,
+    expected_value_by_product,
+    distances_to_prototypes,
+    squared_distances_to_prototypes,
+    repeated_for_each_prototype,
+    normalised_code,
+    normalised_by_two_classifiers,
+    normalised_hidden_layer,
+    normalised_embedding_of_a_face,
     scores_and_features,
     features_and_scores,
     top_five,
@@ -281,13 +436,22 @@ def test_integers_before_a_quantised_classifier_are_dequantised(
     np.testing.assert_allclose(codes, floats.reshape(8, 8).clip(0), atol=0.0626)
 
 
-def test_two_heads_one_of_which_is_rectified() -> None:
-    """A ReLU of one head does not make features of the scores of the other."""
+@pytest.mark.parametrize("rectified_first", [True, False])
+@pytest.mark.parametrize("probabilities", [True, False])
+def test_each_head_is_judged_by_what_follows_it(
+    probabilities: bool, rectified_first: bool
+) -> None:
+    """A ReLU after one head makes no features of the other, whatever their order."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 16, strides=[2, 2]), out="stem")
     x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1, out="features")
-    rectified = net.op("Relu", net.linear(x, 16, 10))
-    model = net.model(net.op("Concat", rectified, net.linear(x, 16, 64), axis=1))
+    heads = [net.op("Relu", net.linear(x, 16, 10)), net.linear(x, 16, 64)]
+    if probabilities:  # do not make scores of what is rectified, as wide as features
+        heads[0] = net.op("Relu", net.linear(x, 16, 64), out="rectified")
+        heads[1] = net.op("Softmax", heads[1], axis=1)
+    heads = heads[:: 1 if rectified_first else -1]
+    model = net.model(net.op("Concat", *heads, axis=1, out="both"))
     value, shape = image_input(model), (1, 3, networks.SIDE, networks.SIDE)
     graph = LayerGraph(model, value.name, shape, lambda known: {})
-    assert ClassifierWalk(graph).tensor == "features"
+    expected = "both" if probabilities else "features"
+    assert ClassifierWalk(graph).tensor == expected

@@ -1,0 +1,144 @@
+"""Which nodes before an output compute, keep or join scores."""
+
+from __future__ import annotations
+
+from sk_cnncodes.graphs.operators import (
+    AFTER_SCORES_OR_FEATURES,
+    LAYOUT_OPS,
+    LINEAR_OPS,
+    ONLY_AFTER_SCORES,
+)
+from sk_cnncodes.layers.layer import LayerGraph
+
+_CHOOSES = ("ArrayFeatureExtractor", "Gather", "GatherElements", "Slice", "Split")
+
+
+class ScoreRules:
+    """Judges the nodes on the way from an output back to its classifiers.
+
+    Its methods are those that `sk_cnncodes.graphs.classifiers.find_classifiers` takes.
+    """
+
+    def __init__(self, graph: LayerGraph) -> None:
+        self.graph = graph
+
+    def is_classifier(self, index: int, passed: frozenset[str]) -> bool:
+        """Whether a layer gives scores, judged by the operators after it."""
+        if self.graph.op(index) not in LINEAR_OPS:
+            return True
+        undecided = passed & AFTER_SCORES_OR_FEATURES and not passed & ONLY_AFTER_SCORES
+        if undecided and self._has_feature_width(index):
+            return False
+        return self.is_fully_connected(index)
+
+    def scores_read(self, index: int) -> list[str] | None:
+        """The scores that a node reads; None to judge by its operator."""
+        node, data = self.graph.view.nodes[index], self.graph.view.data_inputs(index)
+        if self.graph.op(index) == "Where":
+            return [name for name in dict.fromkeys(node.input[1:]) if name in data]
+        if self._is_squared_norm(index):
+            return []  # a part of a squared distance: |x|^2 - 2 x p + |p|^2
+        if (
+            self._is_softmax_step(index)
+            or self._selects_scores(index)
+            or self._weighs_probabilities(index)
+        ):
+            return data[:1]
+        return None
+
+    def compares(self, index: int) -> bool:
+        """Whether a node compares features with constant prototypes, one per class."""
+        data = self.graph.view.data_inputs(index)
+        if self.graph.op(index) not in ("Mul", "Sub") or len(data) != 1:
+            return False
+        features = self.graph.shape(self.before_expansion(data[0]))
+        made = self.graph.shape(self.graph.view.nodes[index].output[0])
+        return _n_axes(features) == 1 and _n_axes(made) == 2
+
+    def before_expansion(self, name: str) -> str:
+        """The tensor that is repeated to a tensor, once for each class."""
+        index = self.graph.view.producer.get(name)
+        while index is not None and self.graph.op(index) in ("Expand", "Tile"):
+            name = self.graph.view.nodes[index].input[0]
+            index = self.graph.view.producer.get(name)
+        return name
+
+    def is_fully_connected(self, index: int) -> bool:
+        """Whether a linear layer is no convolution, or a 1x1 or full-size one."""
+        node = self.graph.view.nodes[index]
+        if "Conv" not in node.op_type:
+            return True
+        if set(self.graph.shape(node.output[0])[2:]) == {1}:
+            return True
+        return set(self.graph.kernel(index)) <= {1}
+
+    def _has_feature_width(self, index: int) -> bool:
+        """Whether a layer before an activation is as wide as features, not scores.
+
+        A ReLU at the end of a file may follow features or, as in SqueezeNet, scores.
+        Layer widths are multiples of 32; class counts (1000, 1001, 10) rarely are.
+        """
+        shape = self.graph.shape(self.graph.view.nodes[index].output[0])
+        axis = 1 if len(shape) == 4 else -1
+        return not shape or shape[axis] % 32 == 0
+
+    def _is_softmax_step(self, index: int) -> bool:
+        """Whether a node is a softmax's division by the sum or shift by the maximum."""
+        op, data = self.graph.op(index), self.graph.view.data_inputs(index)
+        reductions = {"Div": "ReduceSum", "Sub": "ReduceMax"}
+        if op not in reductions or len(data) != 2:
+            return False
+        producer, reduction = (self.graph.view.producer.get(name) for name in data)
+        if reduction is None or self.graph.op(reduction) != reductions[op]:
+            return False
+        # Features may be divided by their sum too; only scores are exponentials.
+        is_exponential = producer is not None and self.graph.op(producer) == "Exp"
+        same_data = self.graph.view.data_inputs(reduction) == data[:1]
+        return same_data and (op == "Sub" or is_exponential)
+
+    def _selects_scores(self, index: int) -> bool:
+        """Whether a node selects classes, as opposed to tokens or positions."""
+        data = self.graph.view.data_inputs(index)
+        if self.graph.op(index) not in _CHOOSES or len(data) != 1:
+            return False
+        return _n_axes(self.graph.shape(data[0])) <= 1
+
+    def _weighs_probabilities(self, index: int) -> bool:
+        """Whether a linear layer is an expectation: a sum of values by probability."""
+        view, data = self.graph.view, self.graph.view.data_inputs(index)
+        if self.graph.op(index) not in LINEAR_OPS or len(data) != 1:
+            return False
+        source = view.producer.get(data[0])
+        while source is not None and len(view.data_inputs(source)) == 1:
+            if self.graph.op(source) == "Softmax":
+                return _n_axes(self.graph.shape(data[0])) <= 1
+            if self.graph.op(source) not in LAYOUT_OPS | {"Slice"}:
+                return False
+            source = view.producer.get(view.data_inputs(source)[0])
+        return source is not None and self._is_softmax_step(source)
+
+    def _is_squared_norm(self, index: int) -> bool:
+        """Whether a node is the squared length of a vector."""
+        view, op = self.graph.view, self.graph.op(index)
+        data = view.data_inputs(index)
+        if len(data) != 1 or op not in ("ReduceSum", "ReduceSumSquare"):
+            return False
+        if op == "ReduceSum":
+            square = view.producer.get(data[0])
+            if square is None or not self._is_square(square):
+                return False
+        made = self.graph.shape(view.nodes[index].output[0])
+        return _n_axes(self.graph.shape(data[0])) == 1 and _n_axes(made) == 0
+
+    def _is_square(self, index: int) -> bool:
+        """Whether a node squares a tensor."""
+        node = self.graph.view.nodes[index]
+        if self.graph.op(index) == "Mul":
+            return len(set(node.input)) == 1
+        power = self.graph.op(index) == "Pow" and node.input[1]
+        return bool(power) and self.graph.view.constant_value(str(power)) == [2]
+
+
+def _n_axes(shape: tuple[int, ...]) -> int:
+    """Number of dimensions besides the batch that are larger than one."""
+    return sum(dim > 1 for dim in shape[1:])
