@@ -205,7 +205,9 @@ def train(
             n_jobs=jobs,
             cache=codes,
             device=device,
-        ).fit(split.paths, split.labels)
+        )
+        search.estimator["codes"].set_params(**pixel_limit(max_pixels))
+        search.fit(split.paths, split.labels)
         report = Report(
             search, len(split.paths), split.held_out_paths, split.held_out_labels
         )
@@ -214,7 +216,6 @@ def train(
             cache="memory",
             cache_layers=None,
             store_backbone=store_backbone,
-            **pixel_limit(max_pixels),
         )
         _save(search.best_estimator_, output, onnx)
     if as_json:

@@ -301,17 +301,17 @@ def _load_draft(
 
     A file that does not fit in the limit at full size is decoded smaller all the same.
     """
-    draft.load()
-    if header_hints_at_halftone(content) or pixels_hint_at_halftone(draft):
-        full = JpegImagePlugin.JpegImageFile(io.BytesIO(content))
-        try:
-            check_jpeg_size(full, full.size, several_scans, max_pixels)
-        except RefusedError:
+    if not header_hints_at_halftone(content):
+        draft.load()
+        if not pixels_hint_at_halftone(draft):
             return draft, scale
-        full.load()
-        if has_hard_edges(full):
-            return full, 1
-    return draft, scale
+    full = JpegImagePlugin.JpegImageFile(io.BytesIO(content))
+    try:
+        check_jpeg_size(full, full.size, several_scans, max_pixels)
+    except RefusedError:
+        return draft, scale
+    full.load()
+    return (full, 1) if has_hard_edges(full) else (draft, scale)
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
