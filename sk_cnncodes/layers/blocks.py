@@ -30,6 +30,7 @@ from sk_cnncodes.graphs.operators import (
 from sk_cnncodes.layers.block_rules import cell_outputs, is_channel_mlp, mixes_tokens
 from sk_cnncodes.layers.candidates import Candidates, LayerDecision
 from sk_cnncodes.layers.dominators import Dominator, DominatorChain
+from sk_cnncodes.layers.feature_outputs import before_neck
 from sk_cnncodes.layers.layer import Layer, LayerGraph
 from sk_cnncodes.layers.penultimate import ClassifierWalk
 
@@ -57,7 +58,8 @@ class BlockFinder:
         self._stated_by = stated_by
         self._walk = ClassifierWalk(graph)
         self._classifier_input = penultimate or self._walk.tensor
-        self.chain = DominatorChain(graph, self._walk.end, self._classifier_input)
+        end = self._walk.end if self._walk.features is None else self._classifier_input
+        self.chain = DominatorChain(graph, end, self._classifier_input)
 
     # -- the penultimate layer -----------------------------------------------
 
@@ -77,6 +79,8 @@ class BlockFinder:
         name, rule = self._classifier_input, self._walk.rule
         if self._stated_penultimate is not None:
             return name, f"penultimate tensor stated by {self._stated_by}"
+        if self._walk.features is not None and self._walk.features.is_dense:
+            return self._before_neck(), rule
         last = self.chain.all[-1]
         if last.tensors[-1] != name or last.layer is None:
             return name, rule  # inside a block, not a dominator
@@ -93,6 +97,13 @@ class BlockFinder:
                     f"{rule}, before its pooling, which pooling='auto' applies",
                 )
         return last.layer, rule
+
+    def _before_neck(self) -> str:
+        """The last block of a dense predictor's backbone."""
+        end = self._classifier_input
+        whole = BlockFinder(self.graph, end)
+        layers = [each.layer for each in whole.chain.all if each.layer is not None]
+        return before_neck(self.graph, layers, whole.block_outputs, end)
 
     def _auto_pooling_matches(self, before: Dominator, last: Dominator) -> bool:
         """Whether `pooling="auto"` at `before` gives the values of `last`."""
@@ -137,12 +148,26 @@ class BlockFinder:
         for dominator in self._chain_to_penultimate:
             for name in cell_outputs(self.graph, dominator.nodes[:-1]):
                 rules[name] = (True, "output of a cell, as in NASNet")
+        for name in self._listed_outputs():
+            if not rules.get(name, (False, ""))[0]:
+                rules[name] = (True, "an output of the file")
         rules[self.penultimate] = (True, self._penultimate[1])
         producer = self.graph.view.producer
         return [
             LayerDecision(name, self.graph.shape(name), *rules[name])
             for name in sorted(rules, key=lambda name: producer.get(name, -1))
         ]
+
+    def _listed_outputs(self) -> list[str]:
+        """Outputs of a file without a classifier that are layers besides -1."""
+        features = self._walk.features
+        if features is None or self._stated_penultimate is not None:
+            return []
+        chain = self._chain_to_penultimate
+        same = list(chain[-1].tensors)
+        for index in filter(self._only_pools_until_penultimate, range(len(chain))):
+            same += chain[index].tensors
+        return [name for name in features.listed if name not in same]
 
     def _candidates(self) -> Candidates:
         """Apply all rules in order."""

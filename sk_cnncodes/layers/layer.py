@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -61,6 +62,11 @@ class Layer:
     def n_channels(self) -> int:
         """Number of channels, the length of an average-pooled code."""
         return self.shape[self.channel_axis - 1]
+
+    @property
+    def n_positions(self) -> int:
+        """Number of positions of a map or of tokens; 1 for a vector."""
+        return math.prod(self.shape) // self.n_channels
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 from sk_cnncodes.base.exceptions import BackboneError
@@ -13,6 +14,7 @@ from sk_cnncodes.graphs.operators import (
     LAYOUT_OPS,
     LINEAR_OPS,
 )
+from sk_cnncodes.layers.feature_outputs import FeatureOutputs, is_embedding
 from sk_cnncodes.layers.layer import LayerGraph
 from sk_cnncodes.layers.scores import ScoreRules
 
@@ -47,15 +49,26 @@ class ClassifierWalk:
     @cached_property
     def output(self) -> str:
         """The output that holds the scores, or the features if there are none."""
+        if self.features is not None:
+            return self.features.tensor
         classifiers = [name for name, found in self._classifiers.items() if found]
         # Auxiliary classifiers come before the main one.
-        deepest = sorted(classifiers, key=lambda n: self.graph.view.producer[n])
-        return deepest[-1] if deepest else self._outputs[0]
+        return max(classifiers, key=lambda name: self.graph.view.producer[name])
+
+    @cached_property
+    def features(self) -> FeatureOutputs | None:
+        """The outputs of a file without a classifier; None if it has one."""
+        if any(self._classifiers.values()):
+            return None
+        return FeatureOutputs(self.graph, self._outputs)
 
     @cached_property
     def _heads(self) -> dict[int, str]:
         """The classifiers of all outputs but auxiliary ones, with their outputs."""
-        main, heads = self._classifiers[self.output], dict[int, str]()
+        heads = dict[int, str]()
+        if self.features is not None:
+            return heads
+        main = self._classifiers[self.output]
         for output, found in self._classifiers.items():
             if output == self.output or self._is_task(found, main):
                 heads.update(dict.fromkeys(found, output))
@@ -88,8 +101,8 @@ class ClassifierWalk:
 
     def _find_classifiers(self, output: str) -> list[int]:
         """Indices of the classifier layers before an output; [] if there are none."""
-        if not self._is_flat(output):
-            return []  # a map or tokens: features, not scores
+        if not self._is_flat(output) or is_embedding(self.graph, output):
+            return []  # a map, tokens or an embedding: features, not scores
         view = self.graph.view
         found = find_classifiers(
             output,
@@ -102,7 +115,24 @@ class ClassifierWalk:
         )
         # Layers that depend on each other are branches of one residual block.
         upstream = view.ancestors(n for i in found for n in view.data_inputs(i))
-        return found if upstream.isdisjoint(found) else []
+        is_scores = upstream.isdisjoint(found) and all(
+            self._pools_positions(index, output) for index in found
+        )
+        return found if is_scores else []
+
+    def _pools_positions(self, index: int, output: str) -> bool:
+        """Whether one vector remains of a linear layer at many positions.
+
+        Detectors flatten or select positions instead: their outputs are flat as well.
+        """
+        view, shape = self.graph.view, self.graph.shape
+        made = view.nodes[index].output[0]
+        if self.graph.op(index) not in LINEAR_OPS or len(shape(made)) < 3:
+            return True
+        width = shape(made)[1 if "Conv" in self.graph.op(index) else -1]
+        needed = view.ancestors([output])
+        after = [n for n in view.dependents([made]) if view.producer.get(n) in needed]
+        return any(math.prod(shape(name)[1:]) == width for name in after)
 
     def _is_flat(self, output: str) -> bool:
         """Whether an output, or what is in its sequences, is one vector per image."""
@@ -113,7 +143,8 @@ class ClassifierWalk:
                 return False
             output = view.data_inputs(index)[0]
             shape = self.graph.shape(output)
-        return sum(dim > 1 for dim in shape[1:]) <= 1
+        is_batch = shape[0] == self.graph.batch  # otherwise rows may be positions
+        return sum(dim > 1 for dim in shape[1 if is_batch else 0 :]) <= 1
 
     @cached_property
     def tensor(self) -> str:
@@ -127,9 +158,9 @@ class ClassifierWalk:
 
     @cached_property
     def _penultimate(self) -> tuple[str, str]:
+        if self.features is not None:
+            return self.features.tensor, self.features.rule
         heads, view = [*self._heads], self.graph.view
-        if not heads:
-            return self.output, f"the output {self.output!r}: no classifier found"
         read = [self._read(head) for head in heads]
         if len(set(map(self._computation, read))) == 1:
             classifier = view.nodes[heads[0]]
