@@ -191,7 +191,9 @@ class FeatureOutputs:
 
     def _width(self, name: str) -> int:
         """Number of channels of a tensor."""
-        return self.graph.layer(name, name).n_channels
+        if self.graph.can_be_layer(name):
+            return self.graph.layer(name, name).n_channels
+        return self.graph.shape(name)[-1] if self.graph.shape(name) else 0
 
     # -- dense predictions -----------------------------------------------------
 
@@ -281,16 +283,18 @@ class FeatureOutputs:
 
     @cached_property
     def _read_by_heads(self) -> str | None:
-        """What the heads read that read the fewest positions."""
+        """The widest tensor that a head reads; the first of them.
+
+        Heads of a detector without a neck read the last maps of the backbone, and
+        narrower ones that are coarser still.
+        """
         view = self.graph.view
         heads = set().union(*(self._tail(name)[0] for name in self.outputs))
-        read = {view.data_inputs(index)[0] for index in heads}
-        read -= {view.input_name}
+        read = {view.data_inputs(index)[0] for index in heads} - {view.input_name}
         if not read:
             return None
-        coarsest = min(map(self._positions, read))
-        names = [name for name in read if self._positions(name) == coarsest]
-        chains = [view.dominators(name) for name in names]
-        common = [n for n in chains[0] if all(n in chain for chain in chains)]
-        common = [name for name in common if self.graph.can_be_layer(name)]
-        return common[-1] if common else None
+        widths = {name: self._width(name) for name in read}
+        widest = [name for name in read if widths[name] == max(widths.values())]
+        first = min(widest, key=lambda name: view.producer[name])
+        chain = [n for n in view.dominators(first) if self.graph.can_be_layer(n)]
+        return chain[-1] if chain else None
