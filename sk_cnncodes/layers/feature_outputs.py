@@ -78,6 +78,28 @@ def is_embedding(graph: LayerGraph, output: str) -> bool:
     return False
 
 
+def pools_positions(graph: LayerGraph, index: int, output: str) -> bool:
+    """Whether one vector remains of what a layer computes at many positions.
+
+    Detectors flatten or select positions instead: their outputs may be flat as well.
+
+    Parameters
+    ----------
+    graph : LayerGraph
+    index : int
+        The layer's node.
+    output : str
+        An output of the file that depends on it.
+    """
+    view, made = graph.view, graph.view.nodes[index].output[0]
+    if graph.op(index) not in LINEAR_OPS or len(graph.shape(made)) < 3:
+        return True
+    width = graph.shape(made)[1 if "Conv" in graph.op(index) else -1]
+    needed = view.ancestors([output])
+    after = [n for n in view.dependents([made]) if view.producer.get(n) in needed]
+    return any(math.prod(graph.shape(name)[1:]) == width for name in after)
+
+
 def before_neck(
     graph: LayerGraph, layers: list[str], blocks: list[str], end: str
 ) -> str:
@@ -200,13 +222,12 @@ class FeatureOutputs:
     @cached_property
     def is_dense(self) -> bool:
         """Whether the outputs are predictions at many positions."""
-        if not self._layers:
+        dense = [name for name in self.outputs if self._has_positions(name)]
+        if not self._layers or any(map(self._decisions, dense)):
             return True
-        if any(self._decisions(name) for name in self.outputs):
-            return True
-        dense = [name for name in self._layers if self._positions(name) > 1]
-        if len(dense) < len(self._layers):
+        if not set(self._layers) <= set(dense):
             return False  # an embedding is among them
+        dense = self._layers
         heads = {n: i for n in dense if (i := self._head(n)) is not None}
         widths = [self._head_width(i) for i in heads.values()]
         if any(width % _ANY_WIDTH for width in widths):
@@ -222,6 +243,12 @@ class FeatureOutputs:
         same = len(widths) > 1 and len(set(widths)) == 1
         odd = bool(widths) and widths[0] % _USUAL_WIDTH > 0
         return (same and odd) or coarsest > self._positions(self._bottleneck)
+
+    def _has_positions(self, name: str) -> bool:
+        """Whether an output has several positions, flattened or selected ones too."""
+        return self._positions(name) > 1 or not all(
+            pools_positions(self.graph, index, name) for index in self._tail(name)[0]
+        )
 
     def _decisions(self, output: str) -> bool:
         """Whether an output is scores, or what was selected by scores."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 
 from sk_cnncodes.base.exceptions import BackboneError
@@ -14,7 +13,11 @@ from sk_cnncodes.graphs.operators import (
     LAYOUT_OPS,
     LINEAR_OPS,
 )
-from sk_cnncodes.layers.feature_outputs import FeatureOutputs, is_embedding
+from sk_cnncodes.layers.feature_outputs import (
+    FeatureOutputs,
+    is_embedding,
+    pools_positions,
+)
 from sk_cnncodes.layers.layer import LayerGraph
 from sk_cnncodes.layers.scores import ScoreRules
 
@@ -116,23 +119,9 @@ class ClassifierWalk:
         # Layers that depend on each other are branches of one residual block.
         upstream = view.ancestors(n for i in found for n in view.data_inputs(i))
         is_scores = upstream.isdisjoint(found) and all(
-            self._pools_positions(index, output) for index in found
+            pools_positions(self.graph, index, output) for index in found
         )
         return found if is_scores else []
-
-    def _pools_positions(self, index: int, output: str) -> bool:
-        """Whether one vector remains of a linear layer at many positions.
-
-        Detectors flatten or select positions instead: their outputs are flat as well.
-        """
-        view, shape = self.graph.view, self.graph.shape
-        made = view.nodes[index].output[0]
-        if self.graph.op(index) not in LINEAR_OPS or len(shape(made)) < 3:
-            return True
-        width = shape(made)[1 if "Conv" in self.graph.op(index) else -1]
-        needed = view.ancestors([output])
-        after = [n for n in view.dependents([made]) if view.producer.get(n) in needed]
-        return any(math.prod(shape(name)[1:]) == width for name in after)
 
     def _is_flat(self, output: str) -> bool:
         """Whether an output, or what is in its sequences, is one vector per image."""

@@ -372,7 +372,7 @@ def test_the_pooler_of_bert_is_not_an_embedding(
     """ViTModel: classifiers read the class token before it."""
     net = networks.Net()
     x = vision_tower(net)
-    pooled = net.dense(first_token(net, x), 8, 8)
+    pooled = net.dense(first_token(net, x), 8, 32)
     pooled = net.op("Tanh", pooled, out="pooler_output")
     layers = load(net, [x, pooled], tmp_path, plain).layers
     assert layers[-1].kind == "tokens"
