@@ -16,6 +16,7 @@ from PIL import Image, ImageFile, JpegImagePlugin
 
 from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.images.file_parts import read_jpeg_frame
+from sk_cnncodes.images.formats import RefusedError, format_of
 from sk_cnncodes.images.halftones import (
     has_hard_edges,
     header_hints_at_halftone,
@@ -31,10 +32,8 @@ from sk_cnncodes.images.rgb import (
 )
 from sk_cnncodes.images.safe_open import (
     MAX_PIXELS,
-    RefusedError,
     check_jpeg_size,
     check_size,
-    format_of,
     open_image,
 )
 from sk_cnncodes.images.sources import (

@@ -13,6 +13,8 @@ MAX_PARTS = 2**16
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 # TIFF tags with the offsets of the strips or tiles.
 _TIFF_OFFSETS = (273, 324)
+# The box with the size of an image: its kind, version and flags.
+_ISPE = re.compile(rb"ispe\0\0\0\0(.{8})", re.DOTALL)
 # Bytes per value of each type of TIFF tag.
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4}
 _TIFF_SIZES |= {12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -91,6 +93,28 @@ def webp_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
         end = position + 8 + length + length % 2
         yield content[position : position + 4], position, end
         position = end
+
+
+def boxes(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, offset and end of each outermost box of an AVIF or HEIF file."""
+    position = 0
+    while position + 8 <= len(content):
+        size, kind = struct.unpack_from(">L4s", content, position)
+        if size == 1 and position + 16 <= len(content):
+            (size,) = struct.unpack_from(">Q", content, position + 8)
+        end = position + max(size, 8) if size else len(content)
+        yield kind, position, end
+        position = end
+
+
+def declared_sizes(content: bytes) -> list[tuple[int, int]]:
+    """Width and height of all images in an AVIF or HEIF file, before cropping."""
+    sizes = []
+    for kind, start, end in boxes(content):
+        if kind == b"meta":
+            found = _ISPE.findall(content[start:end])
+            sizes += [struct.unpack(">LL", size) for size in found]
+    return [(width, height) for width, height in sizes]
 
 
 class TiffTag(NamedTuple):

@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from sk_cnncodes.images.file_parts import (
     APP1,
+    MAX_PARTS,
     START_OF_SCAN,
+    boxes,
     gif_blocks,
     jpeg_segments,
     png_chunks,
@@ -36,6 +38,9 @@ _JPEG_KEPT |= {_APP2: (b"ICC_PROFILE\0", 15)}
 _WEBP_PIXELS = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF")
 _WEBP_FLAGS = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}
 _GIF_CONTROL = 0xF9
+# The entries of AVIF and HEIF files for EXIF data and XMP: box, version, flags, number
+# of the item (2 bytes or 4), its protection, and its type.
+_BOXED_METADATA = re.compile(rb"(infe[\2\3].{7}(?:..)?)(?:Exif|mime)", re.DOTALL)
 # TIFF tags that decide pixels: sizes, strips and tiles, compression, colours, sample
 # formats, JPEG tables and YCbCr; then the profile.
 _TIFF_PIXELS = {*range(254, 260), 262, 266, 273, 274, *range(277, 282), 284, 292, 293}
@@ -63,6 +68,7 @@ def without_metadata(content: bytes, format: str) -> bytes | None:
     """
     strip = {"JPEG": _bare_jpeg, "PNG": _bare_png, "WEBP": _bare_webp}
     strip |= {"GIF": _bare_gif, "TIFF": _bare_tiff}
+    strip |= {"AVIF": _bare_boxes, "HEIF": _bare_boxes}
     bare = strip[format](content) if format in strip else content
     return None if bare == content else bare
 
@@ -187,6 +193,17 @@ def _bare_gif(content: bytes) -> bytes:
         if content[start + 1] == _GIF_CONTROL and end - start >= 8:
             kept.append(content[start:end])
     return b"".join(kept) + content[starts[-1] :]
+
+
+def _bare_boxes(content: bytes) -> bytes:
+    """With metadata of a type that no reader knows; the orientation is a property."""
+    parts = []
+    for kind, start, end in islice(boxes(content), MAX_PARTS):
+        part = content[start:end]
+        if kind == b"meta":
+            part = _BOXED_METADATA.sub(rb"\1free", part)
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _bare_tiff(content: bytes) -> bytes:

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from sk_cnncodes.base.exceptions import ImageError
-from sk_cnncodes.images.safe_open import RefusedError, check_size
+from sk_cnncodes.images.formats import RefusedError
+from sk_cnncodes.images.safe_open import check_size
 from sk_cnncodes.images.sources import ACCEPTED, describe_image
 
 _PIXELS_AT_ONCE = 2**20

@@ -7,29 +7,27 @@ minutes or exhaust memory.
 
 from __future__ import annotations
 
-import io
 import math
 import sys
 from itertools import islice
 from numbers import Integral
 from typing import Any
 
-from PIL import Image, ImageFile, JpegImagePlugin
+from PIL import ImageFile
 
-from sk_cnncodes.base.forks import fork_lock
 from sk_cnncodes.images.file_parts import (
     APP1,
     MAX_PARTS,
     START_OF_SCAN,
     count_tiles,
+    declared_sizes,
     gif_blocks,
     jpeg_segments,
     png_chunks,
 )
+from sk_cnncodes.images.formats import RefusedError, format_of, open_format
 from sk_cnncodes.images.metadata import has_damaged_tags, without_metadata
 
-# Formats that are opened, MPO as JPEG; Pillow's other readers are not used.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # The most expensive format, WebP, takes 16 bytes per pixel to decode: 0.83 GB.
 MAX_PIXELS = 52_000_000
 _PIXEL_BYTES = 16
@@ -52,10 +50,6 @@ _LITTLE_ENDIAN = sys.byteorder == "little"
 # Decoders that Pillow implements in Python, at a microsecond per pixel.
 _SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")
 _MAX_SLOW_PIXELS = 2**21
-
-
-class RefusedError(ValueError):
-    """The content of an image file is refused; the message is the reason."""
 
 
 def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
@@ -88,40 +82,17 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
         _check_count(count_tiles(content), "strips or tiles")
         if has_damaged_tags(content):
             content = without_metadata(content, name) or content
-    # Not `jpeg_factory`, which would read the index of an MPO file, damaged or not.
-    factory = JpegImagePlugin.JpegImageFile if name == "JPEG" else Image.OPEN[name][0]
-    image: ImageFile.ImageFile = factory(io.BytesIO(content), "")
+    elif name in ("AVIF", "HEIF"):
+        # A cropped image is decoded as a whole; coders pad it to blocks.
+        for width, height in declared_sizes(content):
+            if max_pixels is not None and (width - 63) * (height - 63) > max_pixels:
+                check_size(width, height, max_pixels)
+    image = open_format(name, content)
     check_size(*image.size, None if name == "JPEG" else max_pixels)
     _check_work(image, scans)
     if name == "TIFF":
         _check_tiff(image)
     return image
-
-
-def format_of(content: bytes) -> str:
-    """Pillow's name of the format of an image file: one of `FORMATS`.
-
-    Raises
-    ------
-    RefusedError
-        If it is not one of them.
-    """
-    if not content:
-        raise RefusedError(
-            f"the file is empty. Expected an image file ({', '.join(FORMATS)})."
-        )
-    if not all(name in Image.OPEN for name in FORMATS):
-        with fork_lock:  # init imports the readers
-            Image.init()
-    for name in FORMATS:
-        factory, accept = Image.OPEN.get(name, (None, None))
-        # `accept` returns a string if Pillow was built without the format.
-        if factory is not None and accept is not None and accept(content[:16]) is True:
-            return name
-    raise RefusedError(
-        f"not an image file. Expected one of {', '.join(FORMATS)}, got {len(content)} "
-        "bytes of an unknown format."
-    )
 
 
 def check_max_pixels(value: Any) -> None:

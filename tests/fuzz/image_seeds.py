@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,13 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
     # Saving as JPEG stores options in the image, so copies are saved.
     if "append_images" in options:
         options["append_images"] = [i.copy() for i in options["append_images"]]
-    image.copy().save(file, format=format, **options)
+    if format == "HEIF":
+        # Without registering it in Pillow, which the library must not need.
+        heif = importlib.import_module("pillow_heif")
+        frames = [heif.from_pillow(i)[0] for i in options.pop("append_images", [])]
+        heif.from_pillow(image.copy()).save(file, append_images=frames, **options)
+    else:
+        image.copy().save(file, format=format, **options)
     return file.getvalue()
 
 
@@ -103,12 +111,25 @@ def seeds() -> dict[str, bytes]:
         "jpeg.tif": encoded(a, "TIFF", compression="jpeg"),
         "big.tif": encoded(a, "TIFF", compression="tiff_lzw", big_tiff=True),
         "tiled.tif": tiled_tiff(np.asarray(gray)),
+        "lossy.avif": encoded(a, "AVIF", max_threads=1),
+        "gray.avif": encoded(gray, "AVIF", max_threads=1),
+        "alpha.avif": encoded(alpha, "AVIF", exif=oriented(3), max_threads=1),
+        "turned.avif": encoded(a, "AVIF", exif=oriented(6), max_threads=1),
+        "animated.avif": encoded(a, "AVIF", **frames, max_threads=1),
         "rgb.ppm": encoded(a, "PPM"),
         "gray.pgm": encoded(gray, "PPM"),
         "one_bit.pbm": encoded(gray.convert("1"), "PPM"),
         "plain.pgm": b"P2\n# text\n56 40 15\n" + b"7 3\n" * (HEIGHT * WIDTH // 2),
         "deep.pgm": b"P5 56 40 4095\n" + bytes(2 * HEIGHT * WIDTH),
     }
+    if find_spec("pillow_heif"):  # the extra `heif`
+        exif = oriented(6).tobytes()
+        found["lossy.heic"] = encoded(a, "HEIF", quality=60)
+        found["gray.heic"] = encoded(gray, "HEIF")
+        found["alpha.heic"] = encoded(alpha, "HEIF")
+        found["turned.heic"] = encoded(a, "HEIF", exif=exif)
+        found["tiled.heic"] = encoded(a, "HEIF", tile_size=32)
+        found["several.heic"] = encoded(a, "HEIF", append_images=[b])
     for compression in ("zstd", "webp", "lzma"):  # not in every build of libtiff
         try:
             found[f"{compression}.tif"] = encoded(a, "TIFF", compression=compression)

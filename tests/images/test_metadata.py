@@ -198,6 +198,27 @@ def test_webp_with_a_broken_chunk(broken: bytes, options: dict[str, Any]) -> Non
         assert_upright(head + whole[8:])
 
 
+@pytest.mark.parametrize("format", ["AVIF", "HEIF"])
+@pytest.mark.parametrize("kind", [b"Exif", b"mime"])
+def test_boxes_with_broken_metadata(format: str, kind: bytes) -> None:
+    if format == "HEIF":
+        pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    # As bytes: Pillow would take the orientation, which is a property of the image.
+    exif = b"Exif\0\0" + struct.pack(">4sLHHHLLL", b"MM\0*", 8, 1, 0x010F, 2, 9, 26, 0)
+    exif += b"a camera\0"
+    xmp = b"<x:xmpmeta>text</x:xmpmeta>"
+    content = encoded(photograph(), format, exif=exif, xmp=xmp)
+    expected = np.asarray(read_rgb(content, 0))
+    value = b"MM\0*" if kind == b"Exif" else xmp
+    assert kind in content and content.count(value) == 1
+    for broken in (
+        content.replace(value, bytes(len(value))),
+        content.replace(value, b"\xff" * len(value)),
+        content.replace(kind, b"\0\0\0\0"),
+    ):
+        np.testing.assert_array_equal(np.asarray(read_rgb(broken, 0)), expected)
+
+
 def tiff_variants(content: bytes) -> Iterator[bytes]:
     """The file with one more tag, of all types, whose values lie outside."""
     (start,) = struct.unpack_from("<L", content, 4)

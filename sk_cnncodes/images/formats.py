@@ -1,0 +1,185 @@
+"""The formats that are opened: how they are recognised, and what reads them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+from PIL import AvifImagePlugin, Image, ImageFile, JpegImagePlugin
+
+from sk_cnncodes.base.forks import fork_lock, fork_safe_lock, import_fork_safe
+
+# Formats that are opened, MPO as JPEG; Pillow's other readers are not used. HEIF (HEIC)
+# needs pillow-heif.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
+# AVIF and HEIF files share a container, and may both call themselves mif1.
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_SHARED_BRANDS = {b"mif1", b"msf1", b"miaf"}
+_AVIF_SUFFIXES = (".avif", ".avifs")
+_HEIF_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif")
+# Photographs that are not read, whatever is installed: raw ones, JPEG 2000, JPEG XL.
+_RAW_SUFFIXES = (
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".mrw", ".nef"),
+    *(".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw"),
+    ".x3f",
+)
+_OTHER_SUFFIXES = (".jp2", ".j2k", ".jxl")
+_CONVERT = "Convert them to JPEG, PNG or TIFF"
+# What files that are no image of `FORMATS` begin with.
+_OTHERS = (
+    (b"FUJIFILMCCD-RAW", "a raw photograph (RAF)"),
+    (b"IIRO", "a raw photograph (ORF)"),
+    (b"IIRS", "a raw photograph (ORF)"),
+    (b"IIU\0", "a raw photograph (RW2)"),
+    (b"FOVb", "a raw photograph (X3F)"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL file"),
+    (b"\xff\x0a", "a JPEG XL file"),
+)
+# Number of threads of a decoder: a setting of the process, as its parameter.
+_setting_lock = fork_safe_lock()
+
+
+class RefusedError(ValueError):
+    """The content of an image file is refused; the message is the reason."""
+
+
+def format_of(content: bytes) -> str:
+    """Pillow's name of the format of an image file: one of `FORMATS`.
+
+    Raises
+    ------
+    RefusedError
+        If it is not one of them, or nothing is installed that reads it.
+    """
+    if not content:
+        raise RefusedError(
+            f"the file is empty. Expected an image file ({', '.join(FORMATS)})."
+        )
+    if content[4:8] == b"ftyp":
+        name = _format_of_boxes(content)
+    else:
+        name = _format_of_start(content[:16])
+    if not name:
+        known = [what for start, what in _OTHERS if content.startswith(start)]
+        if content[4:12] == b"ftypcrx ":
+            known = ["a raw photograph (CR3)"]
+        what = f"{len(content)} bytes of an unknown format"
+        raise RefusedError(
+            f"not an image file. Expected one of {', '.join(FORMATS)}, got "
+            f"{known[0] if known else what}."
+        )
+    if cure := _cures().get(name):
+        kind = "an AVIF" if name == "AVIF" else "a HEIC (HEIF)"
+        raise RefusedError(
+            f"not supported here: {kind} file, whatever its name. {cure}; or convert "
+            "it to JPEG or PNG."
+        )
+    return name
+
+
+def _format_of_start(start: bytes) -> str:
+    """Ask the readers of Pillow."""
+    _import_readers()
+    for name in FORMATS:
+        if name in ("AVIF", "HEIF"):
+            continue
+        factory, accept = Image.OPEN.get(name, (None, None))
+        # `accept` returns a string if Pillow was built without the format.
+        if factory is not None and accept is not None and accept(start) is True:
+            return name
+    return ""
+
+
+def _import_readers() -> None:
+    if "WEBP" not in Image.OPEN or "TIFF" not in Image.OPEN:
+        with fork_lock:  # init imports the readers
+            Image.init()
+
+
+def _format_of_boxes(content: bytes) -> str:
+    """AVIF, HEIF, or neither, by the brands of the file, then by its codec."""
+    stop = min(int.from_bytes(content[:4], "big"), 256)
+    listed = {content[i : i + 4] for i in range(16, stop, 4)}
+    for brands in ({content[8:12]}, listed):
+        is_avif, is_heif = brands & _AVIF_BRANDS, brands & _HEIF_BRANDS
+        if bool(is_avif) != bool(is_heif):
+            return "AVIF" if is_avif else "HEIF"
+    if (listed | {content[8:12]}) & (_SHARED_BRANDS | _AVIF_BRANDS):
+        return "AVIF" if b"av01" in content[: 2**16] else "HEIF"
+    return ""
+
+
+def open_format(name: str, content: bytes) -> ImageFile.ImageFile:
+    """Open a file of one of `FORMATS`, with one thread at most."""
+    file = io.BytesIO(content)
+    if name == "JPEG":
+        # Not its factory, which would read the index of an MPO file, damaged or not.
+        return JpegImagePlugin.JpegImageFile(file, "")
+    if name == "AVIF":
+        with _set(AvifImagePlugin, "DEFAULT_MAX_THREADS", 1):
+            return AvifImagePlugin.AvifImageFile(file, "")
+    if name == "HEIF":
+        heif: Any = _pillow_heif()
+        with _set(heif.options, "DECODE_THREADS", 1):
+            return heif.HeifImageFile(file, "")  # type: ignore[no-any-return]
+    _import_readers()
+    return Image.OPEN[name][0](file, "")
+
+
+@contextmanager
+def _set(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """Set a setting of the process, which a decoder reads as it is opened."""
+    with _setting_lock:
+        before = getattr(module, name)
+        setattr(module, name, value)
+        try:
+            yield
+        finally:
+            setattr(module, name, before)
+
+
+@lru_cache(maxsize=1)
+def _pillow_heif() -> ModuleType | None:
+    try:
+        return import_fork_safe("pillow_heif")
+    except ImportError:
+        return None
+
+
+def _cures() -> dict[str, str]:
+    """Formats that nothing here reads, and what to install."""
+    cures = {}
+    if not AvifImagePlugin.SUPPORTED:
+        cures["AVIF"] = (
+            "This Pillow was built without AVIF. Install a wheel that has it: python "
+            "-m pip install --force-reinstall --only-binary :all: pillow"
+        )
+    if _pillow_heif() is None:
+        cures["HEIF"] = "Install its reader: python -m pip install 'sk-cnncodes[heif]'"
+    return cures
+
+
+@lru_cache(maxsize=1)
+def image_suffixes() -> frozenset[str]:
+    """Lower-case suffixes, with the dot, of the formats that can be read."""
+    known = Image.registered_extensions()
+    read = {*FORMATS, "MPO"}
+    suffixes = {suffix for suffix, name in known.items() if name in read}
+    suffixes |= {*_AVIF_SUFFIXES, *_HEIF_SUFFIXES}
+    return frozenset(suffixes - unreadable_suffixes().keys())
+
+
+@lru_cache(maxsize=1)
+def unreadable_suffixes() -> dict[str, str]:
+    """Lower-case suffixes of photographs that cannot be read, and what to do."""
+    cures, suffixes = _cures(), dict.fromkeys((*_RAW_SUFFIXES, *_OTHER_SUFFIXES))
+    found = dict.fromkeys(suffixes, _CONVERT)
+    for name, group in (("AVIF", _AVIF_SUFFIXES), ("HEIF", _HEIF_SUFFIXES)):
+        if name in cures:
+            found |= dict.fromkeys(group, cures[name])
+    return found

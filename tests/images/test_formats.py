@@ -1,0 +1,223 @@
+"""Which formats are recognised, and what is said of those that nothing reads."""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import AvifImagePlugin, Image
+
+from sk_cnncodes import ImageError, find_labelled_images
+from sk_cnncodes.images import formats
+from sk_cnncodes.images.decode import read_image, read_rgb
+from sk_cnncodes.images.folders import find_images
+from tests.fuzz.image_seeds import encoded, oriented, photographs
+
+
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the extra `heif` were not installed."""
+    caches = (formats._pillow_heif, formats.image_suffixes, formats.unreadable_suffixes)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def branded(content: bytes, major: bytes, *others: bytes) -> bytes:
+    """An AVIF or HEIF file with other brands, as many as it had."""
+    size = int.from_bytes(content[:4], "big")
+    listed = [major, *others, *[b"miaf"] * ((size - 16) // 4)][: (size - 16) // 4]
+    return content[:8] + major + content[12:16] + b"".join(listed) + content[size:]
+
+
+TASKS = Path("/proc/self/task")  # one entry for each thread
+HEIC_BRANDS = struct.pack(">L4s4sL4s4s", 24, b"ftyp", b"mif1", 0, b"mif1", b"heic")
+
+
+def heic() -> bytes:
+    pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    return encoded(photographs()[0], "HEIF", quality=95)
+
+
+# -- what is read ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["AVIF", "HEIF"])
+def test_photographs_of_phones(format: str) -> None:
+    if format == "HEIF":
+        pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    photograph = photographs()[0]
+    for mode in ("RGB", "L"):
+        stored = photograph.convert(mode)
+        found = read_image(encoded(stored, format, quality=95), 0)
+        assert found.format == f"{format} {mode}"
+        difference = np.asarray(found.rgb, int) - np.asarray(stored.convert("RGB"), int)
+        assert np.abs(difference).mean() < 4
+    see_through = photograph.convert("RGBA")
+    see_through.putalpha(Image.new("L", photograph.size, 0))
+    assert (np.asarray(read_rgb(encoded(see_through, format), 0)) > 250).all()
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("format", ["AVIF", "HEIF"])
+def test_orientation_is_applied_once(format: str, turn: int) -> None:
+    if format == "HEIF":
+        pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    photograph = photographs()[0]
+    exif = oriented(turn)
+    as_jpeg = encoded(photograph, "JPEG", quality=95, exif=exif)
+    expected = np.asarray(read_rgb(as_jpeg, 0), int)
+    content = encoded(photograph, format, quality=95, exif=exif.tobytes())
+    found = np.asarray(read_rgb(content, 0), int)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < 6
+
+
+def test_shared_brands_are_told_apart_by_the_codec() -> None:
+    """AVIF and HEIF files may both call themselves mif1, and list each other's."""
+    avif = encoded(photographs()[0], "AVIF")
+    expected = np.asarray(read_rgb(avif, 0))
+    for brands in ((b"mif1", b"avif"), (b"avif",), (b"mif1", b"avif", b"heic")):
+        content = branded(avif, *brands)
+        assert read_image(content, 0).format == "AVIF RGB"
+        np.testing.assert_array_equal(np.asarray(read_rgb(content, 0)), expected)
+    content = heic()
+    expected = np.asarray(read_rgb(content, 0))
+    for brands in ((b"mif1", b"heic"), (b"mif1",), (b"heix",)):
+        found = read_image(branded(content, *brands), 0)
+        assert found.format == "HEIF RGB"
+        np.testing.assert_array_equal(np.asarray(found.rgb), expected)
+
+
+@pytest.mark.parametrize("format", ["AVIF", "HEIF"])
+def test_one_thread_decodes(format: str) -> None:
+    """Regression: Pillow's AVIF decoder starts one thread for each core."""
+    if format == "HEIF":
+        pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    if not TASKS.exists():
+        pytest.skip("counts threads in /proc")
+    large = photographs()[0].resize((1600, 1600))
+    content = encoded(large, format)
+    before = AvifImagePlugin.DEFAULT_MAX_THREADS
+    counts, done = [len([*TASKS.iterdir()])], threading.Event()
+
+    def count() -> None:
+        while not done.is_set():
+            counts.append(len([*TASKS.iterdir()]))
+            time.sleep(0.001)
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    for _ in range(3):
+        read_rgb(content, 0)
+    done.set()
+    counter.join()
+    # The counter, and at most one that decodes.
+    assert max(counts) <= counts[0] + 2
+    assert before == AvifImagePlugin.DEFAULT_MAX_THREADS
+
+
+def test_pillow_is_left_as_it_is() -> None:
+    """The reader of HEIC is not registered in Pillow, for others in the process."""
+    before = set(Image.OPEN)
+    read_rgb(heic(), 0)
+    assert "HEIF" not in set(Image.OPEN) - before
+
+
+@pytest.mark.parametrize("format", ["AVIF", "HEIF"])
+def test_limits_hold(format: str) -> None:
+    if format == "HEIF":
+        pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    content = encoded(photographs()[0], format)
+    with pytest.raises(ImageError, match=r"image 0 .*56 x 40 pixels.*max_pixels=2239"):
+        read_rgb(content, 0, 2239)
+    for size in re.finditer(b"ispe", content):
+        # Also the size of an image that is then cropped.
+        where = size.start() + 8
+        head, tail = content[:where], content[where + 8 :]
+        claimed = head + (9000).to_bytes(4, "big") * 2 + tail
+        with pytest.raises(ImageError, match="image 0 .*9000 x 9000 pixels"):
+            read_rgb(claimed, 0)
+    for length in (len(content) // 2, len(content) - 50):
+        with pytest.raises(ImageError, match="image 0 .*damaged or truncated"):
+            read_rgb(content[:length], 0)
+
+
+# -- what is not read --------------------------------------------------------
+
+
+def test_heic_without_its_reader(without_heif: None, tmp_path: Path) -> None:
+    path = tmp_path / "IMG_0001.jpg"
+    path.write_bytes(HEIC_BRANDS + bytes(100))
+    message = (
+        r"image 2 .*IMG_0001.jpg.*a HEIC \(HEIF\) file, whatever its name.*"
+        r"pip install 'sk-cnncodes\[heif\]'.*convert it to JPEG"
+    )
+    with pytest.raises(ImageError, match=message):
+        read_rgb(path, 2)
+
+
+def test_avif_without_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(photographs()[0], "AVIF")
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    with pytest.raises(ImageError, match="an AVIF file.*built without AVIF.*pip"):
+        read_rgb(content, 0)
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"FUJIFILMCCD-RAW 0201", r"a raw photograph \(RAF\)"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", r"a raw photograph \(CR3\)"),
+        (b"IIU\0\x08\0\0\0", r"a raw photograph \(RW2\)"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL file"),
+        (b"\xff\x0a\xba\x5d", "a JPEG XL file"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42", "bytes of an unknown format"),
+        (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", "bytes of an unknown format"),
+    ],
+)
+def test_other_files_are_named(start: bytes, what: str) -> None:
+    with pytest.raises(ImageError, match=f"image 0 .*not an image file.*got .*{what}"):
+        read_rgb(start + bytes(100), 0)
+
+
+# -- in folders --------------------------------------------------------------
+
+
+def test_folders_name_photographs_that_cannot_be_read(
+    without_heif: None, tmp_path: Path
+) -> None:
+    for name in ("a.HEIC", "b.heic", "c.heif", "d.NEF", "e.dng", "f.jpg", "g.txt"):
+        for folder in ("cat", "cat/nested", "."):
+            path = tmp_path / folder / name
+            path.parent.mkdir(exist_ok=True, parents=True)
+            path.touch()
+    for find, n in ((find_images, 3), (find_labelled_images, 1)):
+        with pytest.warns(UserWarning) as caught:
+            found = find(tmp_path)
+        texts = sorted(str(warning.message) for warning in caught)
+        convert, install = texts if "Convert" in texts[0] else texts[::-1]
+        assert "left out 3 .dng files, 3 .nef files" in convert
+        assert "Convert them to JPEG" in convert
+        assert "left out 6 .heic files, 3 .heif files" in install
+        assert "pip install 'sk-cnncodes[heif]'" in install
+        assert found.unreadable == {".heic": 6, ".heif": 3, ".nef": 3, ".dng": 3}
+        assert (found.ignored, len(found.paths)) == (3, n)
+
+
+def test_folders_take_what_can_be_read(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    for name in ("a.HEIC", "b.avif", "c.mpo", "d.hif"):
+        (tmp_path / name).touch()
+    found = find_images(tmp_path)
+    assert len(found.paths) == 4 and not found.unreadable
