@@ -16,7 +16,7 @@ import numpy as np
 from sk_cnncodes.base.exceptions import LayerError
 from sk_cnncodes.engines.precision import CODE_OUTPUT, CODE_PREFIX
 from sk_cnncodes.graphs.builder import GraphBuilder
-from sk_cnncodes.graphs.checks import check_loops, check_repeatable
+from sk_cnncodes.graphs.checks import check_domains, check_loops, check_repeatable
 from sk_cnncodes.graphs.reading import embed_external_data
 from sk_cnncodes.graphs.view import GraphView, cut_model, rename_tensors, value_shape
 from sk_cnncodes.images.preprocessing import Preprocessing
@@ -139,9 +139,9 @@ def _cut(
     rename_tensors(cut.graph, _backbone_name)
     check_loops(cut.graph)
     check_repeatable(cut.graph)
-    name = _backbone_name(image_input(model).name)
-    (value,) = [value for value in cut.graph.input if value.name == name]
-    return cut, value
+    check_domains(cut.graph)
+    # Layers depend on one image input and no other.
+    return cut, image_input(cut)
 
 
 def _backbone_name(name: str) -> str:

@@ -14,7 +14,7 @@ from sk_cnncodes.engines.onnxruntime import (
     make_session,
     session_options,
 )
-from sk_cnncodes.graphs.checks import check_loops
+from sk_cnncodes.graphs.checks import check_domains, check_loops
 from sk_cnncodes.graphs.reading import embed_external_data, read_model
 from sk_cnncodes.graphs.view import TensorType, cut_model
 
@@ -55,6 +55,7 @@ def measured_types(
     cut = cut_model(read_model(path), names)
     embed_external_data(cut, path.parent)
     check_loops(cut.graph)
+    check_domains(cut.graph)
     outputs = []
     cut.graph.ClearField("output")
     taken = {name for node in cut.graph.node for name in node.output}

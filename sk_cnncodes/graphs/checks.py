@@ -43,6 +43,21 @@ _RANDOM_OPS = frozenset(
         "RandomUniformLike",
     ]
 )
+# Domains of the operators that ONNX Runtime, or OpenVINO, has.
+_DOMAINS = frozenset(
+    [
+        "",
+        "ai.onnx",
+        "ai.onnx.ml",
+        "ai.onnx.preview.training",
+        "ai.onnx.training",
+        "com.microsoft",
+        "com.microsoft.experimental",
+        "com.ms.internal.nhwc",
+        "org.openvinotoolkit",
+        "org.pytorch.aten",
+    ]
+)
 # Iterations of a loop, multiplied by those of the enclosing loops.
 _MAX_ITERATIONS = 2**16
 
@@ -57,7 +72,7 @@ def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                     yield from all_graphs(body)
 
 
-def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Yield every node of a model: of its graph, its functions and their bodies."""
     functions = (node for function in model.functions for node in function.node)
     bodies = [model.graph]
@@ -105,7 +120,7 @@ def check_structure(model: onnx.ModelProto) -> None:
             f"it has more than {_MAX_NODES} nodes after inlining its functions. "
             f"Expected at most {_MAX_NODES}."
         )
-    for node in _all_nodes(model):
+    for node in all_nodes(model):
         if node.domain == _NCHWC_DOMAIN:
             raise BackboneError(
                 f"its {node.op_type} {list(node.output[:1])} is of the domain "
@@ -291,6 +306,25 @@ def check_repeatable(graph: onnx.GraphProto) -> None:
                     f"its {node.op_type} {list(node.output[:1])} draws random numbers: "
                     "the code of an image would differ between runs. Expected a "
                     "network exported for inference."
+                )
+
+
+def check_domains(graph: onnx.GraphProto) -> None:
+    """Refuse operators of domains that no engine has.
+
+    Raises
+    ------
+    BackboneError
+        Naming the operator.
+    """
+    for each in all_graphs(graph):
+        for node in each.node:
+            if node.domain not in _DOMAINS:
+                raise BackboneError(
+                    f"its {node.op_type} {list(node.output[:1])} is an operator of the "
+                    f"domain {node.domain!r}, which the file does not define and ONNX "
+                    "Runtime does not have. Expected operators of ONNX: export the "
+                    "network without it, or choose a layer before it by its name."
                 )
 
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from sk_cnncodes.base.exceptions import BackboneError, first_line
 from sk_cnncodes.base.files import file_sha256
-from sk_cnncodes.graphs.checks import all_tensors, check_structure
+from sk_cnncodes.graphs.broadcasting import broadcast_as_numpy
+from sk_cnncodes.graphs.checks import all_nodes, all_tensors, check_structure
+from sk_cnncodes.graphs.completeness import check_given, check_inputs
 from sk_cnncodes.graphs.ensemble_heads import join_ensemble_heads
 from sk_cnncodes.graphs.fused_operators import split_fused
 from sk_cnncodes.graphs.quantised_operators import expose_floats
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 # ONNX Runtime does not guarantee support for older default opsets.
 OLDEST_OPSET = 7
+# Stands for a side of an image that the file does not state.
+_ANY_SIDE = 224
 # Fields of a tensor that hold its elements.
 _VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data")
 
@@ -123,18 +127,14 @@ def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
     """Convert a model to the normal form of `read_model`."""
     import onnx
     import onnx.inliner
-    import onnx.version_converter
 
+    check_inputs(model)
+    _import_domains(model)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
+    check_given(model)
     if default_opset(model) < OLDEST_OPSET:
-        try:
-            model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
-        except Exception as error:
-            raise BackboneError(
-                f"its opset {default_opset(model)} is older than {OLDEST_OPSET}, and "
-                f"onnx cannot convert it ({first_line(error)})."
-            ) from error
+        model = _newer(model)
     graph = model.graph
     nodes = []
     for node in graph.node:
@@ -156,6 +156,49 @@ def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
     # Initializers that are not inputs exist since IR version 4.
     model.ir_version = max(model.ir_version, 4)
     return model
+
+
+def _newer(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Convert a model to the oldest opset that ONNX Runtime supports."""
+    import onnx
+    import onnx.version_converter
+
+    broadcast_as_numpy(model)
+    # onnx converts fixed shapes only; nothing that it writes depends on them.
+    stated = onnx.GraphProto(input=model.graph.input, output=model.graph.output)
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value"):
+                dim.dim_value = _ANY_SIDE if axis > 1 else 1
+    try:
+        model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
+    except Exception as error:
+        raise BackboneError(
+            f"its opset {default_opset(model)} is older than {OLDEST_OPSET}, and onnx "
+            f"cannot convert it ({first_line(error)}). Export the network again."
+        ) from error
+    for field in ("input", "output", "value_info"):
+        model.graph.ClearField(field)
+        getattr(model.graph, field).extend(getattr(stated, field))
+    return model
+
+
+def _import_domains(model: onnx.ModelProto) -> None:
+    """Import the domains that functions import, or that nodes have without an import.
+
+    Inlined functions lose their imports, and onnx needs them to infer shapes.
+    """
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    for function in model.functions:
+        for opset in function.opset_import:
+            versions.setdefault(opset.domain, opset.version)
+    for node in all_nodes(model):
+        if node.domain not in ("", "ai.onnx"):
+            versions.setdefault(node.domain, 1)
+    known = {opset.domain for opset in model.opset_import}
+    for domain, version in versions.items():
+        if domain not in known | {"", "ai.onnx"}:
+            model.opset_import.add(domain=domain, version=version)
 
 
 def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:

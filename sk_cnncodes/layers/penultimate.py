@@ -39,7 +39,8 @@ class ClassifierWalk:
     @cached_property
     def _outputs(self) -> list[str]:
         """The outputs that depend on the image, on it alone where there are such."""
-        outputs: list[str] = [o.name for o in self.graph.view.model.graph.output]
+        stated: list[str] = [o.name for o in self.graph.view.model.graph.output]
+        outputs = [tensor for name in stated for tensor in self._elements(name)]
         outputs = [name for name in outputs if name in self.graph.view.image_dependent]
         if not outputs:
             raise BackboneError(
@@ -124,16 +125,27 @@ class ClassifierWalk:
         return found if is_scores else []
 
     def _is_flat(self, output: str) -> bool:
-        """Whether an output, or what is in its sequences, is one vector per image."""
-        view, shape = self.graph.view, self.graph.shape(output)
-        while not shape:
-            index = view.producer.get(output)
-            if index is None or self.graph.op(index) not in CONTAINERS:
-                return False
-            output = view.data_inputs(index)[0]
-            shape = self.graph.shape(output)
+        """Whether an output is one vector per image."""
+        shape = self.graph.shape(output)
+        if not shape:
+            return False
         is_batch = shape[0] == self.graph.batch  # otherwise rows may be positions
         return sum(dim > 1 for dim in shape[1 if is_batch else 0 :]) <= 1
+
+    def _elements(self, output: str) -> list[str]:
+        """The tensors in an output that is a sequence or a map; itself otherwise."""
+        view, found, waiting = self.graph.view, list[str](), [output]
+        seen = {output}
+        while waiting:
+            name = waiting.pop(0)
+            index = view.producer.get(name)
+            inside = index is not None and self.graph.op(index) in CONTAINERS
+            if index is None or not inside or self.graph.shape(name):
+                found.append(name)
+                continue
+            waiting += [each for each in view.data_inputs(index) if each not in seen]
+            seen.update(waiting)
+        return found
 
     @cached_property
     def tensor(self) -> str:

@@ -68,13 +68,26 @@ class TypedGraph:
         The first request for an unknown shape runs the model, once for all of them.
         """
         if not self._is_known(name) and name not in self._measured:
-            unknown = self._unknown_types(name)
-            self._types.update(self._measure(unknown))
-            self._measured.update(unknown)
+            self._measure_types(name)
         known = self._types.get(name)
         if known is None or known.shape is None:
             return ()
         return tuple(dim or 0 for dim in known.shape)
+
+    def _measure_types(self, name: str) -> None:
+        """Run the model for all unknown types, or if it fails for those before one."""
+        unknown = self._unknown_types(name)
+        try:
+            found = self._measure(unknown)
+        except BackboneError:
+            nodes = (self.view.nodes[i] for i in self.view.ancestors([name]))
+            before = {each for node in nodes for each in node.output} | {name}
+            if before >= unknown.keys():
+                raise
+            unknown = {n: known for n, known in unknown.items() if n in before}
+            found = self._measure(unknown)
+        self._types.update(found)
+        self._measured.update(unknown)
 
     def _is_known(self, name: str) -> bool:
         """Whether the full shape of a tensor is known."""
@@ -84,13 +97,14 @@ class TypedGraph:
     def _unknown_types(self, name: str) -> dict[str, TensorType | None]:
         """A tensor, and all others of unknown shape that a run could measure.
 
-        They need no input but the image, and an output of the file depends on them.
+        They need no input but the image, and an output of the file or the tensor
+        depends on them.
         """
         view = self.view
         inputs = {value.name for value in view.model.graph.input}
         foreign = view.dependents(inputs - {view.input_name})
         outputs = [output.name for output in view.model.graph.output]
-        needed = view.ancestors(each for each in outputs if each not in foreign)
+        needed = view.ancestors([n for n in outputs if n not in foreign] + [name])
         names = [each for i in sorted(needed) for each in view.nodes[i].output if each]
         names = list(dict.fromkeys([*names, name]))
         unknown = [n for n in names if not self._is_known(n)]
@@ -179,6 +193,28 @@ def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     BackboneError
         If there is not exactly one.
     """
+    found = image_inputs(model)
+    if len(found) == 1:
+        return found[0]
+    branches = "".join(
+        f"; the last one that needs {value.name!r} alone is {name!r}"
+        for value in found
+        for name in _own_tensors(model, value.name)[-1:]
+    )
+    raise BackboneError(
+        f"it has {len(found)} image inputs: {_inputs(found)}. Expected one, or the "
+        f"name of a layer that needs only one of them{branches}."
+    )
+
+
+def image_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs of a model that have the shape of an image.
+
+    Raises
+    ------
+    BackboneError
+        If there is none.
+    """
     found: list[onnx.ValueInfoProto] = []
     for value in model.graph.input:
         shape = value_shape(value)
@@ -188,14 +224,26 @@ def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
             channels = (shape[1], shape[3])
             if any(c in (1, 3) for c in channels) or None in channels:
                 found.append(value)
-    if len(found) == 1:
-        return found[0]
-    stated = [f"{v.name!r} {_format_shape(value_shape(v))}" for v in model.graph.input]
+    if found:
+        return found
     raise BackboneError(
-        f"it has {'no' if not found else len(found)} image inputs. Expected one input "
-        "of shape [batch, 3, height, width] or [batch, height, width, 3]; its inputs "
-        f"are: {', '.join(stated) or 'none'}."
+        "it has no image inputs. Expected one input of shape [batch, 3, height, width] "
+        "or [batch, height, width, 3]; its inputs are: "
+        f"{_inputs(model.graph.input) or 'none'}."
     )
+
+
+def _inputs(values: Iterable[onnx.ValueInfoProto]) -> str:
+    return ", ".join(f"{v.name!r} {_format_shape(value_shape(v))}" for v in values)
+
+
+def _own_tensors(model: onnx.ModelProto, input_name: str) -> list[str]:
+    """Tensors that need one input of a model and no other, in order."""
+    view = GraphView(model, input_name)
+    others = {value.name for value in model.graph.input} - {input_name}
+    own = view.image_dependent - view.dependents(others)
+    needed = sorted(view.ancestors(output.name for output in model.graph.output))
+    return [name for i in needed for name in view.nodes[i].output if name in own]
 
 
 def _format_shape(shape: Iterable[int | None] | None) -> str:

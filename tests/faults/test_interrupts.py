@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sk_cnncodes import CNNCodeTransformer, CodeCache
-from sk_cnncodes.backbones import backbone
+from sk_cnncodes.backbones import analysis, backbone
 from sk_cnncodes.codes import cache_file, digests, extraction, workers
 from sk_cnncodes.codes.sessions import SESSIONS
 from sk_cnncodes.engines import session as runtime
@@ -24,7 +24,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "look-up of files": (digests.ImageDigests, "_file_state"),
     "digests": (digests, "read_content"),
     "reading the cache": (cache_file.FileStore, "_get"),
-    "analysis of the graph": (backbone, "_analyse"),
+    "analysis of the graph": (analysis, "_number"),
     "cutting the graph": (backbone, "build_code_graphs"),
     "opening the session": (runtime, "_open_runner"),
     "its self-test": (runtime, "_batch_fault"),
