@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sk_cnncodes.graphs.operators import POINTWISE
-from sk_cnncodes.layers.typed_graph import TypedGraph
-
-if TYPE_CHECKING:
-    import onnx
+from sk_cnncodes.layers.typed_graph import TypedGraph, has_channels_last
 
 # Pointwise operators that may change the rank or drop the channels.
 _LOSES_AXES = frozenset(["Flatten", "ReduceMean", "Reshape", "Squeeze", "Unsqueeze"])
@@ -90,16 +85,10 @@ class ChannelAxes:
         """The channel axis that an operator requires; None if it requires none."""
         node, op = self.graph.view.nodes[index], self.graph.op(index)
         if "Conv" in op or "Pool" in op or op in ("BatchNormalization", "LRN"):
-            return 3 if _has_channels_last(node) else 1
+            return 3 if has_channels_last(node) else 1
         return 3 if op in ("MatMul", "Gemm", "LayerNormalization") else None
 
     def _order(self, index: int) -> list[int]:
         """The permutation of a Transpose."""
         attributes = self.graph.view.nodes[index].attribute
         return next(list(a.ints) for a in attributes if a.name == "perm")
-
-
-def _has_channels_last(node: onnx.NodeProto) -> bool:
-    """Whether a node is one of ONNX Runtime's channels-last operators."""
-    stated = any(a.name == "channels_last" and a.i for a in node.attribute)
-    return stated or node.op_type.startswith("Nhwc")

@@ -94,7 +94,7 @@ def pools_positions(graph: LayerGraph, index: int, output: str) -> bool:
     view, made = graph.view, graph.view.nodes[index].output[0]
     if graph.op(index) not in LINEAR_OPS or len(graph.shape(made)) < 3:
         return True
-    width = graph.shape(made)[1 if "Conv" in graph.op(index) else -1]
+    width = graph.width(index)
     needed = view.ancestors([output])
     after = [n for n in view.dependents([made]) if view.producer.get(n) in needed]
     return any(math.prod(graph.shape(name)[1:]) == width for name in after)
@@ -229,7 +229,7 @@ class FeatureOutputs:
             return False  # an embedding is among them
         dense = self._layers
         heads = {n: i for n in dense if (i := self._head(n)) is not None}
-        widths = [self._head_width(i) for i in heads.values()]
+        widths = [self.graph.width(i) for i in heads.values()]
         if any(width % _ANY_WIDTH for width in widths):
             return True
         read = [self.graph.view.data_inputs(i)[0] for i in set(heads.values())]
@@ -286,11 +286,6 @@ class FeatureOutputs:
                 return index
             (name,) = data
         return None
-
-    def _head_width(self, index: int) -> int:
-        """Number of channels that a linear layer computes."""
-        shape = self.graph.shape(self.graph.view.nodes[index].output[0])
-        return shape[1 if "Conv" in self.graph.op(index) else -1] if shape else 0
 
     @cached_property
     def _bottleneck(self) -> str | None:

@@ -9,6 +9,7 @@ from sk_cnncodes.graphs.operators import (
     ONLY_AFTER_SCORES,
 )
 from sk_cnncodes.layers.layer import LayerGraph
+from sk_cnncodes.layers.typed_graph import has_channels_last
 
 _CHOOSES = ("ArrayFeatureExtractor", "Gather", "GatherElements", "Slice", "Split")
 
@@ -68,7 +69,10 @@ class ScoreRules:
         node = self.graph.view.nodes[index]
         if "Conv" not in node.op_type:
             return True
-        if set(self.graph.shape(node.output[0])[2:]) == {1}:
+        sides = self.graph.shape(node.output[0])[1:]
+        if has_channels_last(node):
+            sides = (*sides[-1:], *sides[:-1])
+        if set(sides[1:]) == {1}:
             return True
         return set(self.graph.kernel(index)) <= {1}
 
@@ -78,9 +82,7 @@ class ScoreRules:
         A ReLU at the end of a file may follow features or, as in SqueezeNet, scores.
         Layer widths are multiples of 32; class counts (1000, 1001, 10) rarely are.
         """
-        shape = self.graph.shape(self.graph.view.nodes[index].output[0])
-        axis = 1 if len(shape) == 4 else -1
-        return not shape or shape[axis] % 32 == 0
+        return self.graph.width(index) % 32 == 0
 
     def _is_softmax_step(self, index: int) -> bool:
         """Whether a node is a softmax's division by the sum or shift by the maximum."""

@@ -60,6 +60,13 @@ class TypedGraph:
         weights = node.input[3 if node.op_type == "QLinearConv" else 1]
         return tuple(stated[0]) if stated else self.shape(weights)[2:]
 
+    def width(self, index: int) -> int:
+        """Number of channels that a linear layer computes; 0 if unknown."""
+        node = self.view.nodes[index]
+        shape = self.shape(node.output[0])
+        is_first = "Conv" in node.op_type and not has_channels_last(node)
+        return shape[1 if is_first else -1] if shape else 0
+
     # -- shapes --------------------------------------------------------------
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -183,6 +190,12 @@ class TypedGraph:
                 return False
             (output,) = self.view.data_inputs(index)[:1] or ("",)
         return path in self.module_outputs
+
+
+def has_channels_last(node: onnx.NodeProto) -> bool:
+    """Whether a node is one of ONNX Runtime's channels-last operators."""
+    stated = any(a.name == "channels_last" and a.i for a in node.attribute)
+    return stated or node.op_type.startswith("Nhwc")
 
 
 def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
