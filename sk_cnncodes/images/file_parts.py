@@ -1,4 +1,4 @@
-"""The parts that image files consist of: segments, chunks, blocks, strips and tiles."""
+"""The parts of image files: segments, chunks, blocks, tags, strips, tiles and boxes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ MAX_PARTS = 2**16
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 # TIFF tags with the offsets of the strips or tiles.
 _TIFF_OFFSETS = (273, 324)
-# The box with the size of an image: its kind, version and flags.
-_ISPE = re.compile(rb"ispe\0\0\0\0(.{8})", re.DOTALL)
 # Bytes per value of each type of TIFF tag.
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4}
 _TIFF_SIZES |= {12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -23,6 +21,16 @@ START_OF_SCAN, _END_OF_IMAGE, APP1 = 0xDA, 0xD9, 0xE1
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _LOSSLESS_FRAMES = (0xC3, 0xC7, 0xCB, 0xCF)
 _PROGRESSIVE_FRAMES = (0xC2, 0xC6, 0xCA, 0xCE)
+# The boxes with the size of an image, with the place of a video's first samples, and
+# with the number and type of an item: kind, version, flags, and what is in them.
+_ISPE = re.compile(rb"ispe\0{4}(.{8})", re.DOTALL)
+_STCO = re.compile(rb"stco\0{4}.{4}(.{4})|co64\0{4}.{4}(.{8})", re.DOTALL)
+_AV1_ITEM = re.compile(rb"infe(?:\x02...(.{2})|\x03...(.{4}))..av01", re.DOTALL)
+# Units of an AV1 stream.
+_SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6
+# Units of all streams before their first frames, of which files have about two, and the
+# bytes of a stream in which they lie.
+_MAX_UNITS, _STREAM_START = 2**12, 2**16
 
 
 def read_jpeg_frame(content: bytes) -> tuple[bool, bool]:
@@ -95,28 +103,6 @@ def webp_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
         position = end
 
 
-def boxes(content: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, offset and end of each outermost box of an AVIF or HEIF file."""
-    position = 0
-    while position + 8 <= len(content):
-        size, kind = struct.unpack_from(">L4s", content, position)
-        if size == 1 and position + 16 <= len(content):
-            (size,) = struct.unpack_from(">Q", content, position + 8)
-        end = position + max(size, 8) if size else len(content)
-        yield kind, position, end
-        position = end
-
-
-def declared_sizes(content: bytes) -> list[tuple[int, int]]:
-    """Width and height of all images in an AVIF or HEIF file, before cropping."""
-    sizes = []
-    for kind, start, end in boxes(content):
-        if kind == b"meta":
-            found = _ISPE.findall(content[start:end])
-            sizes += [struct.unpack(">LL", size) for size in found]
-    return [(width, height) for width, height in sizes]
-
-
 class TiffTag(NamedTuple):
     """An entry of a TIFF directory; its values are `size` bytes from `start`."""
 
@@ -176,3 +162,157 @@ def count_tiles(content: bytes) -> int:
     """Count the strips or tiles declared by the first directory of a TIFF file."""
     tags = tiff_tags(content)
     return max((tag.length for tag in tags if tag.number in _TIFF_OFFSETS), default=0)
+
+
+# -- AVIF and HEIF ------------------------------------------------------------
+
+
+def boxes(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, offset and end of each outermost box."""
+    position = 0
+    while position + 8 <= len(content):
+        size, kind = struct.unpack_from(">L4s", content, position)
+        if size == 1 and position + 16 <= len(content):
+            (size,) = struct.unpack_from(">Q", content, position + 8)
+        end = position + max(size, 8) if size else len(content)
+        yield kind, position, end
+        position = end
+
+
+def declared_sizes(content: bytes) -> list[tuple[int, int]]:
+    """Width and height of all images that a file describes, before cropping."""
+    found = []
+    for kind, start, end in boxes(content):
+        if kind == b"meta":
+            found += _ISPE.findall(content[start:end])
+    return [(width, height) for size in found for width, height in [_two(size)]]
+
+
+def _two(size: bytes) -> tuple[int, int]:
+    width, height = struct.unpack(">LL", size)
+    return width, height
+
+
+def av1_sizes(content: bytes) -> list[tuple[int, int]]:
+    """Largest width and height of each AV1 stream of an AVIF file, by the stream.
+
+    Decoders reserve memory by these, whatever the file says elsewhere.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be found within limits.
+    """
+    sizes, units = list[tuple[int, int]](), 0
+    for stream in _streams(content):
+        for kind, data in _units(stream):
+            if kind == _SEQUENCE_HEADER:
+                sizes.append(_sequence_size(_Bits(data)))
+            units += 1
+            if units > _MAX_UNITS:
+                raise ValueError("too many units in its AV1 streams")
+    return sizes
+
+
+def _streams(content: bytes) -> Iterator[bytes]:
+    """Yield the start of each AV1 stream: of images, and of a video's first frame."""
+    for kind, start, end in boxes(content):
+        if kind == b"meta":
+            yield from _items(content, content[start + 12 : end])
+        elif kind == b"moov":
+            movie = content[start + 8 : end]
+            for part, first, last in boxes(movie):
+                track = movie[first:last]
+                if part == b"trak" and b"av01" in track and (at := _STCO.search(track)):
+                    place = int.from_bytes(at[1] or at[2], "big")
+                    yield content[place : place + _STREAM_START]
+
+
+def _items(content: bytes, meta: bytes) -> Iterator[bytes]:
+    """Yield the start of each AV1 image: its extents, in the file or in box `idat`."""
+    parts = {kind: meta[start + 8 : end] for kind, start, end in boxes(meta)}
+    types = parts.get(b"iinf", b"")
+    items = {int.from_bytes(a or b, "big") for a, b in _AV1_ITEM.findall(types)}
+    bits = _Bits(parts.get(b"iloc", b""))
+    version = bits.read(8)
+    bits.read(24)
+    offset_size, length_size, base_size, index_size = (bits.read(4) for _ in range(4))
+    for _ in range(bits.read(16 if version < 2 else 32)):
+        item = bits.read(16 if version < 2 else 32)
+        method = bits.read(16) & 15 if version else 0
+        bits.read(16)
+        base, data = bits.read(8 * base_size), bytearray()
+        whole = parts.get(b"idat", b"") if method == 1 else content
+        for _ in range(bits.read(16)):
+            bits.read(8 * index_size if version else 0)
+            start = base + bits.read(8 * offset_size)
+            length = bits.read(8 * length_size) or len(whole)
+            length = min(length, _STREAM_START - len(data))
+            data += whole[start : start + length]
+        if item in items:
+            yield bytes(data)
+
+
+def _units(stream: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield kind and data of the units of an AV1 stream, up to its first frame."""
+    position = 0
+    while position < len(stream):
+        head = stream[position]
+        kind, position = head >> 3 & 15, position + 1 + (head >> 2 & 1)
+        if kind in (_FRAME_HEADER, _FRAME):
+            return
+        length, shift = 0, 0
+        while head & 2 and shift < 56 and position < len(stream):
+            length |= (stream[position] & 127) << shift
+            position, shift = position + 1, shift + 7
+            if stream[position - 1] < 128:
+                break
+        end = position + length if head & 2 else len(stream)
+        yield kind, stream[position:end]
+        position = end
+    if len(stream) == _STREAM_START:
+        raise ValueError(f"no frame in the first {_STREAM_START} bytes of an image")
+
+
+class _Bits:
+    """Numbers of any count of bits, the highest first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._position = data, 0
+
+    def read(self, count: int) -> int:
+        start, stop = self._position, self._position + count
+        if stop > 8 * len(self._data):
+            raise ValueError("damaged within its boxes")
+        self._position = stop
+        part = int.from_bytes(self._data[start // 8 : -(-stop // 8)], "big")
+        return part >> (-stop % 8) & ((1 << count) - 1)
+
+
+def _sequence_size(bits: _Bits) -> tuple[int, int]:
+    """Width and height in an AV1 sequence header; names are those of the standard."""
+    bits.read(4)  # seq_profile, still_picture
+    if bits.read(1):  # reduced_still_picture_header
+        bits.read(5)
+    else:
+        delay_length = 0
+        if bits.read(1):  # timing_info_present_flag
+            bits.read(64)
+            if bits.read(1):  # equal_picture_interval
+                zeros = 0
+                while not bits.read(1):
+                    zeros += 1
+                bits.read(zeros if zeros < 32 else 0)
+            if bits.read(1):  # decoder_model_info_present_flag
+                delay_length = bits.read(5) + 1
+                bits.read(42)
+        has_display_delay = bits.read(1)
+        for _ in range(bits.read(5) + 1):  # operating points
+            bits.read(12)
+            bits.read(1 if bits.read(5) > 7 else 0)  # seq_tier
+            if delay_length and bits.read(1):
+                bits.read(2 * delay_length + 1)
+            if has_display_delay and bits.read(1):
+                bits.read(4)
+    width_bits, height_bits = bits.read(4) + 1, bits.read(4) + 1
+    return bits.read(width_bits) + 1, bits.read(height_bits) + 1

@@ -19,6 +19,7 @@ from sk_cnncodes.images.file_parts import (
     APP1,
     MAX_PARTS,
     START_OF_SCAN,
+    av1_sizes,
     count_tiles,
     declared_sizes,
     gif_blocks,
@@ -84,7 +85,8 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
             content = without_metadata(content, name) or content
     elif name in ("AVIF", "HEIF"):
         # A cropped image is decoded as a whole; coders pad it to blocks.
-        for width, height in declared_sizes(content):
+        streams = av1_sizes(content) if name == "AVIF" else []
+        for width, height in declared_sizes(content) + streams:
             if max_pixels is not None and (width - 63) * (height - 63) > max_pixels:
                 check_size(width, height, max_pixels)
     image = open_format(name, content)
