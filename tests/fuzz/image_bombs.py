@@ -6,12 +6,14 @@ refused, "codes" for large but valid ones.
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import struct
 import sys
 import zlib
 from functools import lru_cache
+from importlib.util import find_spec
 
 from PIL import Image
 
@@ -197,6 +199,61 @@ def plain_ppm() -> bytes:
     return b"P2 4000 4000 9\n" + b"7 " * 4000 * 4000
 
 
+# Gray images of 7,200 and of 16,384 pixels a side, compressed, since encoders would
+# take minutes.
+_LARGE_AVIF = (
+    b"c-muNU{FXasVqn=%S>Yc0uY^>nP!-qnV9D5Xy^zOdYzkElE?r7iWw<6MNl?FL1uCZ0~+8f$SlbPv"
+    b"lxL`E;A=T8N_h`@fjhajKT~IOcQ}@jm*rvG`LzRASaax%1bOWFm%q($p_n&m03_!0HnP$3zGAJv`"
+    b"A)gK`O*L83hPt5Gcs3$OMTnb8v6~DW1eKL+3_&up;5){G6h^<eUni$-E3~4L~9B%z|8)pMVZyVPt"
+    b"A%0lI2tZc1W_5Ca#N{bvjNgWo0yT*x$PV3pwil+^P6|NoEa4;UEy&Y#kY-EC35UuE+S_I=HFau?~"
+    b"GRL`4Oq?vZ_sHfg^uk+_xss#4U<NC6tnTNS!LgAs)A6tLRCw{E^tyErJ`g-~rJ^mj{1@a|kKeE<-"
+    b"IwkPWU^mYTuX%I6CEif{5d9^B(R_m8oF5&m-Rb+XpUuA0&fL?mac9#f)%&||E|S0hvLf&J?`$7ms"
+    b"=6&`a2rRxa038*;(m+"
+)
+_LARGE_HEIC = (
+    b"c-rmNO=uHA6ae5inRMMki~(DU5~Q&edPu;4N>63AMGyoPJ>(>f+blb{+YD<cQF=&46h%eoMXLChs"
+    b"~}V_3PL>yy%Z5IdMJn&5k!h2L{ZZ>Nh|10(1(;a+3dV|`<8F_9cBR_?Nv@{zoe>wBUE1A#GxvB0H"
+    b"P3<Dn)3Ij6W7cD=}#0R^Yd>RRv|&1S1Xz{NWIj?HM5V5l?+ejeD)7$#&zS6kA#O6K>vwNv$g3&yt"
+    b"r)M;hmcO1ov8Phr`xh}#(67&JwXm*88o(E!*WNAZpxM<hhEX$oYkLSo6Im{Y`SxjjPsdf^JBGmuQ"
+    b"pF7Dg5b75|H_moL*GACgl!#nH|@gzE%u=)|&=$3<M+zqOjUk_FdQ(fwWF16n--P`^{N~@|e8EM<*"
+    b"DSMO-R~v{uiBH939Gmeq94lh~avui7y^hr2&C823pWnTx@4d8nhyT1jH2LMz+h^By1+VUV3x8*t`"
+    b"JU-(+&<)7@5~=P(|Y@Ve02JEPLF2KPamYf;7x71`}h(GC1JujM<jt1Psu2#*Ql&Sfl3;BO(cmN5h"
+    b"O1VLDpR&C^=6AZP`u)Wp5Edhv$f(vO@&TQf)#_q7D22ky9sfe$Y6vh{ll?kwdd>$Fnrd0}`g=2o3"
+    b"X|gt7M1Ff`xobzL;fMH+^vX$=y_9#~UMVNEetnPG;RKW65cVTKuIm|=z)W|(1y8D^Mah8bp<VTKu"
+    b"Im|=z)W|(2-e`5N3mjU4J2+;"
+)
+_HUGE_AVIF = (
+    b"c-muNU{FXasVqn=%S>Yc0uY^>nP!-qnV9D5Xy^zOdYzkElE?r7iWw<6MNl?FL1uCZ0~+8f$SlbPv"
+    b"lxL`E;A=T8N_h`@fjhajKT~I+;Tv+MrLMS8eFXukdw*;<t3IG7&_<Y<b&<X$}A`<0Mg!>1<Cn9S|"
+    b"qc$AQfVr0~9j|6l7Lpf*8yk92`K3C$Y@XxzQf1NH{q^rzkHurvhj)F9TZxP)IzpAQ$E*pu<=gnVM"
+    b"OEu2RcQNh}d!;NrIbUjP69-z6+2QVvEvViL>(Gj>{KE}Ic?gMlIJ{3*TI-4@mRRW|Qn-`9L6cahF"
+    b"X^}LBinrZirdg@L0T78uF%x;UtkrQfstdbW-wPermw#hqfpq!B~KQv>mgzI$9kh<_4ncaNm$(h@I"
+    b"mPtQunxQez%l_Y}xufQenmcOlsJWx&j+#4a?x?w==2BuVjf@2Vplmjd"
+)
+
+
+def boxed(packed: bytes, side: int) -> bytes:
+    """One of the large images, said to have another size."""
+    content = zlib.decompress(base64.b85decode(packed))
+    size = side.to_bytes(4, "big") * 2
+    return re.sub(rb"(ispe\0{4}).{8}", lambda at: at[1] + size, content, flags=re.S)
+
+
+def many_items() -> bytes:
+    """65,000 images at one place, each after a thousand empty units."""
+    content = boxed(_LARGE_AVIF, 7200)
+    places = b"".join(struct.pack(">HHHLL", i, 0, 1, 0, 2000) for i in range(65_000))
+    head = struct.pack(">4sLHH", b"iloc", 0, 0x4400, 65_000)
+    table = struct.pack(">L", 4 + len(head + places)) + head + places
+    kinds = b"".join(
+        struct.pack(">L4sLHH4sB", 21, b"infe", 2 << 24, i, 0, b"av01", 0)
+        for i in range(65_000)
+    )
+    info = struct.pack(">L4sLH", 14 + len(kinds), b"iinf", 0, 65_000) + kinds
+    meta = struct.pack(">L4sL", 12 + len(table + info), b"meta", 0) + table + info
+    return content[:32] + meta + b"\x12\0" * 1000
+
+
 CASES = [
     (claiming_png, "errors"),
     (turned_png, "codes"),
@@ -222,7 +279,18 @@ CASES = [
     (lambda: blank_png(1_000_000, 1), "codes"),
     (lambda: blank_png(1, 1_000_000), "codes"),
     (lambda: blank_png(1_000_001, 1), "errors"),
+    (lambda: boxed(_LARGE_AVIF, 7200), "codes"),
+    (lambda: boxed(_HUGE_AVIF, 16_384), "errors"),
+    (lambda: boxed(_HUGE_AVIF, 8), "errors"),
+    (lambda: boxed(_HUGE_AVIF, 7200), "errors"),
+    (many_items, "errors"),
 ]
+if find_spec("pillow_heif"):  # the extra `heif`
+    CASES += [
+        (lambda: boxed(_LARGE_HEIC, 7200), "codes"),
+        (lambda: boxed(_LARGE_HEIC, 8), "errors"),
+        (lambda: boxed(_LARGE_HEIC, 30_000), "errors"),
+    ]
 PREPROCESSINGS = [
     Preprocessing(crop_size=(224, 224), resize_size=256),
     Preprocessing(crop_size=(224, 224), resize_size=200),
