@@ -20,7 +20,7 @@ from sk_cnncodes.base.exceptions import (
 from sk_cnncodes.base.forks import fork_safe_lock
 from sk_cnncodes.graphs.checks import check_batch
 from sk_cnncodes.graphs.reading import read_outline
-from sk_cnncodes.graphs.view import value_shape
+from sk_cnncodes.graphs.view import GraphView, value_shape
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.layers.blocks import BlockFinder
 from sk_cnncodes.layers.candidates import LayerDecision
@@ -112,12 +112,19 @@ def _find_layer(backbone: Network, which: str) -> Layer:
             return layer
     names: set[str] = set()
     with _named_errors(backbone, f"layer={which!r}: "):
-        for graph in _graphs(backbone):
+        model = read_outline(backbone.path)
+        for value in image_inputs(model):
+            names |= GraphView(model, value.name).image_dependent
+            try:
+                graph = _graph(backbone, value.name)
+            except PreprocessingError:
+                if which in names:
+                    raise
+                continue  # another input than that of the layer
             tensor = graph.module_outputs.get(which, which)
             if tensor in graph.view.image_dependent:
                 _check_inputs(graph, tensor)
                 return graph.layer(tensor)
-            names |= graph.view.image_dependent
     raise no_layer(backbone, which, numbered, reason, names)
 
 
@@ -189,22 +196,6 @@ def _graph(backbone: Network, input_name: str) -> LayerGraph:
         shape,
         lambda known: measured_types(backbone.path, known, value, shape),
     )
-
-
-def _graphs(backbone: Network) -> Iterator[LayerGraph]:
-    """The graphs behind all image inputs that the preprocessing fits, at least one."""
-    unfit: PreprocessingError | None = None
-    fits = 0
-    for value in image_inputs(read_outline(backbone.path)):
-        try:
-            graph = _graph(backbone, value.name)
-        except PreprocessingError as error:
-            unfit = error
-            continue
-        fits += 1
-        yield graph
-    if unfit is not None and not fits:
-        raise unfit
 
 
 @contextmanager

@@ -83,6 +83,9 @@ class TypedGraph:
 
     def _measure_types(self, name: str) -> None:
         """Run the model for all unknown types, or if it fails for those before one."""
+        if self.view.other_inputs(name):
+            self._measured.add(name)  # no run has them
+            return
         unknown = self._unknown_types(name)
         try:
             found = self._measure(unknown)
