@@ -32,6 +32,8 @@ NORMALISATIONS = frozenset(
         "SimplifiedLayerNormalization",
     ]
 )
+# Operators that compute the length of a vector, by which it is divided.
+LENGTHS = frozenset(["Expand", "ReduceL2", "ReduceSum", "ReduceSumSquare"])
 # Operators without spatial context: activations and normalisations.
 POINTWISE = (
     LAYOUT_OPS

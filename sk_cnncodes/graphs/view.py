@@ -214,6 +214,14 @@ class GraphView:
                 f"its constant {name!r} is damaged ({first_line(error)})."
             ) from error
 
+    def before_identities(self, name: str) -> str:
+        """The tensor of which a tensor is a copy; itself if it is none."""
+        index = self.producer.get(name)
+        while index is not None and self.nodes[index].op_type == "Identity":
+            (name,) = self.nodes[index].input
+            index = self.producer.get(name)
+        return name
+
     def ancestors(self, names: Iterable[str]) -> set[int]:
         """Indices of all nodes that the given tensors need."""
         found: set[int] = set()

@@ -22,6 +22,7 @@ from sk_cnncodes.graphs.operators import (
     ATTENTION,
     CONVOLUTIONS,
     GLOBAL_POOLS,
+    LENGTHS,
     LINEAR_OPS,
     NORMALISATIONS,
     POINTWISE,
@@ -164,10 +165,14 @@ class BlockFinder:
         if features is None or self._stated_penultimate is not None:
             return []
         chain = self._chain_to_penultimate
-        same = list(chain[-1].tensors)
-        for index in filter(self._only_pools_until_penultimate, range(len(chain))):
-            same += chain[index].tensors
-        return [name for name in features.listed if name not in same]
+        same = {self._classifier_input, *chain[-1].tensors}
+        names: dict[str, str] = {}
+        for index, dominator in enumerate(chain):
+            names.update(dict.fromkeys(dominator.tensors, dominator.layer or ""))
+            if self._only_pools_until_penultimate(index):
+                same.update(dominator.tensors)
+        listed = map(self.graph.view.before_identities, features.listed)
+        return [names.get(n) or n for n in listed if n not in same]
 
     def _candidates(self) -> Candidates:
         """Apply all rules in order."""
@@ -392,6 +397,9 @@ class BlockFinder:
         end = len(self._chain_to_penultimate) - 1
         nodes = self.chain.between(index, end)
         weightless = POINTWISE | GLOBAL_POOLS | {"Gather", "Slice"}
+        name = self.chain.all[index].layer
+        if name is not None and _is_flat(self.graph.shape(name)):
+            weightless |= LENGTHS
         return index != end and all(self.graph.op(i) in weightless for i in nodes)
 
     # -- layers --------------------------------------------------------------

@@ -127,8 +127,8 @@ class ClassifierWalk:
     def _is_flat(self, output: str) -> bool:
         """Whether an output is one vector per image."""
         shape = self.graph.shape(output)
-        if not shape:
-            return False
+        if not shape:  # not known for scores of images against texts
+            return bool(self.graph.view.other_inputs(output))
         is_batch = shape[0] == self.graph.batch  # otherwise rows may be positions
         return sum(dim > 1 for dim in shape[1 if is_batch else 0 :]) <= 1
 

@@ -87,6 +87,9 @@ class TypedGraph:
             self._measured.add(name)  # no run has them
             return
         unknown = self._unknown_types(name)
+        self._measured.add(name)
+        if not unknown:
+            return  # it needs another input
         try:
             found = self._measure(unknown)
         except BackboneError:
@@ -105,7 +108,7 @@ class TypedGraph:
         return known is not None and known.shape is not None and None not in known.shape
 
     def _unknown_types(self, name: str) -> dict[str, TensorType | None]:
-        """A tensor, and all others of unknown shape that a run could measure.
+        """All tensors of unknown shape that a run could measure, and the given one.
 
         They need no input but the image, and an output of the file or the tensor
         depends on them.
@@ -116,7 +119,7 @@ class TypedGraph:
         outputs = [output.name for output in view.model.graph.output]
         needed = view.ancestors([n for n in outputs if n not in foreign] + [name])
         names = [each for i in sorted(needed) for each in view.nodes[i].output if each]
-        names = list(dict.fromkeys([*names, name]))
+        names = [n for n in dict.fromkeys([*names, name]) if n not in foreign]
         unknown = [n for n in names if not self._is_known(n)]
         return {n: self._types.get(n) for n in unknown if n not in self._measured}
 

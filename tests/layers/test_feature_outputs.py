@@ -136,6 +136,7 @@ def test_hidden_states(tmp_path: Path, plain: Preprocessing) -> None:
         x = net.op("Add", x, y, out=f"hidden_states.{number}")
         states.append(x)
     last = net.op("Identity", norm(net, x), out="last_hidden_state")
+    states.append(net.op("Identity", states[-1], out="copy"))
     found = names(load(net, [last, *states], tmp_path, plain))
     assert load_backbone(tmp_path / "net.onnx", plain).layers[-1].kind == "tokens"
     assert found[-3:-1] == ["hidden_states.0", "hidden_states.1"]
@@ -294,14 +295,15 @@ def vision_tower(net: networks.Net) -> str:
     for number in range(2):
         y = net.linear(net.op("Relu", net.linear(norm(net, x), 8, 24)), 24, 8)
         x = net.op("Add", x, y, out=f"block{number}")
-    return net.op("Identity", norm(net, x), out="last_hidden_state")
+    ones = net.constant(np.ones(8, np.float32))
+    return net.op("LayerNormalization", x, ones, axis=-1, out="last_hidden_state")
 
 
-def first_token(net: networks.Net, x: str) -> str:
-    return net.op("Gather", x, net.constant(np.array(0, np.int64)), axis=1)
+def first_token(net: networks.Net, x: str, out: str | None = None) -> str:
+    return net.op("Gather", x, net.constant(np.array(0, np.int64)), axis=1, out=out)
 
 
-def attention_pool(net: networks.Net, x: str) -> str:
+def attention_pool(net: networks.Net, x: str, out: str) -> str:
     """SigLIP's head: a learned query, and a residual MLP."""
     key, value = net.linear(x, 8, 8), net.linear(x, 8, 8)
     product = net.op(
@@ -310,7 +312,7 @@ def attention_pool(net: networks.Net, x: str) -> str:
     x = net.op("MatMul", net.op("Softmax", product, axis=-1), value)
     x = net.linear(x, 8, 8)
     y = net.linear(net.op("Gelu", net.linear(norm(net, x), 8, 24)), 24, 8)
-    return first_token(net, net.op("Add", x, y))
+    return first_token(net, net.op("Add", x, y), out)
 
 
 def test_pooled_embedding_of_a_vision_tower(
@@ -319,7 +321,7 @@ def test_pooled_embedding_of_a_vision_tower(
     """SigLIP: pooler_output is what get_image_features returns."""
     net = networks.Net()
     x = vision_tower(net)
-    pooled = net.op("Identity", attention_pool(net, x), out="pooler_output")
+    pooled = attention_pool(net, x, "pooler_output")
     model = net.model([x, pooled], opset=20)
     path = networks.save(model, tmp_path / "net.onnx")
     assert "last_hidden_state" in names(load_backbone(path, plain))
@@ -355,7 +357,7 @@ def test_a_projection_is_not_a_classifier(
 ) -> None:
     """CLIP projects the class token: by its name, or without a bias to 32 n values."""
     net = networks.Net()
-    x = net.op("Identity", first_token(net, vision_tower(net)), out="pooler_output")
+    x = first_token(net, vision_tower(net), "pooler_output")
     inputs = [x, net.weight(8, width), *([net.weight(width)] if bias else [])]
     output = net.op("Gemm", *inputs, out=name)
     backbone = load(net, [output, "last_hidden_state"], tmp_path, plain)
@@ -378,3 +380,28 @@ def test_the_pooler_of_bert_is_not_an_embedding(
     assert layers[-1].kind == "tokens"
     assert layers[-1].shape == (16, 8)
     assert "pooler_output" not in [layer.name for layer in layers]
+
+
+def image_text_model(net: networks.Net, inputs: str) -> onnx.ModelProto:
+    """Scores alone of images against texts; the image features are transposed."""
+    x = net.dense(first_token(net, vision_tower(net)), 8, 6)
+    length = net.op("ReduceL2", x, axes=[1], keepdims=1)
+    x = net.op("Div", x, length, out="embeds")
+    shape = net.op("Cast", inputs, to=TensorProto.INT64)
+    words = net.op("Reshape", net.op("Gather", net.weight(50, 6), inputs), shape)
+    scores = net.op("MatMul", words, net.op("Transpose", x, perm=[1, 0]))
+    scores = net.op("Transpose", net.op("Exp", scores), perm=[1, 0])
+    model = net.model(scores)
+    value = helper.make_tensor_value_info(inputs, TensorProto.INT64, [2])
+    model.graph.input.append(value)
+    return model
+
+
+def test_scores_of_images_against_texts(tmp_path: Path, plain: Preprocessing) -> None:
+    """No output depends on the image alone, and no run shows the shape of any."""
+    model = image_text_model(networks.Net(), "words")
+    path = networks.save(model, tmp_path / "net.onnx")
+    layers = load_backbone(path, plain).layers
+    assert [layer.name for layer in layers][-1] == "embeds"
+    # The projection before the division by its length gives the same code.
+    assert layers[-2].n_channels == 8
