@@ -87,9 +87,9 @@ class TypedGraph:
             self._measured.add(name)  # no run has them
             return
         unknown = self._unknown_types(name)
-        self._measured.add(name)
-        if not unknown:
-            return  # it needs another input
+        if not unknown:  # it needs another input
+            self._measured.add(name)
+            return
         try:
             found = self._measure(unknown)
         except BackboneError:
