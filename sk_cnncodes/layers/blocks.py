@@ -132,9 +132,7 @@ class BlockFinder:
     def block_outputs(self) -> list[str]:
         """Tensors of the numbered layers, in order from the image."""
         listed = [each.tensor for each in self.decisions if each.is_layer]
-        producer = self.graph.view.producer
-        names = set(listed) - {self.penultimate}
-        return [*sorted(names, key=lambda name: producer[name]), self.penultimate]
+        return [n for n in listed if n != self.penultimate] + [self.penultimate]
 
     @cached_property
     def decisions(self) -> list[LayerDecision]:
@@ -153,11 +151,26 @@ class BlockFinder:
             if not rules.get(name, (False, ""))[0]:
                 rules[name] = (True, "an output of the file")
         rules[self.penultimate] = (True, self._penultimate[1])
-        producer = self.graph.view.producer
         return [
             LayerDecision(name, self.graph.shape(name), *rules[name])
-            for name in sorted(rules, key=lambda name: producer.get(name, -1))
+            for name in sorted(rules, key=self._depth)
         ]
+
+    def _depth(self, name: str) -> tuple[int, int]:
+        """Where a tensor is sorted: by its node, or by the last dominator before it.
+
+        Exporters write the rearrangement of an output where the output is given.
+        """
+        index, nodes = self.graph.view.producer.get(name, -1), self._chain_nodes
+        if index in nodes:
+            return index, index
+        before = self.graph.view.ancestors([name])
+        return max(before & nodes, default=-1), index
+
+    @cached_property
+    def _chain_nodes(self) -> frozenset[int]:
+        """The nodes on the way to the penultimate layer."""
+        return frozenset(i for each in self._chain_to_penultimate for i in each.nodes)
 
     def _listed_outputs(self) -> list[str]:
         """Outputs of a file without a classifier that are layers besides -1."""

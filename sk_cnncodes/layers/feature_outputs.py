@@ -187,7 +187,15 @@ class FeatureOutputs:
         coarsest = min(map(self._positions, features))
         features = [n for n in features if self._positions(n) == coarsest]
         deepest = max(features, key=lambda n: len(view.ancestors([n])))
+        deepest = self._before_subsampling(deepest)
         return deepest, f"the {rule} of {len(self.outputs)} outputs: {none}"
+
+    def _before_subsampling(self, name: str) -> str:
+        """The output of which an output has every second position, as FPNs give it."""
+        view, index = self.graph.view, self.graph.view.producer[name]
+        source = view.data_inputs(index)[0]
+        pools = self.graph.op(index) in POOLS and self._positions(name) > 1
+        return source if pools and source in self._features else name
 
     @cached_property
     def _features(self) -> list[str]:

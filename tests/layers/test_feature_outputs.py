@@ -405,3 +405,33 @@ def test_scores_of_images_against_texts(tmp_path: Path, plain: Preprocessing) ->
     assert [layer.name for layer in layers][-1] == "embeds"
     # The projection before the division by its length gives the same code.
     assert layers[-2].n_channels == 8
+
+
+def test_a_subsampled_copy_is_not_the_deepest_output(
+    tmp_path: Path, plain: Preprocessing
+) -> None:
+    """torchvision's pyramids end with every second position of their last map."""
+    net = networks.Net()
+    c3, c4, _ = backbone_maps(net)
+    pool = net.op("MaxPool", c4, kernel_shape=[1, 1], strides=[2, 2], out="pool")
+    assert names(load(net, [c3, c4, pool], tmp_path, plain))[-1] == "c4"
+
+
+def test_outputs_are_ordered_by_what_they_are_computed_from(
+    tmp_path: Path, plain: Preprocessing
+) -> None:
+    """timm rearranges tokens to maps after the last block."""
+    net = networks.Net()
+    x, states = tokens(net), []
+    for number in range(3):
+        y = net.linear(net.op("Relu", net.linear(norm(net, x), 8, 24)), 24, 8)
+        x = net.op("Add", x, y, out=f"block{number}")
+        states.append(x)
+    for number, state in enumerate(states):
+        x = net.op("Transpose", norm(net, state), perm=[0, 2, 1])
+        net.op("Reshape", x, integers(net, 0, 8, 4, 4), out=f"map{number}")
+    found = names(load(net, ["map0", "map1", "map2"], tmp_path, plain))
+    assert [name for name in found if name[:3] in ("blo", "map")] == [
+        *("block0", "map0", "block1", "map1")
+    ]
+    assert load_backbone(tmp_path / "net.onnx", plain).layers[-1].shape == (16, 8)
