@@ -7,6 +7,7 @@ original format, size and orientation, and the decoding scale.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +25,13 @@ from sk_cnncodes.images.halftones import (
 )
 from sk_cnncodes.images.metadata import exif_orientation, without_metadata
 from sk_cnncodes.images.rgb import (
+    DarkValuesWarning,
     as_rgb,
     describe_array_conversion,
     describe_conversion,
     from_pixels,
     scale_transparent_color,
+    warn_if_dark,
 )
 from sk_cnncodes.images.safe_open import (
     MAX_PIXELS,
@@ -55,6 +58,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+
+# Pillow's messages for what it does not read.
+_UNSUPPORTED = re.compile("unsupported|cannot handle|not supported", re.IGNORECASE)
 
 # Maps height and width of an image to the smallest ones it may be decoded at.
 MinDecodeSize = Callable[[int, int], tuple[int, int]]
@@ -161,7 +167,10 @@ def decode_content(
     try:
         try:
             return _decode(content, name, index, max_pixels, min_decode_size)
-        except (ImageError, RefusedError, Image.DecompressionBombError):
+        except (
+            *(ImageError, RefusedError, DarkValuesWarning),
+            Image.DecompressionBombError,
+        ):
             raise
         except Exception as error:
             if is_scarcity(error, name):
@@ -170,7 +179,7 @@ def decode_content(
             if bare is None:
                 raise
         return _decode(bare, name, index, max_pixels, min_decode_size)
-    except ImageError:
+    except (ImageError, DarkValuesWarning):
         raise
     except RefusedError as error:
         raise ImageError(f"{name}: {error}", index) from error
@@ -184,6 +193,8 @@ def decode_content(
             raise
         # Pillow's readers raise almost any exception on a damaged file.
         detail = str(error) or type(error).__name__
+        if _UNSUPPORTED.search(detail):
+            raise ImageError(f"{name}: not supported ({detail}).", index) from error
         raise ImageError(
             f"{name}: the file is damaged or truncated after {len(content)} bytes "
             f"({detail}).",
@@ -209,7 +220,9 @@ def _decode(
         opened, scale = _load_draft(opened, scale, content, several_scans, max_pixels)
     if opened.format == "PNG":
         scale_transparent_color(opened)
+    tiles = list(opened.tile)
     opened.load()
+    warn_if_dark(opened, tiles)
     # Only after loading: Pillow transposes TIFF when it loads, and would load PNG to
     # find EXIF data, which would hide decoding errors.
     orientation = _orientation(opened)
@@ -230,7 +243,7 @@ def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> Decoded
         kind, conversion = f"PIL image {image.mode}", describe_conversion(image)
         upright = _upright(as_rgb(image, name, index), orientation)
         return DecodedImage(upright, kind, image.size, conversion, orientation)
-    except ImageError:
+    except (ImageError, DarkValuesWarning):
         raise
     except RefusedError as error:
         raise ImageError(f"{name}: {error}", index) from error

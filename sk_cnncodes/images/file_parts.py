@@ -153,6 +153,33 @@ def with_tiff_tags(content: bytes, tags: list[TiffTag]) -> bytes:
     )
 
 
+def as_classic_tiff(content: bytes, numbers: set[int]) -> bytes:
+    """A BigTIFF file as a TIFF file, with those of its tags that have these numbers.
+
+    Its offsets fit into 32 bits, as larger files are refused.
+    """
+    order, _ = _tiff_layout(content)
+    entries, later = list[bytes](), bytearray()
+    for tag in tiff_tags(content):
+        if tag.number not in numbers or tag.length > MAX_PARTS:
+            continue
+        kind, data = tag.kind, content[tag.start : tag.start + tag.size]
+        value = struct.pack(order + "L", tag.start)
+        if kind in (16, 18):  # of 64 bits
+            kind, count = 4, len(data) // 8
+            numbers64 = struct.unpack(f"{order}{count}Q", data[: 8 * count])
+            data = struct.pack(f"{order}{count}L", *numbers64)
+            value = struct.pack(order + "L", len(content) + len(later))
+            later += data
+        if len(data) <= 4:
+            value = data.ljust(4, b"\0")
+        entries.append(struct.pack(order + "HHL", tag.number, kind, tag.length) + value)
+    later += bytes((len(content) + len(later)) % 2)
+    head = struct.pack(order + "HL", 42, len(content) + len(later))
+    directory = struct.pack(order + "H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"".join([content[:2], head, content[8:], later, directory])
+
+
 def _tiff_layout(content: bytes) -> tuple[str, bool]:
     """Byte order, and whether it is a BigTIFF file."""
     return "<" if content[:2] == b"II" else ">", 43 in content[2:4]

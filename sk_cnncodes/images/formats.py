@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
-from PIL import AvifImagePlugin, Image, ImageFile, JpegImagePlugin
+import numpy as np
+from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, JpegImagePlugin
 
 from sk_cnncodes.base.forks import fork_lock, fork_safe_lock, import_fork_safe
 
@@ -127,8 +129,56 @@ def open_format(name: str, content: bytes) -> ImageFile.ImageFile:
         heif: Any = _pillow_heif()
         with _set(heif.options, "DECODE_THREADS", 1):
             return heif.HeifImageFile(file, "")  # type: ignore[no-any-return]
+    if name == "BMP":
+        return _open_bmp(file)
     _import_readers()
     return Image.OPEN[name][0](file, "")
+
+
+def _open_bmp(file: io.BytesIO) -> ImageFile.ImageFile:
+    """Open a BMP file, whatever bits its channels have."""
+    try:
+        return BmpImagePlugin.BmpImageFile(file, "")
+    except OSError as error:
+        if "bitfields" not in str(error):
+            raise
+    return BmpImagePlugin.BmpImageFile(io.BytesIO(_usual_bmp(file.getvalue())), "")
+
+
+def _usual_bmp(content: bytes) -> bytes:
+    """A BMP file of bit fields as one with 8 bits for each channel."""
+    start, size, width, height, _, bits = struct.unpack_from("<LLllHH", content, 10)
+    if bits not in (16, 32):
+        raise RefusedError(f"not supported: a BMP file of {bits}-bit fields.")
+    masks = struct.unpack_from("<4L", content, 54)
+    if size < 56:  # only V3 and later headers have an alpha mask
+        masks = (*masks[:3], 0)
+    rows, words = abs(height), -(-width * bits // 32) * 32 // bits
+    check = rows * words * bits // 8
+    if width < 1 or len(content) - start < check:
+        raise ValueError("fewer pixels than its size")
+    pixels = np.frombuffer(content, f"<u{bits // 8}", rows * words, start)
+    pixels = pixels.reshape(rows, words)[:, :width]
+    usual = np.zeros((rows, width, 4), np.uint8)
+    for channel, mask in zip((2, 1, 0, 3), masks, strict=True):
+        usual[:, :, channel] = _field(pixels, mask)
+    head = struct.pack("<LllHHLLLLLL", 56, width, height, 1, 32, 3, 0, 0, 0, 0, 0)
+    alpha = 0xFF000000 if masks[3] else 0
+    head += struct.pack("<LLLL", 0xFF0000, 0xFF00, 0xFF, alpha)
+    return b"BM" + struct.pack("<LLL", 0, 0, 14 + len(head)) + head + usual.tobytes()
+
+
+def _field(pixels: np.ndarray, mask: int) -> np.ndarray:
+    """The bits of a mask, scaled to 8."""
+    shift = (mask & -mask).bit_length() - 1 if mask else 0
+    largest = mask >> shift
+    values = pixels.astype(np.uint32) >> shift & largest
+    if largest > 255:
+        values >>= largest.bit_length() - 8
+        return values.astype(np.uint8)
+    steps = np.rint(np.arange(largest + 1) * (255 / max(largest, 1)))
+    scaled: np.ndarray = steps.astype(np.uint8)[values]
+    return scaled
 
 
 @contextmanager

@@ -43,10 +43,10 @@ _GIF_CONTROL = 0xF9
 _BOXED_METADATA = re.compile(rb"(infe[\2\3].{7}(?:..)?)(?:Exif|mime)", re.DOTALL)
 # TIFF tags that decide pixels: sizes, strips and tiles, compression, colours, sample
 # formats, JPEG tables and YCbCr; then the profile.
-_TIFF_PIXELS = {*range(254, 260), 262, 266, 273, 274, *range(277, 282), 284, 292, 293}
-_TIFF_PIXELS |= {317, 320, *range(322, 326), 332, 333, 334, *range(336, 342), 347}
-_TIFF_PIXELS |= {*range(512, 522), *range(529, 533), *range(32995, 32999), 50674}
-_TIFF_PIXELS |= {34675}
+TIFF_PIXELS = {*range(254, 260), 262, 266, 273, 274, *range(277, 282), 284, 292, 293}
+TIFF_PIXELS |= {317, 320, *range(322, 326), 332, 333, 334, *range(336, 342), 347}
+TIFF_PIXELS |= {*range(512, 522), *range(529, 533), *range(32995, 32999), 50674}
+TIFF_PIXELS |= {34675}
 
 
 def without_metadata(content: bytes, format: str) -> bytes | None:
@@ -208,5 +208,5 @@ def _bare_boxes(content: bytes) -> bytes:
 
 def _bare_tiff(content: bytes) -> bytes:
     tags = tiff_tags(content)
-    kept = [tag for tag in tags if tag.number in _TIFF_PIXELS]
+    kept = [tag for tag in tags if tag.number in TIFF_PIXELS]
     return with_tiff_tags(content, kept) if len(kept) < len(tags) else content

@@ -6,6 +6,9 @@ floats are multiplied by 255, transparency is composited over white.
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageFile
 
@@ -18,6 +21,12 @@ _PIXELS_AT_ONCE = 2**20
 # Step between gray values after scaling to 8 bits, by Pillow's raw mode.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
 _TIFF_BITS = 258
+# Less than the values of images with more than 12 bits.
+_DARK = 4096
+
+
+class DarkValuesWarning(UserWarning):
+    """16-bit values of an image are so small that it becomes nearly black."""
 
 
 def describe_conversion(image: Image.Image) -> str:
@@ -49,9 +58,33 @@ def as_rgb(image: Image.Image, name: str, index: int) -> Image.Image:
         return image
     if _is_deep_gray(image):
         return _from_deep_gray(image, name, index)
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         return _over_white(image)
     return image.convert("RGB")
+
+
+def warn_if_dark(image: Any, tiles: list[Any]) -> None:
+    """Warn if the colours of an image had 16 bits, of which hardly any was used.
+
+    `tiles` is what Pillow said of its values before it loaded them.
+    """
+    if image.mode.startswith("RGB") and any(";16" in str(tile[3]) for tile in tiles):
+        brightest = max(high for _, high in image.getextrema()[:3])
+        if 0 < brightest < _DARK >> 8:
+            _warn_of_dark_values()
+
+
+def _warn_of_dark_values() -> None:
+    """Python shows this warning once."""
+    warnings.warn(
+        "an image has 16-bit values that are all below 4096, as cameras with 12 bits "
+        "write them, and becomes nearly black: the high 8 of 16 bits are used. If they "
+        "have 12 bits, pass arrays: values / 4095. Said once for all images.",
+        DarkValuesWarning,
+        stacklevel=2,
+    )
 
 
 def scale_transparent_color(image: ImageFile.ImageFile) -> None:
@@ -105,6 +138,8 @@ def _from_deep_gray(image: Image.Image, name: str, index: int) -> Image.Image:
             index,
         )
     bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS)
+    if bits != (12,) and 0 < high < _DARK:
+        _warn_of_dark_values()
     gray = (values >> (4 if bits == (12,) else 8)).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):

@@ -8,10 +8,11 @@ minutes or exhaust memory.
 from __future__ import annotations
 
 import math
+import struct
 import sys
 from itertools import islice
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 from PIL import ImageFile
 
@@ -19,15 +20,22 @@ from sk_cnncodes.images.file_parts import (
     APP1,
     MAX_PARTS,
     START_OF_SCAN,
+    TiffTag,
+    as_classic_tiff,
     av1_sizes,
     count_tiles,
     declared_sizes,
     gif_blocks,
     jpeg_segments,
     png_chunks,
+    tiff_tags,
 )
 from sk_cnncodes.images.formats import RefusedError, format_of, open_format
-from sk_cnncodes.images.metadata import has_damaged_tags, without_metadata
+from sk_cnncodes.images.metadata import (
+    TIFF_PIXELS,
+    has_damaged_tags,
+    without_metadata,
+)
 
 # The most expensive format, WebP, takes 16 bytes per pixel to decode: 0.83 GB.
 MAX_PIXELS = 52_000_000
@@ -43,8 +51,13 @@ _MAX_EXIF_SEGMENTS = 64
 # Scans of a progressive JPEG: encoders write about ten; small images may have more.
 _USUAL_SCANS = 16
 _MAX_SCANNED_PIXELS = 2**30
-# TIFF tags: bits per sample, and planar configuration (one plane per channel).
-_BITS, _PLANAR = 258, 284
+# TIFF tags: bits per sample, planar configuration (one plane per channel), and others
+# that are named by the standard.
+_BITS, _PLANAR, _SAMPLES, _SAMPLE_FORMAT, _PHOTOMETRIC = 258, 284, 277, 339, 262
+_SUBFILE, _SUB_DIRECTORIES = 254, 330
+_SAMPLE_FORMATS = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}
+_PHOTOMETRICS = {0: "gray", 1: "gray", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
+_PHOTOMETRICS |= {8: "Lab", 9: "Lab", 32803: "raw sensor data", 34892: "raw data"}
 # Pillow's raw modes of big-endian values, other than unsigned 16-bit ones.
 _BIG_ENDIAN = ("I;16BS", "I;32BS", "F;32BF")
 _LITTLE_ENDIAN = sys.byteorder == "little"
@@ -81,15 +94,26 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
         _check_count(sum(1 for _ in islice(parts, MAX_PARTS + 1)), "parts")
     elif name == "TIFF":
         _check_count(count_tiles(content), "strips or tiles")
+        _check_raw(content)
+        if content.startswith(b"MM\0+"):  # BigTIFF, which Pillow reads in "II" only
+            content = as_classic_tiff(content, TIFF_PIXELS)
         if has_damaged_tags(content):
             content = without_metadata(content, name) or content
+    elif name == "BMP" and content[14] >= 40 and len(content) >= 26:
+        width, height = struct.unpack_from("<ll", content, 18)
+        check_size(width, abs(height), max_pixels)
     elif name in ("AVIF", "HEIF"):
         # A cropped image is decoded as a whole; coders pad it to blocks.
         streams = av1_sizes(content) if name == "AVIF" else []
         for width, height in declared_sizes(content) + streams:
             if max_pixels is not None and (width - 63) * (height - 63) > max_pixels:
                 check_size(width, height, max_pixels)
-    image = open_format(name, content)
+    try:
+        image = open_format(name, content)
+    except SyntaxError as error:
+        if name == "TIFF" and str(error) == "unknown pixel mode":
+            raise RefusedError(f"not supported: {_tiff_kind(content)}.") from error
+        raise
     check_size(*image.size, None if name == "JPEG" else max_pixels)
     _check_work(image, scans)
     if name == "TIFF":
@@ -191,6 +215,38 @@ def _check_work(image: ImageFile.ImageFile, scans: int) -> None:
             f"{size} pixels in a slow variant of {image.format}. Expected at most "
             f"{_MAX_SLOW_PIXELS} pixels, or another format, such as PNG."
         )
+
+
+def _check_raw(content: bytes) -> None:
+    """Refuse raw photographs, whose first image in the file is a small preview."""
+    tags = {tag.number: tag for tag in tiff_tags(content)}
+    reduced = _first_value(content, tags.get(_SUBFILE)) & 1
+    if content[8:10] == b"CR" or (reduced and _SUB_DIRECTORIES in tags):
+        raise RefusedError(
+            "not supported: a raw photograph (TIFF with a preview, such as CR2, NEF, "
+            "ARW or DNG). Convert it to JPEG, PNG or TIFF."
+        )
+
+
+def _tiff_kind(content: bytes) -> str:
+    """Describe the values of a TIFF file, such as 32-bit float."""
+    tags = {tag.number: tag for tag in tiff_tags(content)}
+    bits = _first_value(content, tags.get(_BITS), 1)
+    kind = _SAMPLE_FORMATS.get(_first_value(content, tags.get(_SAMPLE_FORMAT), 1), "")
+    samples = _first_value(content, tags.get(_SAMPLES), 1)
+    photometric = _first_value(content, tags.get(_PHOTOMETRIC), -1)
+    colors = _PHOTOMETRICS.get(photometric, f"photometric interpretation {photometric}")
+    channels = f", {samples} channels" * (samples > 1)
+    return f"a {bits}-bit {kind}TIFF ({colors}{channels})"
+
+
+def _first_value(content: bytes, tag: TiffTag | None, default: int = 0) -> int:
+    """First value of a TIFF tag of one of the integer types."""
+    if tag is None or tag.kind not in (3, 4) or tag.length < 1:
+        return default
+    order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
+    size = 2 if tag.kind == 3 else 4
+    return int.from_bytes(content[tag.start : tag.start + size], order)
 
 
 def _check_tiff(image: Any) -> None:

@@ -1,0 +1,235 @@
+"""Rare modes: read where Pillow or a few lines can, else named, never "damaged"."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sk_cnncodes import ImageError
+from sk_cnncodes.images.decode import read_rgb
+from sk_cnncodes.images.rgb import DarkValuesWarning
+from tests.fuzz.image_bombs import tiff, tiff_tags
+from tests.fuzz.image_seeds import encoded, photographs
+from tests.images.test_safe_open import lossless_jpeg, png
+
+
+def rgb(image: object) -> np.ndarray:
+    return np.asarray(read_rgb(image, 0))
+
+
+def test_gray_with_premultiplied_alpha() -> None:
+    """Regression: Pillow converts mode La to LA only."""
+    straight = Image.fromarray(
+        np.dstack([np.full((4, 4), 200, np.uint8), np.full((4, 4), 128, np.uint8)]),
+        "LA",
+    )
+    premultiplied = straight.convert("La")
+    difference = rgb(premultiplied).astype(int) - rgb(straight)
+    assert np.abs(difference).max() <= 1
+
+
+# -- BMP ---------------------------------------------------------------------
+
+
+def bmp(bits: int, masks: list[int], pixels: np.ndarray, height: int) -> bytes:
+    """A BMP file of bit fields; a negative height is one from the top down."""
+    masks = [*masks, 0, 0][:4]
+    rows = pixels if height < 0 else pixels[::-1]
+    width = pixels.shape[1]
+    pad = bytes(-(width * bits // 8) % 4)
+    data = b"".join(row.astype(f"<u{bits // 8}").tobytes() + pad for row in rows)
+    head = struct.pack("<LllHHLLLLLL", 56, width, height, 1, bits, 3, 0, 0, 0, 0, 0)
+    head += struct.pack("<4L", *masks)
+    return b"BM" + struct.pack("<LLL", 70 + len(data), 0, 70) + head + data
+
+
+@pytest.mark.parametrize("height", [2, -2])
+@pytest.mark.parametrize(
+    ("bits", "masks"),
+    [
+        (32, [0xFF0000, 0xFF00, 0xFF]),  # the usual ones, which Pillow reads
+        (32, [0xFF, 0xFF00, 0xFF0000]),
+        (32, [0xFF00, 0xFF0000, 0xFF]),
+        (32, [0x3FF00000, 0xFFC00, 0x3FF]),
+        (32, [0xF80000, 0x7E00, 0x1F]),
+        (32, [0xFF, 0xFF00, 0xFF0000, 0xFF000000]),
+        (32, [0x3FF, 0xFFC00, 0x3FF00000, 0xC0000000]),
+        (16, [0xF800, 0x7E0, 0x1F]),
+        (16, [0xF00, 0xF0, 0xF]),
+        (16, [0xF00, 0xF0, 0xF, 0xF000]),
+        (16, [0x1F, 0x7E0, 0xF800]),
+    ],
+)
+def test_bmp_bit_fields(bits: int, masks: list[int], height: int) -> None:
+    """Regression: some were reported as damaged."""
+    random = np.random.default_rng(0)
+    colors = random.random((2, 5, 3))
+    pixels = np.zeros((2, 5), np.uint64)
+    for mask, values in zip(masks, [*np.moveaxis(colors, 2, 0), 1], strict=False):
+        shift = (mask & -mask).bit_length() - 1
+        pixels |= np.rint(values * (mask >> shift)).astype(np.uint64) << np.uint64(
+            shift
+        )
+    found = rgb(bmp(bits, masks, pixels, height))
+    steps = [255 / max(mask >> ((mask & -mask).bit_length() - 1), 1) for mask in masks]
+    # Half a step of the file's values, and one of the result's.
+    assert np.abs(found - 255 * colors).max() <= max(steps) / 2 + 1.01
+
+
+def test_bmp_bit_fields_keep_their_checks() -> None:
+    pixels = np.zeros((2, 5), np.uint64)
+    content = bmp(32, [0x3FF00000, 0xFFC00, 0x3FF], pixels, 2)
+    with pytest.raises(ImageError, match="damaged or truncated"):
+        rgb(content[:-4])
+    with pytest.raises(ImageError, match="50000 x 2 pixels.*max_pixels=5000"):
+        read_rgb(content[:18] + struct.pack("<l", 50_000) + content[22:], 0, 5000)
+
+
+def test_bmp_of_other_kinds_is_not_damaged() -> None:
+    content = bytearray(encoded(photographs()[0], "BMP"))
+    content[30] = 5  # compressed as PNG
+    with pytest.raises(
+        ImageError, match="image 0 .*not supported.*compression"
+    ) as error:
+        rgb(bytes(content))
+    assert "damaged" not in str(error.value)
+
+
+# -- TIFF --------------------------------------------------------------------
+
+
+def big_endian_bigtiff(pixels: np.ndarray, packed: bytes, packing: int) -> bytes:
+    """An image of one strip, whose places are numbers of 64 bits."""
+    height, width = pixels.shape[:2]
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    bits = 8 * pixels.itemsize
+    tags = [(256, 3, width), (257, 3, height), (259, 3, packing), (277, 3, channels)]
+    tags += [(262, 3, 2 if channels == 3 else 1), (273, 16, 16), (278, 3, height)]
+    tags += [(279, 16, len(packed))]
+    entries = [
+        struct.pack(">HHQ", tag, kind, 1)
+        + struct.pack({3: ">H", 16: ">Q"}[kind], value).ljust(8, b"\0")
+        for tag, kind, value in tags
+    ]
+    depth = struct.pack(f">{channels}H", *[bits] * channels).ljust(8, b"\0")
+    entries.append(struct.pack(">HHQ", 258, 3, channels) + depth)
+    entries.sort()
+    start = 16 + len(packed)
+    directory = struct.pack(">Q", len(entries)) + b"".join(entries) + bytes(8)
+    return b"MM\0+\0\x08\0\0" + struct.pack(">Q", start) + packed + directory
+
+
+@pytest.mark.parametrize("packing", [1, 8])
+def test_big_endian_bigtiff(packing: int) -> None:
+    """Regression: it was reported as damaged."""
+    photograph = np.asarray(photographs()[0])
+    for pixels in (photograph, photograph[:, :, 0], photograph[:, :, 0].astype(">u2")):
+        if pixels.itemsize == 2:
+            pixels = (pixels * np.uint16(257)).astype(">u2")
+        data = pixels.tobytes()
+        packed = zlib.compress(data) if packing == 8 else data
+        found = rgb(big_endian_bigtiff(pixels, packed, packing))
+        expected = photograph if pixels.ndim == 3 else photograph[:, :, :1]
+        np.testing.assert_array_equal(found, np.broadcast_to(expected, found.shape))
+
+
+@pytest.mark.parametrize(
+    ("bits", "samples", "form", "photometric", "what"),
+    [
+        (64, 1, 3, 1, r"a 64-bit float TIFF \(gray\)"),
+        (16, 1, 3, 1, r"a 16-bit float TIFF \(gray\)"),
+        (32, 3, 3, 2, r"a 32-bit float TIFF \(RGB, 3 channels\)"),
+        (10, 1, 1, 1, r"a 10-bit TIFF \(gray\)"),
+        (14, 1, 1, 1, r"a 14-bit TIFF \(gray\)"),
+        (14, 1, 1, 32803, r"a 14-bit TIFF \(raw sensor data\)"),
+    ],
+)
+def test_tiff_of_other_kinds_is_named(
+    bits: int, samples: int, form: int, photometric: int, what: str
+) -> None:
+    size = 8 * 8 * samples * bits // 8
+    tags = [(256, 4, 1, 8), (257, 4, 1, 8), (259, 3, 1, 1), (262, 3, 1, photometric)]
+    tags += [(277, 3, 1, samples), (278, 3, 1, 8), (339, 3, 1, form)]
+    tags += [(273, 4, 1, 16), (279, 4, 1, size)]
+    depths = struct.pack("<4H", *[bits] * samples, *[0] * (4 - samples))
+    tags.append((258, 3, samples, 8 if samples > 2 else bits))
+    with pytest.raises(ImageError, match=f"image 0 .*not supported: {what}") as error:
+        rgb(tiff(tags, depths + bytes(size)))
+    assert "damaged" not in str(error.value)
+
+
+def test_previews_of_raw_photographs_are_not_taken() -> None:
+    """Regression: a NEF file became the thumbnail that it begins with."""
+    strips = [(273, 4, 1, 8), (278, 3, 1, 8), (279, 4, 1, 64)]
+    plain = [*tiff_tags(8, 8), *strips]
+    preview = [*plain, (254, 4, 1, 1)]
+    raw = [*preview, (330, 4, 1, 8)]
+    for tags in (plain, preview):
+        assert rgb(tiff(tags, bytes(64))).shape == (8, 8, 3)
+    with pytest.raises(ImageError, match="not supported: a raw photograph.*NEF"):
+        rgb(tiff(raw, bytes(64)))
+
+
+def test_jpeg_of_12_bits_is_not_damaged() -> None:
+    content = lossless_jpeg(8).replace(b"\xff\xc3\x00\x0b\x08", b"\xff\xc1\x00\x0b\x0c")
+    with pytest.raises(ImageError, match="image 0 .*not supported.*12-bit") as error:
+        rgb(content)
+    assert "damaged" not in str(error.value)
+
+
+# -- 12 bits in 16 -----------------------------------------------------------
+
+
+def test_values_of_12_bits_are_said_once() -> None:
+    gray = np.asarray(photographs()[0].convert("L"))
+    dark = Image.fromarray(gray.astype(np.uint16) * 16)
+    bright = Image.fromarray(gray.astype(np.uint16) * 257)
+    black = Image.fromarray(np.zeros((8, 8), np.uint16))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for image in (bright, black):
+            for source in (image, encoded(image, "PNG"), encoded(image, "TIFF")):
+                rgb(source)
+        assert caught == []
+        for format in ("PNG", "TIFF"):
+            assert rgb(encoded(dark, format)).max() < 16
+        rgb(dark)
+    (warning,) = caught
+    assert "nearly black" in str(warning.message)
+    assert "values / 4095" in str(warning.message)
+    with pytest.warns(DarkValuesWarning):
+        rgb(dark)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_colours_of_12_bits(format: str) -> None:
+    colors = [4095, 2000, 300, 17, 900, 0]
+    content = png(16, 2, colors, [1, 1, 1])
+    if format == "TIFF":
+        content = tiff(
+            [
+                *((256, 4, 1, 2), (257, 4, 1, 1), (258, 3, 3, 8), (259, 3, 1, 1)),
+                *((262, 3, 1, 2), (273, 4, 1, 14), (277, 3, 1, 3), (278, 3, 1, 1)),
+                (279, 4, 1, 12),
+            ],
+            struct.pack("<3H", 16, 16, 16) + struct.pack("<6H", *colors),
+        )
+    with pytest.warns(DarkValuesWarning, match="below 4096"):
+        assert rgb(content).max() == 15
+
+
+def test_the_warning_is_no_fault_of_the_image() -> None:
+    """As an error, which a user asked for, it is not an ImageError."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 900, np.uint16)).save(file, "PNG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for source in (file.getvalue(), Image.open(file)):
+            with pytest.raises(DarkValuesWarning):
+                rgb(source)
