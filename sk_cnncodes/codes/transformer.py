@@ -58,7 +58,8 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
     layer : int or str, default=-1
         Layer at which the backbone is cut. -1 is the penultimate activation, -2 the
         block boundary before it, and so on towards the input. A string is the label of
-        a layer, or the name of any tensor in the file.
+        a layer, or the name of any tensor in the file that needs one image and no
+        other input; this works without numbered layers too.
         ``load_backbone(backbone).layers`` lists the layers.
     pooling : str, default="auto"
         How the activations of an image are reduced to one vector.

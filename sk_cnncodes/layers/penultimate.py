@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 from sk_cnncodes.base.exceptions import BackboneError
@@ -73,24 +74,29 @@ class ClassifierWalk:
         if self.features is not None:
             return heads
         main = self._classifiers[self.output]
+        before_main = self._before(main)
         for output, found in self._classifiers.items():
-            if output == self.output or self._is_task(found, main):
+            if output == self.output or self._is_task(found, main, before_main):
                 heads.update(dict.fromkeys(found, output))
         return heads
 
-    def _is_task(self, heads: list[int], main: list[int]) -> bool:
+    def _is_task(
+        self, heads: list[int], main: list[int], before_main: set[int]
+    ) -> bool:
         """Whether classifiers are another task than the main ones, as age and gender.
 
         An auxiliary classifier has the layers of a head where the main one has a part
         of the trunk. A classifier of an embedding is no other task than the embedding.
         """
-        view = self.graph.view
-        inputs = [name for i in (*heads, *main) for name in view.data_inputs(i)]
-        upstream = view.ancestors(inputs)
-        if not heads or not upstream.isdisjoint([*heads, *main]):
+        before = self._before(heads)
+        if (
+            not heads
+            or not before.isdisjoint(main)
+            or not before_main.isdisjoint(heads)
+        ):
             return False
-        start = self._common([*heads, *main])[-1:]
-        own, others = (self._layers_between(start, each) for each in (heads, main))
+        own = self._learned(before - before_main)
+        others = self._learned(before_main - before)
         convolves = [
             any(not self._scores.is_fully_connected(i) for i in layers)
             for layers in (own, others)
@@ -176,9 +182,11 @@ class ClassifierWalk:
         which = f"{len(heads)} classifiers"
         outputs = list(dict.fromkeys(self._heads.values()))
         if len(outputs) > 1:
-            which += f" of the outputs {', '.join(map(repr, outputs))}"
-        common = self._common(heads)
-        if common and not self._layers_between(common[-1:], heads):
+            listed = ", ".join(map(repr, outputs[:5]))
+            which += f" of the outputs {listed}{', ...' if len(outputs) > 5 else ''}"
+        common = self._common
+        after = self._before(heads) - view.ancestors(common[-1:])
+        if common and not self._learned(after):
             name, before = self._before_normalisation(common[-1])
             return name, f"common input of all {which}{before}"
         if self._concatenated is not None:
@@ -257,17 +265,25 @@ class ClassifierWalk:
         is_concatenated = self._heads and self.tensor == self._concatenated
         return self.tensor if is_concatenated else self.output
 
-    def _common(self, heads: list[int]) -> list[str]:
+    def _before(self, heads: list[int]) -> set[int]:
+        """The nodes that classifiers depend on."""
+        return self.graph.view.ancestors(map(self._read, heads))
+
+    def _learned(self, nodes: Iterable[int]) -> list[int]:
+        """The linear layers among nodes."""
+        return [
+            i
+            for i in nodes
+            if self.graph.op(i) in LINEAR_OPS and self.graph.view.data_inputs(i)
+        ]
+
+    @cached_property
+    def _common(self) -> list[str]:
         """Tensors on every path from the image to any of the heads, in order."""
-        read = dict.fromkeys(map(self._read, heads))
-        first, *others = (self.graph.view.dominators(name) for name in read)
+        view = self.graph.view
+        if self._concatenated is not None:
+            return view.dominators(self._concatenated)[:-1]
+        read = dict.fromkeys(map(self._read, self._heads))
+        first, *others = (view.dominators(name) for name in read)
         shared = set(first).intersection(*others)
         return [name for name in first if name in shared]
-
-    def _layers_between(self, start: list[str], heads: list[int]) -> list[int]:
-        """The learned layers between a tensor, if any, or the image and the heads."""
-        view = self.graph.view
-        between = view.ancestors(map(self._read, heads)) - view.ancestors(start)
-        return [
-            i for i in between if self.graph.op(i) in LINEAR_OPS and view.data_inputs(i)
-        ]
