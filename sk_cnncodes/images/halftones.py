@@ -25,6 +25,9 @@ _QUANTISATION_TABLE, _END_OF_IMAGE = 0xDB, b"\xff\xd9"
 # neighbouring pixels, and no hint leads to it; all halftones, line art and screenshots
 # with a cosine below 0.999 have.
 _HARD_STEP, _HARD_SHARE = 64, 0.023
+# Values within 32 levels of black or white: 93% of a bilevel image with strong
+# compression, rarely so many of a photograph, and then of a clear or a dark sky.
+_EXTREME, _BILEVEL_SHARE = 95.5, 0.9
 # Differences between channels of a gray pixel, which the compression leaves.
 _GRAY_LEVELS, _COLOURED_SHARE = 8, 0.01
 # Of screenshots and pages, the most common value has half of the pixels, and 6% differ
@@ -88,12 +91,18 @@ def pixels_hint_at_halftone(draft: Image.Image) -> bool:
 
 
 def has_hard_edges(image: Image.Image) -> bool:
-    """Whether many neighbouring pixels of an image at full size differ strongly."""
+    """Whether many neighbouring pixels of an image at full size differ strongly.
+
+    Half as many are enough if nearly all pixels are black or white.
+    """
     width, height = image.size
     rows, columns = max(1, height // _SAMPLING), max(1, width // _SAMPLING)
     for axis, size in ((1, (width, rows)), (0, (columns, height))):
         lines = image.resize(size, Image.Resampling.NEAREST).convert("RGB")
-        steps = np.abs(np.diff(np.asarray(lines, np.int16), axis=axis))
-        if (steps.max(axis=2) > _HARD_STEP).mean() > _HARD_SHARE:
+        pixels = np.asarray(lines, np.int16)
+        steps = np.abs(np.diff(pixels, axis=axis)).max(axis=2)
+        is_bilevel = (np.abs(pixels - 127.5) > _EXTREME).mean() > _BILEVEL_SHARE
+        enough = _HARD_SHARE / 2 if is_bilevel else _HARD_SHARE
+        if (steps > _HARD_STEP).mean() > enough:
             return True
     return False

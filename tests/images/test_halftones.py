@@ -50,6 +50,11 @@ def coarse_halftone(image: Image.Image) -> Image.Image:
     return halftone(image, 20)
 
 
+def coarse_dots(image: Image.Image) -> Image.Image:
+    """Few edges, but only black and white."""
+    return halftone(image, 32)
+
+
 def scanned_halftone(image: Image.Image) -> Image.Image:
     """Not bilevel: blurred by the optics of the scanner."""
     return halftone(image).filter(ImageFilter.GaussianBlur(1))
@@ -89,6 +94,7 @@ def screenshot(image: Image.Image) -> Image.Image:
 SCANS = [
     halftone,
     coarse_halftone,
+    coarse_dots,
     scanned_halftone,
     gray_in_colour,
     colour_halftone,
@@ -140,6 +146,17 @@ def test_a_sharp_and_noisy_photograph_is_decoded_smaller(
             content = jpeg(Image.fromarray(pixels).convert(mode), quality)
             read = read_image(content, 0, min_decode_size=RECORD.min_decode_size)
             assert read.scale == 4
+
+
+def test_a_bright_or_dark_photograph_is_decoded_smaller(
+    photograph: Image.Image,
+) -> None:
+    """Nearly all of its pixels are black or white, as of a bilevel image."""
+    for gray in (0, 255):
+        sky = Image.new("L", SIZE, gray)
+        sky.paste(photograph.convert("L").resize((320, 200)), (800, 700))
+        read = read_image(jpeg(sky), 0, min_decode_size=RECORD.min_decode_size)
+        assert read.scale == 4
 
 
 def test_what_does_not_fit_in_full_is_decoded_smaller(photograph: Image.Image) -> None:
