@@ -171,7 +171,11 @@ def load_network(
     model, row = read_outline(path), find_row_by_digest(file_sha256(path))
     if _known_preprocessing(path, model, row) is not None:
         return load_backbone(path)
-    stated = list(value_shape(image_input(model)) or (None,) * 4)[1:]
+    try:
+        value = image_input(model)
+    except BackboneError as error:
+        raise BackboneError(f"backbone file {str(path)!r}: {error}") from error
+    stated = list(value_shape(value) or (None,) * 4)[1:]
     channels_last = stated[0] not in (1, 3) and stated[2] in (1, 3)
     channels = stated[2] if channels_last else stated[0]
     height, width = stated[:2] if channels_last else stated[1:]

@@ -36,7 +36,8 @@ class ScoreRules:
         """The scores that a node reads; None to judge by its operator."""
         node, data = self.graph.view.nodes[index], self.graph.view.data_inputs(index)
         if self.graph.op(index) == "Where":
-            return [name for name in dict.fromkeys(node.input[1:]) if name in data]
+            # Two constants: the condition is what is left of the scores.
+            return [n for n in dict.fromkeys(node.input[1:]) if n in data] or data
         if self._is_squared_norm(index):
             return []  # a part of a squared distance: |x|^2 - 2 x p + |p|^2
         if (

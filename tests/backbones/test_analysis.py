@@ -19,6 +19,7 @@ from sk_cnncodes import (
     PreprocessingError,
     load_backbone,
 )
+from sk_cnncodes.backbones.loading import load_network
 from tests import networks
 from tests.conftest import prepared, run_tensor
 
@@ -178,6 +179,8 @@ def test_several_images_and_no_name(plain: Preprocessing, tmp_path: Path) -> Non
         backbone.layer(-1)
     with pytest.raises(LayerError, match="needs the inputs .'right'. besides"):
         backbone.layer("distance")
+    with pytest.raises(BackboneError, match=expected):  # also without preprocessing
+        load_network(path)
 
 
 def test_only_the_input_that_a_layer_needs_must_fit(

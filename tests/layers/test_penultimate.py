@@ -208,6 +208,14 @@ def thresholded(net: networks.Net) -> Outputs:
     return net.op("Cast", x, to=TensorProto.FLOAT)
 
 
+def label_by_threshold(net: networks.Net) -> Outputs:
+    """Binary classification: 0 or 1."""
+    x = net.op("Sigmoid", net.dense(pooled(net), 8, 1))
+    x = net.op("Greater", x, net.constant(np.float32(0.5)))
+    zero, one = (net.constant(np.float32(each)) for each in (0, 1))
+    return net.op("Where", x, one, zero)
+
+
 def highest_of_two_classifiers(net: networks.Net) -> Outputs:
     x = pooled(net)
     return net.op("Max", net.dense(x, 8, 10), net.dense(x, 8, 10))
@@ -333,6 +341,7 @@ HEADS: list[Callable[[networks.Net], Outputs]] = [
     root,
     masked,
     thresholded,
+    label_by_threshold,
     highest_of_two_classifiers,
     expected_value,
     expected_value_by_product,
