@@ -81,7 +81,7 @@ class BlockFinder:
         if self._stated_penultimate is not None:
             return name, f"penultimate tensor stated by {self._stated_by}"
         if self._walk.features is not None and self._walk.features.is_dense:
-            return self._before_neck(), rule
+            return self._before_neck(self._walk.features.is_upsampled), rule
         last = self.chain.all[-1]
         if last.tensors[-1] != name or last.layer is None:
             return name, rule  # inside a block, not a dominator
@@ -99,12 +99,13 @@ class BlockFinder:
                 )
         return last.layer, rule
 
-    def _before_neck(self) -> str:
+    def _before_neck(self, upsampled: bool) -> str:
         """The last block of a dense predictor's backbone."""
         end = self._classifier_input
         whole = BlockFinder(self.graph, end)
-        layers = [each.layer for each in whole.chain.all if each.layer is not None]
-        return before_neck(self.graph, layers, whole.block_outputs, end)
+        before = [each.layer for each in whole.chain.all[:-1]]
+        layers = [name for name in before if name is not None] + [end]
+        return before_neck(self.graph, layers, whole.block_outputs, end, upsampled)
 
     def _auto_pooling_matches(self, before: Dominator, last: Dominator) -> bool:
         """Whether `pooling="auto"` at `before` gives the values of `last`."""

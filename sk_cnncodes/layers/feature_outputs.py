@@ -101,12 +101,13 @@ def pools_positions(graph: LayerGraph, index: int, output: str) -> bool:
 
 
 def before_neck(
-    graph: LayerGraph, layers: list[str], blocks: list[str], end: str
+    graph: LayerGraph, layers: list[str], blocks: list[str], end: str, upsampled: bool
 ) -> str:
-    """The last of the widest block outputs at the resolution of a tensor.
+    """The last of the widest block outputs of a dense predictor's backbone.
 
-    A neck that follows them reduces the number of channels. If no block ends before it
-    at that resolution, it is the last of the widest layers.
+    A neck that follows them reduces the number of channels. Before upsampling, they are
+    those at the resolution of the end; if none ends before the neck there, the last of
+    the widest layers. Maps after the tokens of a transformer belong to the neck.
 
     Parameters
     ----------
@@ -117,15 +118,21 @@ def before_neck(
         Those that are block outputs.
     end : str
         The tensor that is upsampled or that prediction heads read.
+    upsampled : bool
+        Whether it is upsampled.
     """
     last = graph.layer(end)
-    described = [graph.layer(name, name) for name in layers]
-    found = [each for each in described if each.n_positions == last.n_positions]
+    found = [graph.layer(name, name) for name in layers]
+    tokens = [each for each in found if each.kind == "tokens" and each.name in blocks]
+    if upsampled:
+        found = [each for each in found if each.n_positions == last.n_positions]
     found = found or [last]
     widest = _last_of_widest(found)
     ends = [each for each in found if each.name in blocks]
     if ends and found.index(ends[0]) <= found.index(widest):
-        return _last_of_widest(ends).name
+        widest = _last_of_widest(ends)
+    if widest.kind == "map" and tokens and tokens[-1].n_channels >= widest.n_channels:
+        return tokens[-1].name
     return widest.name
 
 
@@ -308,12 +315,26 @@ class FeatureOutputs:
                 continue
             before, after = self._positions(source), self._positions(result)
             if 1 < before <= after // 2:  # one position: a pooled vector is spread
+                source = self._before_shuffle(index, source)
                 found.append((-before, self._width(source), index, source))
         return max(found)[-1] if found else None
 
+    def _before_shuffle(self, index: int, source: str) -> str:
+        """What the convolution reads that makes channels to be positions."""
+        view, before = self.graph.view, self.graph.view.producer.get(source, -1)
+        if self.graph.op(index) != "DepthToSpace" or before < 0:
+            return source
+        data = view.data_inputs(before)
+        return data[0] if self.graph.op(before) in LINEAR_OPS else source
+
+    @property
+    def is_upsampled(self) -> bool:
+        """Whether `tensor` of a dense predictor is upsampled."""
+        return self._bottleneck is not None
+
     @cached_property
     def _read_by_heads(self) -> str | None:
-        """The widest tensor that a head reads; the first of them.
+        """The widest tensor that a head reads; what they have in common if several do.
 
         Heads of a detector without a neck read the last maps of the backbone, and
         narrower ones that are coarser still.
@@ -325,6 +346,7 @@ class FeatureOutputs:
             return None
         widths = {name: self._width(name) for name in read}
         widest = [name for name in read if widths[name] == max(widths.values())]
-        first = min(widest, key=lambda name: view.producer[name])
-        chain = [n for n in view.dominators(first) if self.graph.can_be_layer(n)]
+        first, *others = (view.dominators(name) for name in widest)
+        shared = set(first).intersection(*others)
+        chain = [n for n in first if n in shared and self.graph.can_be_layer(n)]
         return chain[-1] if chain else None
