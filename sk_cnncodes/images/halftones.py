@@ -25,17 +25,17 @@ _QUANTISATION_TABLE, _END_OF_IMAGE = 0xDB, b"\xff\xd9"
 # neighbouring pixels, and no hint leads to it; all halftones, line art and screenshots
 # with a cosine below 0.999 have.
 _HARD_STEP, _HARD_SHARE = 64, 0.023
-# Values within 32 levels of black or white: 93% of a bilevel image with strong
-# compression, rarely so many of a photograph, and then of a clear or a dark sky.
-_EXTREME, _BILEVEL_SHARE = 95.5, 0.9
+# Values near black and white: 93% of a bilevel image with strong compression, rarely so
+# many of a photograph, and then of a clear or a dark sky.
+_BLACK, _WHITE, _BILEVEL_SHARE = 32, 223, 0.9
 # Differences between channels of a gray pixel, which the compression leaves.
 _GRAY_LEVELS, _COLOURED_SHARE = 8, 0.01
 # Of screenshots and pages, the most common value has half of the pixels, and 6% differ
 # strongly from their neighbour; of objects before a white wall, 2%.
 _BACKGROUND_SHARE, _CONTOUR_STEP, _CONTOUR_SHARE = 0.4, 32, 0.04
-# So many rows are looked at of a smaller decode; at full size each 13th row or column,
+# So many rows are looked at of a smaller decode; at full size each 29th row or column,
 # as dot screens have other periods.
-_DRAFT_ROWS, _SAMPLING = 24, 13
+_DRAFT_ROWS, _SAMPLING = 24, 29
 
 
 def header_hints_at_halftone(content: bytes) -> bool:
@@ -98,10 +98,12 @@ def has_hard_edges(image: Image.Image) -> bool:
     width, height = image.size
     rows, columns = max(1, height // _SAMPLING), max(1, width // _SAMPLING)
     for axis, size in ((1, (width, rows)), (0, (columns, height))):
-        lines = image.resize(size, Image.Resampling.NEAREST).convert("RGB")
-        pixels = np.asarray(lines, np.int16)
+        lines = image.resize(size, Image.Resampling.NEAREST)
+        pixels = np.asarray(lines if lines.mode == "L" else lines.convert("RGB"))
+        pixels = pixels.reshape(*size[::-1], -1).astype(np.int16)
         steps = np.abs(np.diff(pixels, axis=axis)).max(axis=2)
-        is_bilevel = (np.abs(pixels - 127.5) > _EXTREME).mean() > _BILEVEL_SHARE
+        extreme = (pixels < _BLACK) | (pixels > _WHITE)
+        is_bilevel = extreme.mean() > _BILEVEL_SHARE
         enough = _HARD_SHARE / 2 if is_bilevel else _HARD_SHARE
         if (steps > _HARD_STEP).mean() > enough:
             return True
