@@ -1,12 +1,16 @@
-"""Rules about the inside of a block: NASNet cells and token mixing.
+"""Rules about the inside of a block: NASNet cells, fused branches and token mixing.
 
 Networks like NASNet have no dominator between the stem and the last cell, because each
 cell reads the two before it. Still, a cell ends in one tensor, the concatenation of its
 branches.
 
+Blocks such as those of CSP and HGNet concatenate their branches and end in the 1x1
+convolution that fuses them.
+
 Transformer blocks have two residual sums: the first after token mixing, by attention,
 pooling, convolution or a matrix product; the second after a channel MLP, which acts on
-each token separately.
+each token separately. Where the first half does nothing but mix tokens, by depthwise
+convolutions, the MLP may contain a depthwise convolution too (FastViT).
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ def cell_outputs(graph: LayerGraph, nodes: list[int]) -> list[str]:
         for index in nodes
         if graph.op(index) == "Concat"
         and len(view.data_inputs(index)) >= _MIN_BRANCHES
-        and not _shares_input(graph, index)
+        and not shares_input(graph, index)
     ]
     cells: list[str] = []
     for index in concats:
@@ -60,7 +64,7 @@ def _n_readers(graph: LayerGraph, name: str) -> int:
     return len(readers)
 
 
-def _shares_input(graph: LayerGraph, index: int) -> bool:
+def shares_input(graph: LayerGraph, index: int) -> bool:
     """Whether another Concat shares an input with this one, as in a dense block."""
     view = graph.view
     return any(
@@ -68,6 +72,38 @@ def _shares_input(graph: LayerGraph, index: int) -> bool:
         for name in view.data_inputs(index)
         for reader in view.readers[name]
     )
+
+
+def attends(graph: LayerGraph, nodes: list[int]) -> bool:
+    """Whether nodes include attention: with a softmax, or linear.
+
+    Linear attention multiplies two tensors that both depend on the image.
+    """
+    return any(
+        graph.op(i) in ATTENTION
+        or (graph.op(i) == "MatMul" and len(graph.view.data_inputs(i)) > 1)
+        for i in nodes
+    )
+
+
+def is_depthwise_convolution(graph: LayerGraph, index: int) -> bool:
+    """Whether a node is a convolution of each channel by itself."""
+    if graph.op(index) not in CONVOLUTIONS:
+        return False
+    node = graph.view.nodes[index]
+    weights = graph.shape(node.input[3 if node.op_type == "QLinearConv" else 1])
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    return groups > 1 and weights[1:2] == (1,)
+
+
+def is_pointwise_convolution(graph: LayerGraph, index: int) -> bool:
+    """Whether a node is a 1x1 convolution of all channels, without a stride."""
+    if graph.op(index) not in CONVOLUTIONS or set(graph.kernel(index)) != {1}:
+        return False
+    stated = {a.name: a for a in graph.view.nodes[index].attribute}
+    groups = stated["group"].i if "group" in stated else 1
+    strides = stated["strides"].ints if "strides" in stated else [1]
+    return groups == 1 and set(strides) == {1}
 
 
 def mixes_tokens(graph: LayerGraph, nodes: list[int], channels: int) -> bool:
@@ -82,7 +118,9 @@ def mixes_tokens(graph: LayerGraph, nodes: list[int], channels: int) -> bool:
         Number of channels of the first dominator.
     """
     ops = {graph.op(i) for i in nodes}
-    if ops & (ATTENTION | POOLS | _RECURRENT):
+    if ops & (POOLS | _RECURRENT) or attends(graph, nodes):
+        return True
+    if any(graph.op(i) == "ReduceSum" and _sums_tokens(graph, i) for i in nodes):
         return True
     convolutions = [i for i in nodes if graph.op(i) in CONVOLUTIONS]
     if any(max(graph.kernel(i), default=1) > 1 for i in convolutions):
@@ -91,8 +129,33 @@ def mixes_tokens(graph: LayerGraph, nodes: list[int], channels: int) -> bool:
     return bool(products) and _inner_dimension(graph, products[0]) != channels
 
 
+def _sums_tokens(graph: LayerGraph, index: int) -> bool:
+    """Whether a node sums over the tokens of (batch, tokens, channels)."""
+    node = graph.view.nodes[index]
+    before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
+    return (
+        len(before) == 3
+        and before[1] > 1
+        and after
+        in (
+            (before[0], 1, before[2]),
+            (before[0], before[2]),
+        )
+    )
+
+
+def only_mixes_tokens(graph: LayerGraph, nodes: list[int]) -> bool:
+    """Whether depthwise convolutions are the only linear layers among nodes."""
+    linear = [i for i in nodes if graph.op(i) in LINEAR_OPS]
+    return bool(linear) and all(is_depthwise_convolution(graph, i) for i in linear)
+
+
 def is_channel_mlp(
-    graph: LayerGraph, start: str, nodes: list[int], channels: int
+    graph: LayerGraph,
+    start: str,
+    nodes: list[int],
+    channels: int,
+    depthwise: bool = False,
 ) -> bool:
     """Whether a channel MLP follows a tensor and is added to it.
 
@@ -105,12 +168,16 @@ def is_channel_mlp(
         The nodes after it.
     channels : int
         Its number of channels.
+    depthwise : bool
+        Whether the MLP may contain depthwise convolutions.
     """
-    linear = [i for i in nodes if graph.op(i) in LINEAR_OPS]
+    inside = [
+        i for i in nodes if not (depthwise and is_depthwise_convolution(graph, i))
+    ]
     return (
-        bool(linear)
+        any(graph.op(i) in LINEAR_OPS for i in inside)
         and all(graph.op(i) in POINTWISE | LINEAR_OPS for i in nodes)
-        and not mixes_tokens(graph, nodes, channels)
+        and not mixes_tokens(graph, inside, channels)
         and _is_added_to(graph, start, nodes)
     )
 

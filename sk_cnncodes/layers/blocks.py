@@ -4,6 +4,7 @@
 the network would show them:
 
 - dominators with several readers, and outputs of merges (residual sums and similar);
+- of concatenated branches, the 1x1 convolution that fuses them (CSP, DLA, HGNet);
 - in plain chains, the last tensor at a resolution, after its pooling;
 - vectors that a fully connected layer reads, or the maps that they are pooled from;
 - in long parts without a dominator, the cells of `sk_cnncodes.layers.block_rules`.
@@ -19,16 +20,21 @@ from functools import cached_property
 
 from sk_cnncodes.base.exceptions import BackboneError
 from sk_cnncodes.graphs.operators import (
-    ATTENTION,
     CONVOLUTIONS,
     GLOBAL_POOLS,
     LENGTHS,
     LINEAR_OPS,
-    NORMALISATIONS,
     POINTWISE,
     POOLS,
 )
-from sk_cnncodes.layers.block_rules import cell_outputs, is_channel_mlp, mixes_tokens
+from sk_cnncodes.layers.block_ends import BlockEnds
+from sk_cnncodes.layers.block_rules import (
+    attends,
+    cell_outputs,
+    is_channel_mlp,
+    mixes_tokens,
+    only_mixes_tokens,
+)
 from sk_cnncodes.layers.candidates import Candidates, LayerDecision
 from sk_cnncodes.layers.dominators import Dominator, DominatorChain
 from sk_cnncodes.layers.feature_outputs import before_neck
@@ -192,6 +198,7 @@ class BlockFinder:
         """Apply all rules in order."""
         found = self._merges_and_branches()
         self._drop_squeezes(found)
+        self._move_after_fusions(found)
         self._add_last_at_resolution(found)
         self._add_before_fully_connected(found)
         self._move_after_pointwise(found)
@@ -214,6 +221,10 @@ class BlockFinder:
             if self.penultimate in dominator.tensors:
                 return self.chain.all[:count]
         return self.chain.all
+
+    @cached_property
+    def _ends(self) -> BlockEnds:
+        return BlockEnds(self.chain, len(self._chain_to_penultimate) - 1)
 
     def _merges_and_branches(self) -> Candidates:
         """Find outputs of merges, and dominators that start several branches."""
@@ -257,6 +268,22 @@ class BlockFinder:
 
         found.drop_where(is_squeeze, "narrow squeeze layer inside the next block")
 
+    def _move_after_fusions(self, found: Candidates) -> None:
+        """Move concatenations after the 1x1 convolution that fuses their branches."""
+        ends: set[int] = set()
+        for index in range(len(self._chain_to_penultimate)):
+            end = self._ends.fusion_end(index)
+            if end is None:
+                continue
+            start = max((i for i in found.kept if i < index), default=-1)
+            if start not in ends and self._ends.is_first_of_block(start, index):
+                found.drop(
+                    start, "first 1x1 convolution of a block of several branches"
+                )
+            found.drop(index, "before the 1x1 convolution that fuses the branches")
+            found.add(end, "1x1 convolution that fuses concatenated branches")
+            ends.add(end)
+
     def _add_last_at_resolution(self, found: Candidates) -> None:
         """Add the last dominator at each resolution without a block output."""
         chain, order = self.chain, found.in_order
@@ -275,38 +302,12 @@ class BlockFinder:
                 continue  # a rearranged block output
             if not any(self.graph.op(i) in POOLS | CONVOLUTIONS for i in nodes):
                 continue  # attention heads and tokens, not a feature map
-            index = self._before_inverted_bottleneck(self._with_pool(index))
+            index = self._ends.before_inverted_bottleneck(self._ends.with_pool(index))
             size = chain.resolution(index)
             if size is not None and max(size) > 1:
                 added.add(index)
         for index in added:
             found.add(index, "last tensor at its resolution in a plain chain")
-
-    def _with_pool(self, index: int) -> int:
-        """The pooling right after a dominator or its padding; otherwise itself."""
-        chain = self._chain_to_penultimate
-        for follower, dominator in enumerate(chain[index + 1 :], index + 1):
-            ops = [self.graph.op(i) for i in dominator.nodes]
-            if len(ops) == 1 and ops[0] in POOLS:
-                return follower
-            if ops != ["Pad"]:
-                break
-        return index
-
-    def _before_inverted_bottleneck(self, index: int) -> int:
-        """The input of the inverted bottleneck around a dominator; otherwise itself."""
-        chain, wide = self.chain, self.chain.channels(index)
-        later = range(index + 1, len(self._chain_to_penultimate))
-        follower = next((i for i in later if chain.is_linear(chain.all[i].nodes)), None)
-        if follower is None or not chain.is_depthwise(chain.all[follower].nodes):
-            return index
-        others = [i for i in later if chain.channels(i) not in (0, wide)]
-        narrow = [i for i in range(index) if chain.channels(i) not in (0, wide)]
-        if not others or not narrow or chain.channels(others[0]) >= wide:
-            return index
-        same_size = chain.resolution(narrow[-1]) == chain.resolution(index)
-        has_weights = chain.is_linear(chain.between(-1, narrow[-1]))
-        return narrow[-1] if same_size and has_weights else index
 
     def _add_before_fully_connected(self, found: Candidates) -> None:
         """Add the inputs of fully connected layers, or the maps averaged to them."""
@@ -324,7 +325,7 @@ class BlockFinder:
 
     def _move_after_pointwise(self, found: Candidates) -> None:
         """Move block outputs after the activations that belong to them."""
-        moved = {index: self._after_pointwise(index) for index in found.in_order}
+        moved = {index: self._ends.after_pointwise(index) for index in found.in_order}
         rules = dict(found.kept)
         for index, after in moved.items():
             if after != index:
@@ -332,27 +333,6 @@ class BlockFinder:
         for index, after in moved.items():
             if after != index:
                 found.add(after, f"{rules[index]}, after its activation")
-
-    def _after_pointwise(self, index: int) -> int:
-        """The dominator after the activations and squeeze-excite gates of a block.
-
-        Normalisations belong to the next block, unless only pointwise operators follow
-        up to the penultimate layer.
-        """
-        chain = self._chain_to_penultimate
-        last = len(chain) - 1
-        if self.chain.is_pointwise(self.chain.between(index, last)):
-            return last
-        while index < last:
-            nodes = chain[index + 1].nodes
-            normalised = any(self.graph.op(i) in NORMALISATIONS for i in nodes)
-            belongs = self.chain.is_pointwise(nodes) and not normalised
-            if not chain[index + 1].layer or not (
-                belongs or self.chain.is_squeeze_excite(index + 1)
-            ):
-                break
-            index += 1
-        return index
 
     def _drop_transitions(self, found: Candidates) -> None:
         """Drop one of two outputs with no weights or only a transition between them."""
@@ -385,15 +365,20 @@ class BlockFinder:
             start = ends[number - 1] if number else -1
             before = chain.between(start, index)
             after = chain.between(index, ends[number + 1])
-            attends = any(self.graph.op(i) in ATTENTION for i in before)
-            attends &= not any(self.graph.op(i) in ATTENTION for i in after)
+            attended = attends(self.graph, before) and not attends(self.graph, after)
             last = max((i for i in found.kept if i < index), default=-1)
-            if attends and chain.is_linear(after) and chain.is_merge(index):
+            if attended and chain.is_linear(after) and chain.is_merge(index):
                 found.drop(index, "residual sum between attention and MLP of a block")
             elif self._is_token_mixing_sum(last, index, after):
                 found.drop(
                     index, "residual sum between token mixing and MLP of a block"
                 )
+            elif self._is_before_mlp(index, after, depthwise=True):
+                start = self._ends.before_depthwise(index)
+                if start != index:
+                    found.drop(index, "between token mixing and MLP of a block")
+                    if start not in order:
+                        found.add(start, "start of a block that mixes tokens first")
 
     def _is_token_mixing_sum(self, start: int, index: int, after: list[int]) -> bool:
         """Whether a dominator is the sum after token mixing, before a channel MLP."""
@@ -401,10 +386,14 @@ class BlockFinder:
             return False
         channels, before = self.chain.channels(index), self.chain.between(start, index)
         width_before = self.chain.channels(start) if start >= 0 else channels
-        tensor = self.chain.all[index].tensors[-1]
-        return mixes_tokens(self.graph, before, width_before) and is_channel_mlp(
-            self.graph, tensor, after, channels
-        )
+        depthwise = start >= 0 and only_mixes_tokens(self.graph, before)
+        mixed = mixes_tokens(self.graph, before, width_before)
+        return mixed and self._is_before_mlp(index, after, depthwise)
+
+    def _is_before_mlp(self, index: int, after: list[int], depthwise: bool) -> bool:
+        """Whether a channel MLP, maybe with depthwise convolutions, follows."""
+        tensor, channels = self.chain.all[index].tensors[-1], self.chain.channels(index)
+        return is_channel_mlp(self.graph, tensor, after, channels, depthwise)
 
     def _only_pools_until_penultimate(self, index: int) -> bool:
         """Whether only pooling or pointwise operators follow, up to layer -1."""

@@ -21,6 +21,11 @@ from sk_cnncodes.graphs.operators import (
     POINTWISE,
     POOLS,
 )
+from sk_cnncodes.layers.block_rules import (
+    is_depthwise_convolution,
+    is_pointwise_convolution,
+    shares_input,
+)
 from sk_cnncodes.layers.layer import LayerGraph
 
 
@@ -224,6 +229,32 @@ class DominatorChain:
         merged = self.graph.view.data_inputs(self.all[index].nodes[-1])
         return self.all[index - 1].tensors[-1] in merged
 
+    def joins_branches(self, index: int) -> bool:
+        """Whether a dominator concatenates the branches of one block.
+
+        The steps of a dense block do not: each concatenates what was before it.
+        """
+        nodes = self.all[index].nodes
+        ops = [self.graph.op(i) for i in nodes]
+        if ops[-1] != "Concat" or not self.is_join(index) or self.branches_after(index):
+            return False
+        if not (self.is_linear(nodes) or POOLS.intersection(ops)):
+            return False
+        if not self.is_dense_concat(index):
+            return not self._is_grouped(nodes)
+        step_before = self.graph.op(self.all[index - 1].nodes[-1]) == "Concat"
+        return not step_before and not shares_input(self.graph, nodes[-1])
+
+    def is_pointwise_convolution(self, index: int) -> bool:
+        """Whether a dominator is one 1x1 convolution without groups and stride."""
+        nodes = self.all[index].nodes
+        return len(nodes) == 1 and is_pointwise_convolution(self.graph, nodes[0])
+
+    def only_mixes_tokens(self, index: int) -> bool:
+        """Whether a dominator is one depthwise convolution."""
+        nodes = self.all[index].nodes
+        return len(nodes) == 1 and is_depthwise_convolution(self.graph, nodes[0])
+
     # -- readers of a dominator ----------------------------------------------
 
     @cached_property
@@ -252,6 +283,11 @@ class DominatorChain:
             or self._is_grouped(nodes)
         )
         return self._n_readers(index) >= 2 and not unbranched
+
+    def is_split(self, index: int) -> bool:
+        """Whether all readers of a dominator take a part of its channels."""
+        readers = self.graph.view.readers.get(self.all[index].tensors[-1], [])
+        return {self.graph.op(i) for i in readers} <= {"Slice", "Split"}
 
     def projects_for_attention(self, index: int) -> bool:
         """Whether a dominator is a key-value projection of skipless attention."""
