@@ -61,7 +61,7 @@ class CodeSpec:
     @property
     def _exact_digest(self) -> str:
         """SHA-256 of the spec for the same codes in float32."""
-        values = asdict(self)
+        values = asdict(self) | {"preprocessing": self.preprocessing.to_dict()}
         del values["precision"], values["calibration"], values["engine"]
         if order_matters(self.preprocessing, self.views):
             # Distinct from codes of the version that left the order to Pillow.

@@ -76,8 +76,8 @@ def calibrate(
 
     def prepare(index: int) -> np.ndarray | ImageError:
         try:
-            min_decode_size = preprocessing.min_decode_size
-            rgb = read_rgb(images[index], index, max_pixels, min_decode_size)
+            how = (max_pixels, preprocessing.min_decode_size, preprocessing.color)
+            rgb = read_rgb(images[index], index, *how)
             return preprocessing.apply(rgb)
         except ImageError as error:
             if not skip_bad:

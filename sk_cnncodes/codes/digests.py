@@ -1,7 +1,8 @@
 """Digests of images, by which a code cache identifies them.
 
 The digest of a file, bytes or an open file is that of its content; the digest of an
-array covers its pixels, shape and dtype; that of a PIL image covers its RGB pixels.
+array covers its pixels, shape and dtype; that of a PIL image covers its RGB pixels,
+converted to sRGB if the preprocessing does so.
 """
 
 from __future__ import annotations
@@ -30,8 +31,15 @@ Digest = bytes
 _KINDS = "file, scan"
 
 
-def image_digest(image: Any, index: int, max_pixels: int | None = MAX_PIXELS) -> Digest:
+def image_digest(
+    image: Any,
+    index: int,
+    max_pixels: int | None = MAX_PIXELS,
+    color: str = "ignore",
+) -> Digest:
     """Digest of one element of X.
+
+    `color` is that of the preprocessing.
 
     Raises
     ------
@@ -43,7 +51,7 @@ def image_digest(image: Any, index: int, max_pixels: int | None = MAX_PIXELS) ->
             read_rgb(image, index, max_pixels)  # raises the error
         return pixel_digest(image)
     if isinstance(image, Image.Image):
-        return pixel_digest(image, read_rgb(image, index, max_pixels))
+        return pixel_digest(image, read_rgb(image, index, max_pixels, color=color))
     return content_digest(read_content(image, index))
 
 
@@ -93,6 +101,8 @@ class ImageDigests:
         Maps a function over a sequence, possibly in threads.
     max_pixels : int or None
         An image with more pixels is a bad image. None sets no limit.
+    color : {"ignore", "srgb"}
+        Of the preprocessing.
     """
 
     def __init__(
@@ -101,11 +111,13 @@ class ImageDigests:
         cache: CodeCache,
         run: Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]],
         max_pixels: int | None = MAX_PIXELS,
+        color: str = "ignore",
     ) -> None:
         self._images = images
         self._cache = cache
         self._run = run
         self._max_pixels = max_pixels
+        self._color = color
         self._folders: dict[str, str] = {}
 
     def many(self, indices: Sequence[int]) -> list[Digest | ImageError]:
@@ -146,7 +158,7 @@ class ImageDigests:
 
     def _attempt(self, image: Any, index: int) -> Digest | ImageError:
         try:
-            return image_digest(image, index, self._max_pixels)
+            return image_digest(image, index, self._max_pixels, self._color)
         except ImageError as error:
             return error
 

@@ -192,14 +192,17 @@ class Explanation:
 
     def _resize_text(self) -> str:
         values, resized = self.preprocessing, _size(self.resized_size)
-        how = {
+        how = values.interpolation + " without antialiasing" * (not values.antialias)
+        steps = {
             "shorter": f"shorter side to {values.resize_size} ({values.rounding} "
-            f"rounding): {resized}, {values.interpolation}",
-            "squash": f"both sides, to {resized}, {values.interpolation}",
-            "exact": f"as a whole, to {resized}, {values.interpolation}",
+            f"rounding): {resized}, {how}",
+            "squash": f"both sides, to {resized}, {how}",
+            "exact": f"as a whole, to {resized}, {how}",
+            "crop_to_aspect_ratio": f"central part of the crop's aspect ratio, to "
+            f"{resized}, {how}",
             "none": f"not at all: {resized}",
         }
-        return how[values.resize]
+        return steps[values.resize]
 
     def _crop_text(self) -> str:
         top, left = self.crop_corner
@@ -276,10 +279,11 @@ def describe_code(
     """
     spec = plan.specs[plan.wanted]
     preprocessing = spec.preprocessing
-    read = read_image(image, 0, max_pixels, preprocessing.min_decode_size)
+    color = preprocessing.color
+    read = read_image(image, 0, max_pixels, preprocessing.min_decode_size, color)
     decoded = (read.rgb.height, read.rgb.width)
     resized = preprocessing.resized_size(*decoded)
-    digest = image_digest(image, 0, max_pixels)
+    digest = image_digest(image, 0, max_pixels, color)
     from_cache = None
     if cache is not None:
         from_cache = cache.get_many(spec.digest, [digest])[0] is not None

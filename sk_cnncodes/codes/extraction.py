@@ -190,8 +190,8 @@ class Extraction:
         if self._cache is None:
             yield from ((index, None) for index in range(count))
             return
-        limit = self._options.max_pixels
-        digests = ImageDigests(self._images, self._cache, workers.map, limit)
+        limit, color = self._options.max_pixels, self._spec.preprocessing.color
+        digests = ImageDigests(self._images, self._cache, workers.map, limit, color)
         for chunk in self._chunks(count):
             self._flush()
             keys = digests.many(chunk)

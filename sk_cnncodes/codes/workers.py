@@ -174,7 +174,11 @@ class Workers:
         if isinstance(key, ImageError):
             return Outcome(index, fault=key), None
         image, digest, changed = self._images[index], key, None
-        limit, min_decode_size = self._max_pixels, self._preprocessing.min_decode_size
+        how = (
+            self._max_pixels,
+            self._preprocessing.min_decode_size,
+            self._preprocessing.color,
+        )
         try:
             if digest is not None and holds_content(image):
                 # The code must be stored under the digest of the content decoded
@@ -182,11 +186,11 @@ class Workers:
                 content = read_content(image, index)
                 now = content_digest(content)
                 changed = now if now != digest else None
-                rgb = decode_content(content, image, index, limit, min_decode_size).rgb
+                rgb = decode_content(content, image, index, *how).rgb
             else:
                 if isinstance(image, np.ndarray) and digest is not None:
                     image = image.copy()  # the caller may overwrite it meanwhile
-                rgb = read_rgb(image, index, limit, min_decode_size)
+                rgb = read_rgb(image, index, *how)
                 if digest is not None:
                     now = pixel_digest(image, rgb)
                     changed = now if now != digest else None

@@ -253,9 +253,9 @@ class OnnxClassifier:
 
     def _pixels(self, images: Sequence[Any], index: int) -> np.ndarray:
         """Decode and preprocess one image."""
-        min_decode_size = self.preprocessing.min_decode_size
-        image = read_rgb(images[index], index, self.max_pixels, min_decode_size)
-        return self.preprocessing.apply(image)
+        values = self.preprocessing
+        how = (self.max_pixels, values.min_decode_size, values.color)
+        return values.apply(read_rgb(images[index], index, *how))
 
     # -- the session ---------------------------------------------------------
 

@@ -29,6 +29,7 @@ from sk_cnncodes.images.rgb import (
     as_rgb,
     describe_array_conversion,
     describe_conversion,
+    embedded_profile,
     from_pixels,
     scale_transparent_color,
     warn_if_dark,
@@ -99,6 +100,7 @@ def read_image(
     index: int,
     max_pixels: int | None = MAX_PIXELS,
     min_decode_size: MinDecodeSize | None = None,
+    color: str = "ignore",
 ) -> DecodedImage:
     """Decode one element of X into an upright RGB image, and describe its source.
 
@@ -117,6 +119,8 @@ def read_image(
         JPEG files are decoded at 1/2, 1/4 or 1/8 of their size where that is at least
         as large, which is several times faster, unless they have the hard edges of
         halftones. None for the full size.
+    color : {"ignore", "srgb"}
+        Whether colours are converted from an embedded profile to sRGB.
 
     Raises
     ------
@@ -131,9 +135,9 @@ def read_image(
         return DecodedImage(rgb, kind, rgb.size, describe_array_conversion(image))
     if isinstance(image, Image.Image):
         with open_file_lock:  # a lazy PIL image still reads its file
-            return _from_pil(image, index, max_pixels)
+            return _from_pil(image, index, max_pixels, color)
     content = read_content(image, index)
-    return decode_content(content, image, index, max_pixels, min_decode_size)
+    return decode_content(content, image, index, max_pixels, min_decode_size, color)
 
 
 def read_rgb(
@@ -141,9 +145,10 @@ def read_rgb(
     index: int,
     max_pixels: int | None = MAX_PIXELS,
     min_decode_size: MinDecodeSize | None = None,
+    color: str = "ignore",
 ) -> Image.Image:
     """Decode one element of X into an upright RGB image; see `read_image`."""
-    return read_image(image, index, max_pixels, min_decode_size).rgb
+    return read_image(image, index, max_pixels, min_decode_size, color).rgb
 
 
 def decode_content(
@@ -152,6 +157,7 @@ def decode_content(
     index: int,
     max_pixels: int | None = MAX_PIXELS,
     min_decode_size: MinDecodeSize | None = None,
+    color: str = "ignore",
 ) -> DecodedImage:
     """Decode the content of an image file; see `read_image`.
 
@@ -160,13 +166,13 @@ def decode_content(
     content : bytes
     image : object
         The element of X that the content was read from, for messages.
-    index, max_pixels, min_decode_size
+    index, max_pixels, min_decode_size, color
         As in `read_image`.
     """
     name = describe_image(image, index)
     try:
         try:
-            return _decode(content, name, index, max_pixels, min_decode_size)
+            return _decode(content, name, index, max_pixels, min_decode_size, color)
         except (
             *(ImageError, RefusedError, DarkValuesWarning),
             Image.DecompressionBombError,
@@ -178,7 +184,7 @@ def decode_content(
             bare = without_metadata(content, format_of(content))
             if bare is None:
                 raise
-        return _decode(bare, name, index, max_pixels, min_decode_size)
+        return _decode(bare, name, index, max_pixels, min_decode_size, color)
     except (ImageError, DarkValuesWarning):
         raise
     except RefusedError as error:
@@ -208,6 +214,7 @@ def _decode(
     index: int,
     max_pixels: int | None,
     min_decode_size: MinDecodeSize | None,
+    color: str,
 ) -> DecodedImage:
     opened = open_image(content, max_pixels)
     kind, size, scale = f"{opened.format} {opened.mode}", opened.size, 1
@@ -226,22 +233,29 @@ def _decode(
     # Only after loading: Pillow transposes TIFF when it loads, and would load PNG to
     # find EXIF data, which would hide decoding errors.
     orientation = _orientation(opened)
-    conversion = describe_conversion(opened)
-    rgb = as_rgb(opened, name, index)
+    profile = embedded_profile(opened) if color == "srgb" else None
+    conversion = describe_conversion(opened, profile)
+    rgb = as_rgb(opened, name, index, profile)
     del opened  # frees its pixels before the transposed copy is made
     upright = _upright(rgb, orientation)
     return DecodedImage(upright, kind, size, conversion, orientation, scale)
 
 
-def _from_pil(image: Image.Image, index: int, max_pixels: int | None) -> DecodedImage:
+def _from_pil(
+    image: Image.Image, index: int, max_pixels: int | None, color: str
+) -> DecodedImage:
     """Convert a PIL image, reading its file if it is lazy."""
     name = describe_image(image, index)
     try:
         check_size(*image.size, max_pixels)
         _load(image)
         orientation = _orientation(image)
-        kind, conversion = f"PIL image {image.mode}", describe_conversion(image)
-        upright = _upright(as_rgb(image, name, index), orientation)
+        profile = embedded_profile(image) if color == "srgb" else None
+        kind, conversion = (
+            f"PIL image {image.mode}",
+            describe_conversion(image, profile),
+        )
+        upright = _upright(as_rgb(image, name, index, profile), orientation)
         return DecodedImage(upright, kind, image.size, conversion, orientation)
     except (ImageError, DarkValuesWarning):
         raise

@@ -12,19 +12,30 @@ import numpy as np
 
 from sk_cnncodes.base.exceptions import PreprocessingError
 from sk_cnncodes.base.public import public
-from sk_cnncodes.images.resizing import DISCONTINUOUS, INTERPOLATIONS, resized_crops
+from sk_cnncodes.images.resizing import (
+    DISCONTINUOUS,
+    INTERPOLATIONS,
+    aspect_ratio_box,
+    bilinear_crops,
+    resized_crops,
+    resized_part,
+)
+from sk_cnncodes.images.rgb import COLORS, check_color
 
 if TYPE_CHECKING:
     from PIL import Image
 
 METADATA_KEY = "sk_cnncodes.preprocessing"
 
-RESIZES = ("shorter", "squash", "exact", "none")
+RESIZES = ("shorter", "squash", "exact", "crop_to_aspect_ratio", "none")
 ROUNDINGS = ("torchvision", "huggingface", "nearest")
 # In pixels; a file could demand an input size that exhausts memory.
 _MAX_SIDE = 8192
 CHANNELS = ("RGB", "BGR", "GRAY")
 LAYOUTS = ("NCHW", "NHWC")
+# Parameters that came later. Their defaults are left out of files and digests, so that
+# those of before stay the same.
+_LATER = {"antialias": True, "color": "ignore"}
 
 
 @public
@@ -39,18 +50,22 @@ class Preprocessing:
     ----------
     crop_size : (int, int)
         Height and width of the network's input, in pixels.
-    resize : {"shorter", "squash", "exact", "none"}, default="shorter"
+    resize : {"shorter", "squash", "exact", "crop_to_aspect_ratio", "none"}, \
+            default="shorter"
         - ``"shorter"``: the shorter side becomes `resize_size`, the other keeps the
           aspect ratio;
         - ``"squash"``: both sides become `resize_size`, whatever the aspect ratio;
         - ``"exact"``: the whole image becomes `crop_size`, without cropping;
+        - ``"crop_to_aspect_ratio"``: the largest central part with the aspect ratio of
+          `crop_size` becomes `crop_size`, as with this parameter of Keras;
         - ``"none"``: the image is only cropped.
     resize_size : int or (int, int) or None, default=None
         Size to resize to, in pixels: an int for ``"shorter"``, an int or (height,
         width) for ``"squash"``; None means the size of the crop.
     interpolation : str, default="bilinear"
         ``"nearest"``, ``"bilinear"``, ``"bicubic"``, ``"lanczos"``, ``"box"`` or
-        ``"hamming"``, as Pillow computes them, with antialiasing.
+        ``"hamming"``, as Pillow computes them, with antialiasing except for
+        ``"nearest"``.
     rounding : {"torchvision", "huggingface", "nearest"}, default="torchvision"
         How the longer side with ``"shorter"`` and the corner of the crop are rounded to
         whole pixels. It changes codes slightly, as the crop moves by half a pixel.
@@ -69,6 +84,19 @@ class Preprocessing:
         (ITU-R BT.601, as in Pillow's mode L).
     layout : {"NCHW", "NHWC"}, default="NCHW"
         Layout of the network's input.
+    antialias : bool, default=True
+        False interpolates between the four nearest pixels only, at half-pixel centres,
+        however much the image shrinks. It needs ``interpolation="bilinear"``. So resize
+        `tf.image.resize`, Keras's `image_dataset_from_directory` and `Resizing`, OpenCV
+        (`INTER_LINEAR`), and torchvision's tensors with ``antialias=False``.
+    color : {"ignore", "srgb"}, default="ignore"
+        What an embedded colour profile (ICC) does.
+
+        - ``"ignore"``: nothing, as in torchvision, timm, transformers and Keras;
+        - ``"srgb"``: the colours are converted to sRGB (LittleCMS, perceptual intent),
+          as image viewers do. Use it if images with other profiles, such as Adobe RGB,
+          Display P3 or CMYK, are mixed with ordinary ones. Damaged profiles, and those
+          of another kind than the pixels, are ignored.
 
     Raises
     ------
@@ -89,10 +117,20 @@ class Preprocessing:
     ... )
     >>> imagenet.crop_size
     (224, 224)
+
+    That of Keras's `image_dataset_from_directory`, for a network that normalises by
+    itself; `load_img` has ``interpolation="nearest"`` instead, unless it is told
+    otherwise:
+
+    >>> keras = Preprocessing(
+    ...     crop_size=(224, 224), resize="exact", antialias=False, layout="NHWC"
+    ... )
     """
 
     crop_size: tuple[int, int]
-    resize: Literal["shorter", "squash", "exact", "none"] = "shorter"
+    resize: Literal["shorter", "squash", "exact", "crop_to_aspect_ratio", "none"] = (
+        "shorter"
+    )
     resize_size: int | tuple[int, int] | None = None
     interpolation: str = "bilinear"
     rounding: Literal["torchvision", "huggingface", "nearest"] = "torchvision"
@@ -101,6 +139,8 @@ class Preprocessing:
     scale: float = 1.0
     channels: Literal["RGB", "BGR", "GRAY"] = "RGB"
     layout: Literal["NCHW", "NHWC"] = "NCHW"
+    antialias: bool = True
+    color: Literal["ignore", "srgb"] = "ignore"
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the dataclass is frozen
@@ -112,6 +152,9 @@ class Preprocessing:
         _check_choice("rounding", self.rounding, ROUNDINGS)
         _check_choice("channels", self.channels, CHANNELS)
         _check_choice("layout", self.layout, LAYOUTS)
+        _check_choice("color", self.color, COLORS)
+        check_color(self.color)
+        self._check_antialias()
         put(self, "resize_size", self._checked_resize_size())
         if not _is_number(self.scale) or self.scale == 0:
             raise PreprocessingError(
@@ -126,10 +169,23 @@ class Preprocessing:
                 f"preprocessing std: expected no zero, got {self.std}."
             )
 
+    def _check_antialias(self) -> None:
+        if not isinstance(self.antialias, bool):
+            raise PreprocessingError(
+                f"preprocessing antialias: expected True or False, got "
+                f"{self.antialias!r}."
+            )
+        if not self.antialias and self.interpolation != "bilinear":
+            raise PreprocessingError(
+                "preprocessing antialias: expected True with interpolation="
+                f"{self.interpolation!r}, got False. Without antialiasing there is "
+                "interpolation='bilinear', and 'nearest' never has any."
+            )
+
     def _checked_resize_size(self) -> int | tuple[int, int] | None:
         """Check `resize_size` against `resize`, and replace None by its default."""
         size = self.resize_size
-        if self.resize in ("exact", "none"):
+        if self.resize in ("exact", "crop_to_aspect_ratio", "none"):
             if size is not None:
                 raise PreprocessingError(
                     f"preprocessing resize_size: expected None with resize="
@@ -180,10 +236,8 @@ class Preprocessing:
         ndarray of uint8, shape (height, width, 3)
             Height and width are `crop_size`.
         """
-        full = self.resized_size(image.height, image.width)
-        corners = [self.crop_corner(*full)]
-        crops = resized_crops(image, full, self.crop_size, corners, self.interpolation)
-        central: np.ndarray = crops[0]
+        corner = self.crop_corner(*self.resized_size(image.height, image.width))
+        central: np.ndarray = self._crops(image, [corner])[0]
         return central
 
     def apply_five(self, image: Image.Image) -> np.ndarray:
@@ -206,9 +260,19 @@ class Preprocessing:
         tops = (0, bottom) if bottom > 0 else (top, top)
         lefts = (0, right) if right > 0 else (left, left)
         corners = [(y, x) for y in tops for x in lefts]
-        return resized_crops(
-            image, full, self.crop_size, [*corners, (top, left)], self.interpolation
-        )
+        return self._crops(image, [*corners, (top, left)])
+
+    def _crops(self, image: Image.Image, corners: list[tuple[int, int]]) -> np.ndarray:
+        """Resize an image, and take crops with these corners (top, left)."""
+        full, crop = self.resized_size(image.height, image.width), self.crop_size
+        if self.resize == "crop_to_aspect_ratio":
+            box = aspect_ratio_box(image.height, image.width, crop)
+            if self.antialias:
+                return resized_part(image, box, crop, self.interpolation)[None]
+            image = image.crop(box)
+        if not self.antialias:
+            return bilinear_crops(image, full, crop, corners)
+        return resized_crops(image, full, crop, corners, self.interpolation)
 
     def crop_corner(self, height: int, width: int) -> tuple[int, int]:
         """Top and left of the central crop of a resized image.
@@ -235,7 +299,7 @@ class Preprocessing:
         """Height and width of an image after the resize, in pixels."""
         if self.resize == "none":
             return height, width
-        if self.resize == "exact":
+        if self.resize in ("exact", "crop_to_aspect_ratio"):
             return self.crop_size
         size = self.resize_size
         assert size is not None
@@ -251,10 +315,12 @@ class Preprocessing:
 
         A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. Twice the size after the
         resize makes no visible difference, except to halftones
-        (`sk_cnncodes.images.halftones`), and except with the discontinuous "nearest"
-        and "box", which need the full size.
+        (`sk_cnncodes.images.halftones`), with the discontinuous "nearest" and "box",
+        without antialiasing, and where a part is cut out in whole pixels first: these
+        need the full size.
         """
-        if self.resize == "none" or self.interpolation in DISCONTINUOUS:
+        needs_pixels = self.interpolation in DISCONTINUOUS or not self.antialias
+        if needs_pixels or self.resize in ("crop_to_aspect_ratio", "none"):
             return height, width
         full_height, full_width = self.resized_size(height, width)
         return 2 * full_height, 2 * full_width
@@ -262,8 +328,12 @@ class Preprocessing:
     # -- plain values --------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all parameters as plain numbers, strings and tuples."""
-        return asdict(self)
+        """Return the parameters as plain numbers, strings and tuples.
+
+        `antialias` and `color` are left out if they have their defaults.
+        """
+        values = asdict(self)
+        return {k: v for k, v in values.items() if k not in _LATER or v != _LATER[k]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:

@@ -151,3 +151,77 @@ def _box_side(
     factor = length / resized
     end = length if start + cropped == resized else (start + cropped) * factor
     return start * factor, float(end), factor
+
+
+def aspect_ratio_box(height: int, width: int, crop: Size) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the largest central part shaped like `crop`.
+
+    Rounded to whole pixels as in Keras.
+    """
+    part_height = max(min(height, width * crop[0] // crop[1]), 1)
+    part_width = max(min(width, height * crop[1] // crop[0]), 1)
+    top, left = (height - part_height) // 2, (width - part_width) // 2
+    return left, top, left + part_width, top + part_height
+
+
+def resized_part(
+    image: Image.Image, box: tuple[int, int, int, int], size: Size, interpolation: str
+) -> np.ndarray:
+    """Resize a part of an image; the filter sees the pixels around the part too.
+
+    As `Image.resize` with `box` (left, top, right, bottom), rows first.
+    """
+    method = Image.Resampling(INTERPOLATIONS[interpolation])
+    (left, top, right, bottom), (height, width) = box, size
+    if interpolation in OVERSHOOTING:
+        rows = (left, 0, right, image.height)
+        image = image.resize((width, image.height), method, box=rows)
+        left, right = 0, width
+    return np.asarray(
+        image.resize((width, height), method, box=(left, top, right, bottom))
+    )
+
+
+def bilinear_crops(
+    image: Image.Image, full: Size, crop: Size, corners: list[Size]
+) -> np.ndarray:
+    """Crops of equal size from an image resized without antialiasing.
+
+    As TensorFlow's `resize_bilinear` with half-pixel centres, in single precision,
+    rounded to whole levels; see `resized_crops` for the parameters.
+    """
+    pixels = np.asarray(image)
+    upper, lower, y_share = _neighbours(image.height, full[0])
+    before, after, x_share = _neighbours(image.width, full[1])
+    crops = np.zeros((len(corners), *crop, 3), np.uint8)
+    for out, (top, left) in zip(crops, corners, strict=True):
+        # The part of the crop that is inside of the resized image.
+        y = np.arange(max(top, 0), min(top + crop[0], full[0]))
+        x = np.arange(max(left, 0), min(left + crop[1], full[1]))
+        share = x_share[x][:, None]
+        first, last = (
+            _blend(pixels[rows][:, before[x]], pixels[rows][:, after[x]], share)
+            for rows in (upper[y], lower[y])
+        )
+        blended = _blend(first, last, y_share[y][:, None, None])
+        inside = out[y[0] - top : y[-1] + 1 - top, x[0] - left : x[-1] + 1 - left]
+        np.rint(blended, out=inside, casting="unsafe")
+    return crops
+
+
+def _neighbours(length: int, resized: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions before and after each resized one, and the share of the latter."""
+    scale = np.float32(length) / np.float32(resized)
+    at = (np.arange(resized, dtype=np.float32) + np.float32(0.5)) * scale
+    at -= np.float32(0.5)
+    floor = np.floor(at)
+    before = np.maximum(floor, 0).astype(np.intp)
+    after = np.minimum(np.ceil(at), length - 1).astype(np.intp)
+    return before, after, at - floor
+
+
+def _blend(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Linear interpolation, in single precision."""
+    start = first.astype(np.float32)
+    blended: np.ndarray = start + (second.astype(np.float32) - start) * share
+    return blended

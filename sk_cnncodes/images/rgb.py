@@ -1,22 +1,33 @@
 """Convert what was decoded, or an array, to RGB with 8 bits.
 
 Nothing is scaled by what values happen to occur: 16-bit values keep their high byte,
-floats are multiplied by 255, transparency is composited over white.
+floats are multiplied by 255, transparency is composited over white. Colours stay as
+they are, or are converted from an embedded ICC profile to sRGB by Pillow's LittleCMS.
 """
 
 from __future__ import annotations
 
+import io
 import warnings
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from sk_cnncodes.base.exceptions import ImageError
+from sk_cnncodes.base.exceptions import ImageError, PreprocessingError
 from sk_cnncodes.images.formats import RefusedError
 from sk_cnncodes.images.safe_open import check_size
 from sk_cnncodes.images.sources import ACCEPTED, describe_image
 
+COLORS = ("ignore", "srgb")
+# Kinds of pixels that a profile can describe: its colour space, and the image modes
+# that have it. All others become RGB first.
+_MODES = {
+    "CMYK": ("CMYK",),
+    "GRAY": ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"),
+}
 _PIXELS_AT_ONCE = 2**20
 # Step between gray values after scaling to 8 bits, by Pillow's raw mode.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
@@ -29,13 +40,22 @@ class DarkValuesWarning(UserWarning):
     """16-bit values of an image are so small that it becomes nearly black."""
 
 
-def describe_conversion(image: Image.Image) -> str:
+def describe_conversion(image: Image.Image, profile: ColorProfile | None) -> str:
     """What `as_rgb` does to the values of an image, in words."""
+    parts = []
     if _is_deep_gray(image):
-        return "float gray times 255" if image.mode == "F" else "high 8 bits of gray"
-    if image.has_transparency_data:
-        return "composited over white"
-    return "none" if image.mode == "RGB" else f"{image.mode} to RGB"
+        parts.append(
+            "float gray times 255" if image.mode == "F" else "high 8 bits of gray"
+        )
+    elif image.has_transparency_data:
+        parts.append("composited over white")
+    elif image.mode != "RGB":
+        parts.append(f"{image.mode} to RGB")
+    if profile is not None:
+        parts.append(str(profile))
+    elif image.info.get("icc_profile"):
+        parts.append("ICC profile ignored")
+    return ", ".join(parts) or "none"
 
 
 def describe_array_conversion(pixels: np.ndarray) -> str:
@@ -51,18 +71,26 @@ def _is_deep_gray(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;")
 
 
-def as_rgb(image: Image.Image, name: str, index: int) -> Image.Image:
-    """Convert to mode RGB without transparency; an opaque RGB image is not copied."""
+def as_rgb(
+    image: Image.Image, name: str, index: int, profile: ColorProfile | None = None
+) -> Image.Image:
+    """Convert to mode RGB without transparency; an opaque RGB image is not copied.
+
+    With a profile, the colours are converted from it to sRGB.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
-        return image
-    if _is_deep_gray(image):
-        return _from_deep_gray(image, name, index)
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        return _over_white(image)
-    return image.convert("RGB")
+        rgb = image
+    elif _is_deep_gray(image):
+        rgb = _from_deep_gray(image, name, index)
+    elif image.has_transparency_data or image.mode == "La":
+        straight = image.convert("LA") if image.mode == "La" else image
+        return _over_white(straight, profile)
+    elif profile is not None and image.mode == "CMYK":
+        rgb = image
+    else:
+        rgb = image.convert("RGB")
+    return rgb if profile is None else profile.to_srgb(rgb)
 
 
 def warn_if_dark(image: Any, tiles: list[Any]) -> None:
@@ -100,7 +128,7 @@ def scale_transparent_color(image: ImageFile.ImageFile) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in color)
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def _over_white(image: Image.Image, profile: ColorProfile | None = None) -> Image.Image:
     """Composite over white in strips, as copies of the whole can take gigabytes."""
     image.load()  # before the result is allocated, to limit peak memory
     rgb = Image.new("RGB", image.size)
@@ -108,6 +136,8 @@ def _over_white(image: Image.Image) -> Image.Image:
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))
         rgba = image.crop(box).convert("RGBA")
+        if profile is not None:
+            rgba = profile.to_srgb(rgba)
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         rgb.paste(Image.alpha_composite(white, rgba).convert("RGB"), box)
     return rgb
@@ -200,3 +230,136 @@ def _as_uint8(pixels: np.ndarray, name: str, index: int) -> np.ndarray:
     scaled = pixels * pixels.dtype.type(255)
     rounded: np.ndarray = np.rint(scaled, out=scaled).astype(np.uint8)
     return rounded
+
+
+# -- colour profiles -----------------------------------------------------------
+
+
+def check_color(color: str) -> None:
+    """Check that Pillow can convert colours, if that is wanted.
+
+    Raises
+    ------
+    PreprocessingError
+        If it was built without LittleCMS.
+    """
+    if color != "srgb":
+        return
+    from PIL import features
+
+    if not features.check("littlecms2"):
+        raise PreprocessingError(
+            "preprocessing color: 'srgb' needs Pillow with LittleCMS, but this Pillow "
+            "was built without it. Expected 'ignore' here, or Pillow from PyPI."
+        )
+
+
+@dataclass(frozen=True)
+class ColorProfile:
+    """An embedded profile, and how to convert from it.
+
+    Attributes
+    ----------
+    content : bytes
+    space : str
+        Colour space of the pixels that it describes: "RGB", "GRAY" or "CMYK".
+    description : str
+        Its name in the file.
+    is_srgb : bool
+        Whether it changes nothing, within one level, as most profiles do.
+    """
+
+    content: bytes
+    space: str
+    description: str
+    is_srgb: bool = False
+
+    def __str__(self) -> str:
+        what = "is sRGB" if self.is_srgb else "to sRGB"
+        return f"ICC profile {self.description!r} {what}"
+
+    def to_srgb(self, image: Image.Image) -> Image.Image:
+        """Convert an image; transparency is kept, and the image is not changed.
+
+        Parameters
+        ----------
+        image : PIL.Image.Image
+            In mode CMYK for the space "CMYK", otherwise in mode RGB or RGBA.
+        """
+        if self.is_srgb:
+            return image
+        if self.space == "GRAY":
+            converted = _apply(image.getchannel(0), self.content)
+            if image.mode == "RGBA":
+                converted.putalpha(image.getchannel("A"))
+            return converted
+        return _apply(image, self.content)
+
+
+def embedded_profile(image: Image.Image) -> ColorProfile | None:
+    """The profile of an image; None if it has none that fits its pixels and works."""
+    content = image.info.get("icc_profile")
+    if not isinstance(content, bytes) or not content:
+        return None
+    profile = _read_profile(content)
+    if profile is None:
+        return None
+    space = next((s for s, modes in _MODES.items() if image.mode in modes), "RGB")
+    return profile if profile.space == space else None
+
+
+@lru_cache(maxsize=8)
+def _read_profile(content: bytes) -> ColorProfile | None:
+    """Read a profile and build its transform; None if it is damaged."""
+    from PIL import ImageCms
+
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(content))
+        space = opened.profile.xcolor_space.strip()
+        if space not in ("RGB", *_MODES):
+            return None
+        description = ImageCms.getProfileDescription(opened)
+        printable = "".join(c for c in description if c.isprintable())
+        profile = ColorProfile(content, space, printable.strip()[:60])
+        return replace(profile, is_srgb=_changes_nothing(profile))
+    except MemoryError:
+        raise
+    except Exception:  # Pillow and LittleCMS raise several kinds
+        return None
+
+
+def _changes_nothing(profile: ColorProfile) -> bool:
+    """Whether colours spread over its space stay the same within one level."""
+    steps = np.linspace(0, 255, 9).astype(np.uint8)
+    if profile.space == "CMYK":
+        profile.to_srgb(Image.new("CMYK", (1, 1)))
+        return False
+    if profile.space == "GRAY":
+        colors = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
+    else:
+        colors = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
+    converted = np.asarray(profile.to_srgb(Image.fromarray(colors[None])))[0]
+    return bool(np.abs(converted.astype(int) - colors).max() <= 1)
+
+
+@lru_cache(maxsize=8)
+def _transform(content: bytes, mode: str) -> Any:
+    """The transform to sRGB of images of a mode."""
+    from PIL import ImageCms
+
+    source = ImageCms.ImageCmsProfile(io.BytesIO(content))
+    return ImageCms.buildTransform(
+        source,
+        ImageCms.createProfile("sRGB"),
+        mode,
+        "RGBA" if mode == "RGBA" else "RGB",
+        ImageCms.Intent.PERCEPTUAL,
+    )
+
+
+def _apply(image: Image.Image, content: bytes) -> Image.Image:
+    from PIL import ImageCms
+
+    converted = ImageCms.applyTransform(image, _transform(content, image.mode))
+    assert converted is not None  # only if it is converted in place
+    return converted

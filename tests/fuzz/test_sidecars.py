@@ -57,6 +57,8 @@ GOOD: dict[str, dict[str, Any]] = {
         "layout": "NCHW",
         "interpolation": "bilinear",
         "rounding": "nearest",
+        "antialias": True,
+        "color": "srgb",
     },
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,17 +88,130 @@ def test_noise_matches_within_one_or_two_levels(
     assert (difference > 1).mean() < 0.001
 
 
-def keras(image: Image.Image, side: int) -> np.ndarray:
-    """`load_img(target_size=(side, side), interpolation="bilinear")` of Keras, which
-    resizes the whole image, whatever its aspect ratio."""
-    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+# -- Keras ---------------------------------------------------------------------
 
 
-def test_exact_resize_matches_keras(photographs: list[np.ndarray]) -> None:
-    record = Preprocessing(crop_size=(96, 96), resize="exact")
+def weights(length: int, resized: int) -> np.ndarray:
+    """Share of each pixel in each resized one, as `tf.image.resize` computes them.
+
+    Its default: the two nearest pixels, at half-pixel centres, whatever the scale.
+    """
+    shares = np.zeros((resized, length))
+    for position in range(resized):
+        at = (position + 0.5) * length / resized - 0.5
+        before = math.floor(at)
+        for pixel, share in ((before, 1 - (at - before)), (before + 1, at - before)):
+            shares[position, min(max(pixel, 0), length - 1)] += share
+    return shares
+
+
+def tf_resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`image_dataset_from_directory(image_size=(height, width))`; it gives floats."""
+    rows = np.einsum("yr,rcd->ycd", weights(pixels.shape[0], height), pixels)
+    return np.einsum("xc,ycd->yxd", weights(pixels.shape[1], width), rows)
+
+
+def smart_resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The same with `crop_to_aspect_ratio=True`."""
+    full_height, full_width = pixels.shape[:2]
+    part_height = max(min(full_height, int(float(full_width * height) / width)), 1)
+    part_width = max(min(full_width, int(float(full_height * width) / height)), 1)
+    top = int(float(full_height - part_height) / 2)
+    left = int(float(full_width - part_width) / 2)
+    part = pixels[top : top + part_height, left : left + part_width]
+    return tf_resize(part, height, width)
+
+
+def load_img(
+    image: Image.Image, height: int, width: int, interpolation: str, keep: bool
+) -> np.ndarray:
+    """`load_img(target_size=(height, width))` with `keep_aspect_ratio=keep`.
+
+    It resizes with Pillow, by default "nearest".
+    """
+    box = None
+    if keep:
+        part_height = min(image.height, image.width * height // width)
+        part_width = min(image.width, image.height * width // height)
+        top = (image.height - part_height) // 2
+        left = (image.width - part_width) // 2
+        box = (left, top, left + part_width, top + part_height)
+    method = Image.Resampling(INTERPOLATIONS[interpolation])
+    return np.asarray(image.resize((width, height), method, box=box))
+
+
+@pytest.mark.parametrize("size", [(96, 96), (60, 100), (240, 350)])
+@pytest.mark.parametrize("crops", [False, True])
+def test_image_dataset_from_directory_of_keras(
+    size: tuple[int, int], crops: bool, photographs: list[np.ndarray]
+) -> None:
+    record = Preprocessing(
+        crop_size=size,
+        resize="crop_to_aspect_ratio" if crops else "exact",
+        antialias=False,
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (151, 333, 3), np.uint8)
+    for pixels in (*photographs, noise, noise[:1, :1], noise[:, :1]):
+        found = record.apply(Image.fromarray(pixels))
+        expected = (smart_resize if crops else tf_resize)(pixels, *size)
+        assert np.abs(found - expected).max() <= 0.51  # rounded to whole levels
+    antialiased = replace(record, antialias=True).apply(Image.fromarray(noise))
+    if size[0] < 151:
+        assert (
+            np.abs(antialiased.astype(int) - record.apply(Image.fromarray(noise))).max()
+            > 50
+        )
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_load_img_of_keras(
+    interpolation: str, keep: bool, photographs: list[np.ndarray]
+) -> None:
+    record = Preprocessing(
+        crop_size=(60, 100),
+        resize="crop_to_aspect_ratio" if keep else "exact",
+        interpolation=interpolation,
+    )
     for pixels in photographs:
         image = Image.fromarray(pixels)
-        np.testing.assert_array_equal(record.apply(image), keras(image, 96))
+        expected = load_img(image, 60, 100, interpolation, keep).astype(int)
+        difference = np.abs(record.apply(image) - expected)
+        if (
+            interpolation == "bicubic"
+        ):  # Pillow's order of passes depends on its version
+            assert (difference > 1).mean() < 0.01
+        else:
+            assert difference.max() == 0
+
+
+def test_crops_without_antialiasing(photographs: list[np.ndarray]) -> None:
+    image = Image.fromarray(photographs[2])
+    record = Preprocessing(crop_size=(40, 50), resize_size=60, antialias=False)
+    height, width = record.resized_size(image.height, image.width)
+    whole = tf_resize(np.asarray(image), height, width)
+    top, left = record.crop_corner(height, width)
+    corners = [(0, 0), (0, width - 50), (height - 40, 0), (height - 40, width - 50)]
+    crops = record.apply_five(image)
+    for crop, (y, x) in zip(crops, [*corners, (top, left)], strict=True):
+        assert np.abs(crop - whole[y : y + 40, x : x + 50]).max() <= 0.51
+    np.testing.assert_array_equal(record.apply(image), crops[4])
+    padded = replace(record, crop_size=(100, 400))
+    top, left = padded.crop_corner(height, width)
+    inside = padded.apply(image)[-top : height - top, -left : width - left]
+    assert np.abs(inside - whole).max() <= 0.51
+    assert padded.apply(image).sum() == inside.sum()  # black around it
+
+
+@pytest.mark.parametrize(
+    "values", [{"antialias": False}, {"resize": "crop_to_aspect_ratio"}]
+)
+def test_jpegs_are_decoded_in_full_where_single_pixels_count(values: dict) -> None:
+    record = Preprocessing(**({"crop_size": (20, 20), "resize": "exact"} | values))
+    file = io.BytesIO()
+    Image.new("RGB", (640, 640)).save(file, "JPEG")
+    found = read_rgb(file.getvalue(), 0, min_decode_size=record.min_decode_size)
+    assert found.size == (640, 640)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
@@ -236,6 +351,16 @@ def test_rounding_conventions() -> None:
         ({"resize_size": (4, 4)}, "resize_size: expected an int"),
         ({"resize_size": -1}, "resize_size: expected an int from 1"),
         ({"resize": "exact", "resize_size": 4}, "resize_size: expected None"),
+        (
+            {"resize": "crop_to_aspect_ratio", "resize_size": 4},
+            "resize_size: expected None with resize='crop_to_aspect_ratio'",
+        ),
+        ({"antialias": 0}, "antialias: expected True or False, got 0"),
+        (
+            {"antialias": False, "interpolation": "bicubic"},
+            "antialias: expected True with interpolation='bicubic'",
+        ),
+        ({"color": "sRGB"}, r"color: expected one of \['ignore', 'srgb'\], got 'sRGB'"),
     ],
 )
 def test_invalid_parameters(values: dict, message: str) -> None:
