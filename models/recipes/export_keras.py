@@ -9,7 +9,10 @@ Needs: keras, tensorflow (or tensorflow-cpu), tf2onnx, onnx.
 NAME is a function of `keras.applications`. The file has a dynamic batch size and a
 channels-last input, keeps the names of Keras layers (`conv4_block6_out`) as layer
 names, and contains the equivalent of the model's `preprocess_input` in its metadata.
-The whole image is resized to the input size, as in the examples of Keras.
+The whole image is resized to the input size, as in the examples of Keras, but with
+antialiasing. Keras itself does not antialias: `image_dataset_from_directory` and the
+layer `Resizing` take the four nearest pixels, `load_img(target_size=...)` takes the
+nearest one. --resize states one of these instead, for networks trained with it.
 
 With KERAS_BACKEND=torch tensorflow and tf2onnx are not needed, but torch's exporter
 does not see Keras layers, so that tensors have numbers as names.
@@ -25,9 +28,16 @@ from export_common import argument_parser, check_file, write_metadata
 
 # For networks that take images of any size.
 DEFAULT_SIZE = (224, 224)
+RESIZES = {
+    "antialiased": {"interpolation": "bilinear"},
+    "image_dataset_from_directory": {"interpolation": "bilinear", "antialias": False},
+    "load_img": {"interpolation": "nearest"},
+}
 
 
-def preprocessing_of(name: str, size: tuple[int, int]) -> dict[str, Any]:
+def preprocessing_of(
+    name: str, size: tuple[int, int], resize: str = "antialiased"
+) -> dict[str, Any]:
     """The equivalent of `preprocess_input`, measured with black and pure colours.
 
     It scales and shifts each channel (mode "tf" or "torch"), reverses the channels and
@@ -51,7 +61,7 @@ def preprocessing_of(name: str, size: tuple[int, int]) -> dict[str, Any]:
         "crop_size": size,
         "resize": "exact",
         "resize_size": None,
-        "interpolation": "bilinear",
+        **RESIZES[resize],
         "rounding": "torchvision",
         "mean": [round(float(value), 4) for value in -black * std],
         "std": [round(float(value), 4) for value in std],
@@ -62,7 +72,10 @@ def preprocessing_of(name: str, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def build(
-    name: str, random_weights: bool = False, **options: Any
+    name: str,
+    random_weights: bool = False,
+    resize: str = "antialiased",
+    **options: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Build a model and its preprocessing; `options` go to the Keras function."""
     import keras
@@ -74,7 +87,7 @@ def build(
     model = function(weights=weights, **options)
     if None in model.input_shape[1:]:
         model = function(weights=weights, input_shape=(*DEFAULT_SIZE, 3), **options)
-    return model, preprocessing_of(name, tuple(model.input_shape[1:3]))
+    return model, preprocessing_of(name, tuple(model.input_shape[1:3]), resize)
 
 
 def export(model: Any, output: Path) -> None:
@@ -125,8 +138,10 @@ def _name_by_layers(model: Any, layers: set[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    given = argument_parser(__doc__).parse_args(arguments)
-    model, preprocessing = build(given.name, given.random_weights)
+    parser = argument_parser(__doc__)
+    parser.add_argument("--resize", choices=RESIZES, default="antialiased")
+    given = parser.parse_args(arguments)
+    model, preprocessing = build(given.name, given.random_weights, given.resize)
     export(model, given.output)
     write_metadata(given.output, preprocessing)
     check_file(given.output)
