@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 # Parts a file may have: each takes microseconds, however small.
@@ -343,3 +344,84 @@ def _sequence_size(bits: _Bits) -> tuple[int, int]:
                 bits.read(4)
     width_bits, height_bits = bits.read(4) + 1, bits.read(4) + 1
     return bits.read(width_bits) + 1, bits.read(height_bits) + 1
+
+
+# -- JPEG XL -----------------------------------------------------------------
+
+_JXL_BOXES = b"\0\0\0\x0cJXL \r\n\x87\n"
+# Width by height, for each ratio that a header names.
+_JXL_RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4)}
+_JXL_RATIOS[7] = (2, 1)
+_JXL_SIDE = ((1, 9), (1, 13), (1, 18), (1, 30))
+_JXL_PREVIEW = ((1, 6), (65, 8), (321, 10), (1345, 12))
+_JXL_PREVIEW_BLOCKS = ((16, 0), (32, 0), (1, 5), (33, 9))
+
+
+def jxl_codestream(content: bytes) -> bytes:
+    """The pixels of a JPEG XL file, without the boxes of its metadata."""
+    if not content.startswith(_JXL_BOXES):
+        return content
+    parts = []
+    for kind, start, end in islice(boxes(content), MAX_PARTS):
+        if kind in (b"jxlc", b"jxlp"):
+            parts.append(content[start + (8 if kind == b"jxlc" else 12) : end])
+    return b"".join(parts)
+
+
+def jxl_header(codestream: bytes) -> tuple[list[tuple[int, int]], int]:
+    """Sizes of the image and its preview, and the number of its extra channels.
+
+    Names are those of the standard.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged.
+    """
+    # Fields begin with the lowest bit.
+    start = codestream[2:66]
+    bits = _Bits(bytes(int(f"{byte:08b}"[::-1], 2) for byte in start))
+
+    def read(count: int) -> int:
+        return sum(bits.read(1) << i for i in range(count))
+
+    def read_one_of(choices: tuple[tuple[int, int], ...]) -> int:
+        least, count = choices[read(2)]
+        return least + read(count)
+
+    def read_size(preview: bool = False) -> tuple[int, int]:
+        is_div8 = read(1)
+
+        def read_side() -> int:
+            if preview:
+                choices = _JXL_PREVIEW_BLOCKS if is_div8 else _JXL_PREVIEW
+                return read_one_of(choices) * (8 if is_div8 else 1)
+            return 8 * (read(5) + 1) if is_div8 else read_one_of(_JXL_SIDE)
+
+        height = read_side()
+        if ratio := read(3):
+            across, down = _JXL_RATIOS[ratio]
+            return height * across // down, height
+        return read_side(), height
+
+    sizes = [read_size()]
+    if read(1):  # all_default
+        return sizes, 0
+    if read(1):  # extra_fields
+        read(3)  # orientation
+        if read(1):  # have_intrinsic_size
+            read_size()
+        if read(1):  # have_preview
+            sizes.append(read_size(preview=True))
+        if read(1):  # have_animation
+            read_one_of(((100, 0), (1000, 0), (1, 10), (1, 30)))
+            read_one_of(((1, 0), (1001, 0), (1, 8), (1, 10)))
+            read_one_of(((0, 0), (0, 3), (0, 16), (0, 32)))
+            read(1)
+    if read(1):  # float_sample
+        read_one_of(((32, 0), (16, 0), (24, 0), (1, 6)))
+        read(4)
+    else:
+        read_one_of(((8, 0), (10, 0), (12, 0), (1, 6)))
+    read(1)  # modular_16bit_buffers
+    return sizes, read_one_of(((0, 0), (1, 0), (2, 4), (1, 12)))

@@ -14,23 +14,30 @@ import numpy as np
 from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, JpegImagePlugin
 
 from sk_cnncodes.base.forks import fork_lock, fork_safe_lock, import_fork_safe
+from sk_cnncodes.images.file_parts import jxl_codestream
 
 # Formats that are opened, MPO as JPEG; Pillow's other readers are not used. HEIF (HEIC)
-# needs pillow-heif.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
+# needs pillow-heif, and JXL (JPEG XL) pillow-jxl-plugin.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "JXL")
+_READERS = {
+    "HEIF": ("pillow_heif", "heif"),
+    "JXL": ("pillow_jxl.JpegXLImagePlugin", "jxl"),
+}
+_KINDS = {"AVIF": "an AVIF", "HEIF": "a HEIC (HEIF)", "JXL": "a JPEG XL"}
 # AVIF and HEIF files share a container, and may both call themselves mif1.
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _SHARED_BRANDS = {b"mif1", b"msf1", b"miaf"}
 _AVIF_SUFFIXES = (".avif", ".avifs")
 _HEIF_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif")
-# Photographs that are not read, whatever is installed: raw ones, JPEG 2000, JPEG XL.
+_JXL_SUFFIXES = (".jxl",)
+# Photographs that are not read, whatever is installed: raw ones, JPEG 2000.
 _RAW_SUFFIXES = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".mrw", ".nef"),
     *(".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw"),
     ".x3f",
 )
-_OTHER_SUFFIXES = (".jp2", ".j2k", ".jxl")
+_OTHER_SUFFIXES = (".jp2", ".j2k")
 _CONVERT = "Convert them to JPEG, PNG or TIFF"
 # What files that are no image of `FORMATS` begin with.
 _OTHERS = (
@@ -39,9 +46,8 @@ _OTHERS = (
     (b"IIRS", "a raw photograph (ORF)"),
     (b"IIU\0", "a raw photograph (RW2)"),
     (b"FOVb", "a raw photograph (X3F)"),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL file"),
-    (b"\xff\x0a", "a JPEG XL file"),
 )
+_JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 # Number of threads of a decoder: a setting of the process, as its parameter.
 _setting_lock = fork_safe_lock()
 
@@ -64,6 +70,8 @@ def format_of(content: bytes) -> str:
         )
     if content[4:8] == b"ftyp":
         name = _format_of_boxes(content)
+    elif content.startswith(_JXL_STARTS):
+        name = "JXL"
     else:
         name = _format_of_start(content[:16])
     if not name:
@@ -75,11 +83,10 @@ def format_of(content: bytes) -> str:
             f"not an image file. Expected one of {', '.join(FORMATS)}, got "
             f"{known[0] if known else what}."
         )
-    if cure := _cures().get(name):
-        kind = "an AVIF" if name == "AVIF" else "a HEIC (HEIF)"
+    if name in _KINDS and (cure := _cure(name)):
         raise RefusedError(
-            f"not supported here: {kind} file, whatever its name. {cure}; or convert "
-            "it to JPEG or PNG."
+            f"not supported here: {_KINDS[name]} file, whatever its name. {cure}; or "
+            "convert it to JPEG or PNG."
         )
     return name
 
@@ -88,7 +95,7 @@ def _format_of_start(start: bytes) -> str:
     """Ask the readers of Pillow."""
     _import_readers()
     for name in FORMATS:
-        if name in ("AVIF", "HEIF"):
+        if name in _KINDS:
             continue
         factory, accept = Image.OPEN.get(name, (None, None))
         # `accept` returns a string if Pillow was built without the format.
@@ -126,9 +133,14 @@ def open_format(name: str, content: bytes) -> ImageFile.ImageFile:
         with _set(AvifImagePlugin, "DEFAULT_MAX_THREADS", 1):
             return AvifImagePlugin.AvifImageFile(file, "")
     if name == "HEIF":
-        heif: Any = _pillow_heif()
+        heif: Any = _reader(_READERS[name][0])
         with _set(heif.options, "DECODE_THREADS", 1):
             return heif.HeifImageFile(file, "")  # type: ignore[no-any-return]
+    if name == "JXL":
+        jxl: Any = _reader(_READERS[name][0])
+        with _set(jxl, "DECODE_THREADS", 0):
+            # Without metadata: the orientation is a property of the pixels.
+            return jxl.JXLImageFile(io.BytesIO(jxl_codestream(content)), "")  # type: ignore[no-any-return]
     if name == "BMP":
         return _open_bmp(file)
     _import_readers()
@@ -193,25 +205,26 @@ def _set(module: ModuleType, name: str, value: Any) -> Iterator[None]:
             setattr(module, name, before)
 
 
-@lru_cache(maxsize=1)
-def _pillow_heif() -> ModuleType | None:
+@lru_cache
+def _reader(package: str) -> ModuleType | None:
+    """A package that reads a format that Pillow does not, if it is installed."""
     try:
-        return import_fork_safe("pillow_heif")
+        return import_fork_safe(package)
     except ImportError:
         return None
 
 
-def _cures() -> dict[str, str]:
-    """Formats that nothing here reads, and what to install."""
-    cures = {}
-    if not AvifImagePlugin.SUPPORTED:
-        cures["AVIF"] = (
+def _cure(name: str) -> str:
+    """What to install to read AVIF, HEIF or JXL; empty if it can be read."""
+    if name == "AVIF":
+        build = (
             "This Pillow was built without AVIF. Install a wheel that has it: python "
             "-m pip install --force-reinstall --only-binary :all: pillow"
         )
-    if _pillow_heif() is None:
-        cures["HEIF"] = "Install its reader: python -m pip install 'sk-cnncodes[heif]'"
-    return cures
+        return "" if AvifImagePlugin.SUPPORTED else build
+    package, extra = _READERS[name]
+    install = f"Install its reader: python -m pip install 'sk-cnncodes[{extra}]'"
+    return "" if _reader(package) else install
 
 
 @lru_cache(maxsize=1)
@@ -220,16 +233,16 @@ def image_suffixes() -> frozenset[str]:
     known = Image.registered_extensions()
     read = {*FORMATS, "MPO"}
     suffixes = {suffix for suffix, name in known.items() if name in read}
-    suffixes |= {*_AVIF_SUFFIXES, *_HEIF_SUFFIXES}
+    suffixes |= {*_AVIF_SUFFIXES, *_HEIF_SUFFIXES, *_JXL_SUFFIXES}
     return frozenset(suffixes - unreadable_suffixes().keys())
 
 
 @lru_cache(maxsize=1)
 def unreadable_suffixes() -> dict[str, str]:
     """Lower-case suffixes of photographs that cannot be read, and what to do."""
-    cures, suffixes = _cures(), dict.fromkeys((*_RAW_SUFFIXES, *_OTHER_SUFFIXES))
-    found = dict.fromkeys(suffixes, _CONVERT)
-    for name, group in (("AVIF", _AVIF_SUFFIXES), ("HEIF", _HEIF_SUFFIXES)):
-        if name in cures:
-            found |= dict.fromkeys(group, cures[name])
+    found = dict.fromkeys((*_RAW_SUFFIXES, *_OTHER_SUFFIXES), _CONVERT)
+    groups = {"AVIF": _AVIF_SUFFIXES, "HEIF": _HEIF_SUFFIXES, "JXL": _JXL_SUFFIXES}
+    for name, group in groups.items():
+        if cure := _cure(name):
+            found |= dict.fromkeys(group, cure)
     return found

@@ -27,6 +27,8 @@ from sk_cnncodes.images.file_parts import (
     declared_sizes,
     gif_blocks,
     jpeg_segments,
+    jxl_codestream,
+    jxl_header,
     png_chunks,
     tiff_tags,
 )
@@ -51,6 +53,8 @@ _MAX_EXIF_SEGMENTS = 64
 # Scans of a progressive JPEG: encoders write about ten; small images may have more.
 _USUAL_SCANS = 16
 _MAX_SCANNED_PIXELS = 2**30
+# Of JPEG XL: alpha, depth and the like, each with the memory of a colour.
+_MAX_EXTRA_CHANNELS = 2
 # TIFF tags: bits per sample, planar configuration (one plane per channel), and others
 # that are named by the standard.
 _BITS, _PLANAR, _SAMPLES, _SAMPLE_FORMAT, _PHOTOMETRIC = 258, 284, 277, 339, 262
@@ -108,6 +112,16 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
         for width, height in declared_sizes(content) + streams:
             if max_pixels is not None and (width - 63) * (height - 63) > max_pixels:
                 check_size(width, height, max_pixels)
+    elif name == "JXL":
+        # Its reader decodes the image as it opens it.
+        sizes, channels = jxl_header(jxl_codestream(content))
+        for width, height in sizes:
+            check_size(width, height, max_pixels)
+        if channels > _MAX_EXTRA_CHANNELS:
+            raise RefusedError(
+                f"not supported: a JPEG XL image with {channels} extra channels. "
+                f"Expected at most {_MAX_EXTRA_CHANNELS}."
+            )
     try:
         image = open_format(name, content)
     except SyntaxError as error:

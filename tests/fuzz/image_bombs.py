@@ -222,6 +222,17 @@ _LARGE_HEIC = (
     b"X|gt7M1Ff`xobzL;fMH+^vX$=y_9#~UMVNEetnPG;RKW65cVTKuIm|=z)W|(1y8D^Mah8bp<VTKu"
     b"Im|=z)W|(2-e`5N3mjU4J2+;"
 )
+_LARGE_JXL = (
+    b"c-s5V_3MEogD?jpL(TyOo<j<E4kDAXKy-xBfW?7f6pf-$G>V2lVn`R(U}OkbXmo1F!P7hE>D!k?_"
+    b"}t!c?n2mYF{X}5Q#~grJe;T6P@MXZnTd76SIeXO4!T$TdGY0^^9L3diKI`RX`dId_bRvcx5pkfJa"
+    b"C`sobUomA;a9IGb`VHDbTVvU}M-cq4t@M+D6s?{3=q+4%7ON<y3up<MVy}-~ZyCN>iFVA2dkFNQe"
+    b"K|GGKUdcge!5AO7fSdh<Q(@skuS)YOz3bpkD%z{1$T-TDq>y}Ss*dh;2)%nC2J*k{j||4=zido=J"
+    b"z<9{^pN8^9g+973aI>Q6W&Ts2$6}nUey$-4rIPmoK-Y(K-P;eB!no~blgje2z!Gl3$VN6Z|!vQk}"
+    b"fhPSUNw?Si>)Wwp%fSQtroB4A7^d*o>;2v144+p|QAy~18kDW=o}h7j#}3<92WIgsEbm{p#q!jjT"
+    b"|do@r2LnDSD4UO%3j0g9;mQ|`HNju4U2BVMzf=F(hRP@m=~yh5U7gSn!6}|CSxA^(uOH=*BixGC#"
+    b"(|jl@eiCS~J;3;@e>%-(veS=E^Tzt}T{(7{nZKK0)fJVx*9Y#{>n(CKgTv<DNW&0RuZjgA@Z4FhT"
+    b"(n6flFpFp^|}0#+zsg93IC7)FvDP{0WVTu{Ib0>em>2MTzhfDa1zL0}*x0jZ0GPy"
+)
 _HUGE_AVIF = (
     b"c-muNU{FXasVqn=%S>Yc0uY^>nP!-qnV9D5Xy^zOdYzkElE?r7iWw<6MNl?FL1uCZ0~+8f$SlbPv"
     b"lxL`E;A=T8N_h`@fjhajKT~I+;Tv+MrLMS8eFXukdw*;<t3IG7&_<Y<b&<X$}A`<0Mg!>1<Cn9S|"
@@ -291,6 +302,10 @@ if find_spec("pillow_heif"):  # the extra `heif`
         (lambda: boxed(_LARGE_HEIC, 8), "errors"),
         (lambda: boxed(_LARGE_HEIC, 30_000), "errors"),
     ]
+if find_spec("pillow_jxl"):  # the extra `jxl`
+    large = zlib.decompress(base64.b85decode(_LARGE_JXL))
+    # The second one says that it has 2^30 rows.
+    CASES += [(lambda: large, "codes"), (lambda: b"\xff\x0a\xfe" + large[3:], "errors")]
 PREPROCESSINGS = [
     Preprocessing(crop_size=(224, 224), resize_size=256),
     Preprocessing(crop_size=(224, 224), resize_size=200),

@@ -46,6 +46,8 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
         frames = [heif.from_pillow(i)[0] for i in options.pop("append_images", [])]
         heif.from_pillow(image.copy()).save(file, append_images=frames, **options)
     else:
+        if format == "JXL":  # registers itself
+            importlib.import_module("pillow_jxl")
         image.copy().save(file, format=format, **options)
     return file.getvalue()
 
@@ -130,6 +132,10 @@ def seeds() -> dict[str, bytes]:
         found["turned.heic"] = encoded(a, "HEIF", exif=exif)
         found["tiled.heic"] = encoded(a, "HEIF", tile_size=32)
         found["several.heic"] = encoded(a, "HEIF", append_images=[b])
+    if find_spec("pillow_jxl"):  # the extra `jxl`
+        found["lossy.jxl"] = encoded(a, "JXL", num_threads=0)
+        found["lossless.jxl"] = encoded(b, "JXL", num_threads=0, lossless=True)
+        found["boxes.jxl"] = encoded(alpha, "JXL", num_threads=0, use_container=True)
     for compression in ("zstd", "webp", "lzma"):  # not in every build of libtiff
         try:
             found[f"{compression}.tif"] = encoded(a, "TIFF", compression=compression)

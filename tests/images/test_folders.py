@@ -22,10 +22,12 @@ def touch(folder: Path, *names: str) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_each_format_has_a_suffix_and_can_be_read(name: str, tmp_path: Path) -> None:
-    if name == "HEIF":
-        pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    if name in ("HEIF", "JXL"):
+        package = f"pillow_{name.lower()}"
+        pytest.importorskip(package, reason=f"needs the extra {name.lower()}")
     known = [s for s, f in Image.registered_extensions().items() if f == name]
-    suffix = ".heic" if name == "HEIF" else min(set(known) & image_suffixes())
+    rare = {"HEIF": ".heic", "JXL": ".jxl"}
+    suffix = rare.get(name) or min(set(known) & image_suffixes())
     path = tmp_path / f"image{suffix}"
     path.write_bytes(encoded(Image.new("RGB", (3, 3)), name))
     assert find_images(tmp_path).paths == [str(path)]

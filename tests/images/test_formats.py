@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +18,17 @@ from PIL import AvifImagePlugin, Image
 from sk_cnncodes import ImageError, find_labelled_images
 from sk_cnncodes.images import formats
 from sk_cnncodes.images.decode import read_image, read_rgb
+from sk_cnncodes.images.file_parts import jxl_codestream, jxl_header
 from sk_cnncodes.images.folders import find_images
 from tests.fuzz.image_seeds import encoded, oriented, photographs
 
 
 @pytest.fixture
-def without_heif(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if the extra `heif` were not installed."""
-    caches = (formats._pillow_heif, formats.image_suffixes, formats.unreadable_suffixes)
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+def without_readers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the extras `heif` and `jxl` were not installed."""
+    caches = (formats._reader, formats.image_suffixes, formats.unreadable_suffixes)
+    for module in ("pillow_heif", "pillow_jxl.JpegXLImagePlugin"):
+        monkeypatch.setitem(sys.modules, module, None)
     for cached in caches:
         cached.cache_clear()
     yield
@@ -153,10 +156,73 @@ def test_limits_hold(format: str) -> None:
             read_rgb(content[:length], 0)
 
 
+# -- JPEG XL -----------------------------------------------------------------
+
+
+def jxl(image: Image.Image, **options: Any) -> bytes:
+    pytest.importorskip("pillow_jxl", reason="needs the extra jxl")
+    return encoded(image, "JXL", **options)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
+@pytest.mark.parametrize("in_boxes", [False, True])
+def test_jpeg_xl(mode: str, in_boxes: bool) -> None:
+    stored = photographs()[0].convert(mode)
+    found = read_image(jxl(stored, lossless=True, use_container=in_boxes), 0)
+    assert found.format == f"JXL {mode}"
+    np.testing.assert_array_equal(np.asarray(found.rgb), stored.convert("RGB"))
+
+
+def test_metadata_of_jpeg_xl_decide_nothing() -> None:
+    """The orientation is a property of the pixels, as the standard says."""
+    stored = photographs()[0]
+    exif = oriented(6)
+    content = jxl(stored, lossless=True, use_container=True, exif=exif.tobytes())
+    assert b"Exif" in content
+    start = content.index(b"Exif")
+    for broken in (content, content[: start + 8] + bytes(20) + content[start + 28 :]):
+        found = read_image(broken, 0)
+        assert found.orientation == 1
+        np.testing.assert_array_equal(np.asarray(found.rgb), stored)
+
+
+def test_jpeg_xl_that_holds_a_jpeg(tmp_path: Path) -> None:
+    """Its pixels are decoded as those of any other, and turned once."""
+    pytest.importorskip("pillow_jxl", reason="needs the extra jxl")
+    Image.init()
+    path = tmp_path / "turned.jpg"
+    path.write_bytes(encoded(photographs()[0], "JPEG", quality=95, exif=oriented(6)))
+    with Image.open(path) as jpeg:
+        jpeg.save(tmp_path / "turned.jxl", lossless_jpeg=True)
+    expected = np.asarray(read_rgb(path, 0), int)
+    found = np.asarray(read_rgb(tmp_path / "turned.jxl", 0), int)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < 2
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (8, 8), (16, 9), (56, 40), (2, 700), (257, 99)]
+)
+@pytest.mark.parametrize("mode", ["RGB", "LA", "I;16"])
+def test_sizes_in_jpeg_xl_headers(size: tuple[int, int], mode: str) -> None:
+    content = jxl(Image.new(mode, size), lossless=True)
+    assert jxl_header(jxl_codestream(content)) == ([size], int(mode == "LA"))
+    with pytest.raises(ImageError, match=f"{size[0]} x {size[1]} pixels.*max_pixels"):
+        read_rgb(content, 0, size[0] * size[1] - 1)
+    assert read_rgb(content, 0, size[0] * size[1]).size == size
+
+
+def test_truncated_jpeg_xl() -> None:
+    content = jxl(photographs()[0], lossless=True)
+    for length in (len(content) - 1, len(content) // 2, 40, 12, 3):
+        with pytest.raises(ImageError, match="image 0 .*damaged or truncated"):
+            read_rgb(content[:length], 0)
+
+
 # -- what is not read --------------------------------------------------------
 
 
-def test_heic_without_its_reader(without_heif: None, tmp_path: Path) -> None:
+def test_heic_without_its_reader(without_readers: None, tmp_path: Path) -> None:
     path = tmp_path / "IMG_0001.jpg"
     path.write_bytes(HEIC_BRANDS + bytes(100))
     message = (
@@ -165,6 +231,13 @@ def test_heic_without_its_reader(without_heif: None, tmp_path: Path) -> None:
     )
     with pytest.raises(ImageError, match=message):
         read_rgb(path, 2)
+
+
+@pytest.mark.parametrize("start", [b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a\xba\x5d"])
+def test_jpeg_xl_without_its_reader(without_readers: None, start: bytes) -> None:
+    message = r"image 0 .*a JPEG XL file.*pip install 'sk-cnncodes\[jxl\]'"
+    with pytest.raises(ImageError, match=message):
+        read_rgb(start + bytes(100), 0)
 
 
 def test_avif_without_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +253,6 @@ def test_avif_without_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"FUJIFILMCCD-RAW 0201", r"a raw photograph \(RAF\)"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", r"a raw photograph \(CR3\)"),
         (b"IIU\0\x08\0\0\0", r"a raw photograph \(RW2\)"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL file"),
-        (b"\xff\x0a\xba\x5d", "a JPEG XL file"),
         (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42", "bytes of an unknown format"),
         (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", "bytes of an unknown format"),
     ],
@@ -195,7 +266,7 @@ def test_other_files_are_named(start: bytes, what: str) -> None:
 
 
 def test_folders_name_photographs_that_cannot_be_read(
-    without_heif: None, tmp_path: Path
+    without_readers: None, tmp_path: Path
 ) -> None:
     for name in ("a.HEIC", "b.heic", "c.heif", "d.NEF", "e.dng", "f.jpg", "g.txt"):
         for folder in ("cat", "cat/nested", "."):
