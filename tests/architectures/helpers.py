@@ -185,7 +185,7 @@ def enliven(model: Any) -> None:
 
     with torch.no_grad():
         for name, values in model.named_parameters():
-            if name.endswith(("gamma", "lambda1", "layer_scale")):
+            if name.endswith(("gamma", "gamma_1", "gamma_2", "lambda1", "layer_scale")):
                 values.fill_(1.0)
             elif values.ndim == 2 and 0 < values.std() < 0.025:
                 values.mul_(4.0)
@@ -210,7 +210,7 @@ def calibrated(model: Any, images: Any) -> Any:
         model(images)
         for layer in layers:
             # Neither may channels that hardly vary multiply rounding errors.
-            layer.running_var.clamp_(min=float(layer.running_var.mean()) / 100)
+            layer.running_var.clamp_(min=float(layer.running_var.mean()) / 10)
     return model.eval()
 
 

@@ -69,6 +69,12 @@ def blocks_of(counts: list[int], pattern: str = "stages.{}.blocks.{}") -> list[l
     ]
 
 
+def halves(blocks: list[int], stage: int) -> list[str]:
+    """EfficientViT of MSRA: attention between two MLPs, each with its residual sum."""
+    pattern = "stages.{}.blocks.{}.ffn{}"
+    return [pattern.format(stage, block, half) for block in blocks for half in (0, 1)]
+
+
 # Options, boundaries before layer -1, and from activations to codes.
 Family = tuple[dict[str, Any], list[str], Pool]
 TRANSFORMERS: dict[str, Family] = {
@@ -126,6 +132,18 @@ TRANSFORMERS: dict[str, Family] = {
             *("stem.in_conv.act", "stem.res0"),
             *itertools.chain(*blocks_of([2, 2, 3, 3])),
             "head.in_conv.act",
+        ],
+        average,
+    ),
+    "efficientvit_m0": (
+        {},
+        [
+            *numbered("patch_embed.relu{}", 1, 2, 3),
+            *("<stages.0.blocks.0", *halves([0], 0)),
+            *("stages.1.downsample.res1.1", "stages.1.downsample.patchmerge.conv3"),
+            *("stages.1.downsample.res2.1", *halves([0, 1], 1)),
+            *("stages.2.downsample.res1.1", "stages.2.downsample.patchmerge.conv3"),
+            *("stages.2.downsample.res2.1", *halves([0, 1, 2], 2)[:-1]),
         ],
         average,
     ),
