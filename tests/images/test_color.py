@@ -39,7 +39,12 @@ def levels_off(found: DecodedImage, expected: np.ndarray) -> float:
     return float(np.abs(np.asarray(found.rgb) - expected).max())
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
+AVIF = pytest.param(
+    "AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="no AVIF")
+)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP", AVIF])
 @pytest.mark.parametrize(
     ("profile", "colorants"), [(ADOBE, profiles.ADOBE_RGB), (P3, profiles.DISPLAY_P3)]
 )
