@@ -43,7 +43,7 @@ def find_classifiers(
     scores_read : callable
         The scores among the tensors that a node reads; None to judge by its operator.
     compares : callable
-        Whether a node, which is no linear layer, compares features with constants.
+        Whether another node than a linear layer computes scores.
 
     Returns
     -------

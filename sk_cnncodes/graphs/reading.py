@@ -125,13 +125,10 @@ def _read_outline(path: Path, sha256: str) -> onnx.ModelProto:
 
 def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
     """Convert a model to the normal form of `read_model`."""
-    import onnx
-    import onnx.inliner
-
     check_inputs(model)
     _import_domains(model)
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        model = _inlined(model)
     check_given(model)
     if default_opset(model) < OLDEST_OPSET:
         model = _newer(model)
@@ -156,6 +153,33 @@ def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
     # Initializers that are not inputs exist since IR version 4.
     model.ir_version = max(model.ir_version, 4)
     return model
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put the nodes of model-local functions where they are called."""
+    import onnx.inliner
+    import onnx.shape_inference
+
+    opset = default_opset(model)
+    others = [f for f in model.functions if _opset_of(f) not in (opset, None)]
+    if not others:
+        return onnx.inliner.inline_local_functions(model)
+    try:
+        # The conversion needs the types of what a function is called with.
+        model = onnx.shape_inference.infer_shapes(model)
+        return onnx.inliner.inline_local_functions(model, convert_version=True)
+    except Exception as error:
+        raise BackboneError(
+            f"its function {others[0].name!r} is of opset {_opset_of(others[0])}, the "
+            f"network of {opset}, and onnx cannot convert it ({first_line(error)}). "
+            "Expected one opset: export the network again."
+        ) from error
+
+
+def _opset_of(function: onnx.FunctionProto) -> int | None:
+    """Version of a function's default operator set; None if it imports none."""
+    versions = [o.version for o in function.opset_import if o.domain in ("", "ai.onnx")]
+    return max(versions, default=None)
 
 
 def _newer(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -414,7 +414,8 @@ class BlockFinder:
             raise BackboneError(
                 f"its layers need the inputs {others} besides the image input "
                 f"{self.graph.view.input_name!r}. Expected a network that takes images "
-                "only. Turn the other inputs into initializers."
+                "only. Turn the other inputs into initializers, or name a layer that "
+                "does not need them."
             )
         names = self.block_outputs
         labels = self.graph.labels(names)

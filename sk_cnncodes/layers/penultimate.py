@@ -57,8 +57,16 @@ class ClassifierWalk:
         if self.features is not None:
             return self.features.tensor
         classifiers = [name for name, found in self._classifiers.items() if found]
-        # Auxiliary classifiers come before the main one.
-        return max(classifiers, key=lambda name: self.graph.view.producer[name])
+        if len(classifiers) == 1:
+            return classifiers[0]
+        # Auxiliary classifiers have fewer layers before them than the main one.
+        return max(classifiers, key=self._depth)
+
+    def _depth(self, output: str) -> tuple[int, int, int]:
+        """Convolutions and linear layers before the classifiers of an output."""
+        layers = self._learned(self._before(self._classifiers[output]))
+        convolutions = [i for i in layers if not self._scores.is_fully_connected(i)]
+        return len(convolutions), len(layers), self.graph.view.producer[output]
 
     @cached_property
     def features(self) -> FeatureOutputs | None:

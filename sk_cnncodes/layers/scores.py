@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from sk_cnncodes.graphs.checks import all_graphs
 from sk_cnncodes.graphs.operators import (
+    AFTER_SCORES,
     AFTER_SCORES_OR_FEATURES,
     LAYOUT_OPS,
     LINEAR_OPS,
@@ -11,7 +13,19 @@ from sk_cnncodes.graphs.operators import (
 from sk_cnncodes.layers.layer import LayerGraph
 from sk_cnncodes.layers.typed_graph import has_channels_last
 
-_CHOOSES = ("ArrayFeatureExtractor", "Gather", "GatherElements", "Slice", "Split")
+# What the branches of an If may hold that passes scores on, as by torch.squeeze.
+_KEEPS_SCORES = AFTER_SCORES | {"Constant", "Shape"}
+_CHOOSES = frozenset(
+    [
+        "ArrayFeatureExtractor",
+        "Compress",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Slice",
+        "Split",
+    ]
+)
 
 
 class ScoreRules:
@@ -27,8 +41,13 @@ class ScoreRules:
         """Whether a layer gives scores, judged by the operators after it."""
         if self.graph.op(index) not in LINEAR_OPS:
             return True
-        undecided = passed & AFTER_SCORES_OR_FEATURES and not passed & ONLY_AFTER_SCORES
-        if undecided and self._has_feature_width(index):
+        # Features may be divided by their sum too.
+        undecided = passed & AFTER_SCORES_OR_FEATURES or {"Div", "ReduceSum"} <= passed
+        if (
+            undecided
+            and not passed & ONLY_AFTER_SCORES
+            and self._has_feature_width(index)
+        ):
             return False
         return self.is_fully_connected(index)
 
@@ -38,24 +57,38 @@ class ScoreRules:
         if self.graph.op(index) == "Where":
             # Two constants: the condition is what is left of the scores.
             return [n for n in dict.fromkeys(node.input[1:]) if n in data] or data
+        if self.graph.op(index) == "If" and self._branch_ops(index) <= _KEEPS_SCORES:
+            return data
         if self._is_squared_norm(index):
             return []  # a part of a squared distance: |x|^2 - 2 x p + |p|^2
-        if (
-            self._is_softmax_step(index)
-            or self._selects_scores(index)
-            or self._weighs_probabilities(index)
-        ):
+        if self._divides_by_sum(index) or self._multiplies_probabilities(index):
+            return data
+        if self._selects_scores(index) or self._weighs_probabilities(index):
             return data[:1]
         return None
 
     def compares(self, index: int) -> bool:
-        """Whether a node compares features with constant prototypes, one per class."""
+        """Whether a node that is no linear layer computes scores.
+
+        It compares features with constant prototypes, one per class, or has a
+        classifier inside.
+        """
         data = self.graph.view.data_inputs(index)
+        if self.graph.op(index) == "CDist":  # of nearest neighbours, by skl2onnx
+            return len(data) == 1
+        if self.graph.op(index) == "If":  # the classifier is in its branches
+            return len(data) == 1 and bool(self._branch_ops(index) & LINEAR_OPS)
         if self.graph.op(index) not in ("Mul", "Sub") or len(data) != 1:
             return False
         features = self.graph.shape(self.before_expansion(data[0]))
         made = self.graph.shape(self.graph.view.nodes[index].output[0])
         return _n_axes(features) == 1 and _n_axes(made) == 2
+
+    def _branch_ops(self, index: int) -> set[str]:
+        """The operators in the branches of an If."""
+        attributes = self.graph.view.nodes[index].attribute
+        graphs = [each for a in attributes for each in all_graphs(a.g)]
+        return {node.op_type for graph in graphs for node in graph.node}
 
     def before_expansion(self, name: str) -> str:
         """The tensor that is repeated to a tensor, once for each class."""
@@ -85,19 +118,22 @@ class ScoreRules:
         """
         return self.graph.width(index) % 32 == 0
 
-    def _is_softmax_step(self, index: int) -> bool:
-        """Whether a node is a softmax's division by the sum or shift by the maximum."""
-        op, data = self.graph.op(index), self.graph.view.data_inputs(index)
-        reductions = {"Div": "ReduceSum", "Sub": "ReduceMax"}
-        if op not in reductions or len(data) != 2:
+    def _divides_by_sum(self, index: int) -> bool:
+        """Whether a node divides by the sum, as the last step of a softmax."""
+        data = self.graph.view.data_inputs(index)
+        if self.graph.op(index) != "Div" or len(data) != 2:
             return False
-        producer, reduction = (self.graph.view.producer.get(name) for name in data)
-        if reduction is None or self.graph.op(reduction) != reductions[op]:
+        total = self.graph.view.producer.get(data[1])
+        if total is None or self.graph.op(total) != "ReduceSum":
             return False
-        # Features may be divided by their sum too; only scores are exponentials.
-        is_exponential = producer is not None and self.graph.op(producer) == "Exp"
-        same_data = self.graph.view.data_inputs(reduction) == data[:1]
-        return same_data and (op == "Sub" or is_exponential)
+        return self.graph.view.data_inputs(total) == data[:1]
+
+    def _multiplies_probabilities(self, index: int) -> bool:
+        """Whether a node multiplies probabilities with scores, as for an entropy."""
+        data = self.graph.view.data_inputs(index)
+        if self.graph.op(index) != "Mul" or len(data) != 2:
+            return False
+        return any(map(self._is_probability, data))
 
     def _selects_scores(self, index: int) -> bool:
         """Whether a node selects classes, as opposed to tokens or positions."""
@@ -108,17 +144,23 @@ class ScoreRules:
 
     def _weighs_probabilities(self, index: int) -> bool:
         """Whether a linear layer is an expectation: a sum of values by probability."""
-        view, data = self.graph.view, self.graph.view.data_inputs(index)
-        if self.graph.op(index) not in LINEAR_OPS or len(data) != 1:
-            return False
-        source = view.producer.get(data[0])
+        data = self.graph.view.data_inputs(index)
+        is_linear = self.graph.op(index) in LINEAR_OPS and len(data) == 1
+        return is_linear and self._is_probability(data[0])
+
+    def _is_probability(self, name: str) -> bool:
+        """Whether a vector is the output of a softmax, possibly rearranged."""
+        view, source = self.graph.view, self.graph.view.producer.get(name)
         while source is not None and len(view.data_inputs(source)) == 1:
             if self.graph.op(source) == "Softmax":
-                return _n_axes(self.graph.shape(data[0])) <= 1
+                return _n_axes(self.graph.shape(name)) <= 1
             if self.graph.op(source) not in LAYOUT_OPS | {"Slice"}:
                 return False
             source = view.producer.get(view.data_inputs(source)[0])
-        return source is not None and self._is_softmax_step(source)
+        if source is None or not self._divides_by_sum(source):
+            return False
+        exponential = view.producer.get(view.data_inputs(source)[0])
+        return exponential is not None and self.graph.op(exponential) == "Exp"
 
     def _is_squared_norm(self, index: int) -> bool:
         """Whether a node is the squared length of a vector."""

@@ -91,3 +91,26 @@ def test_domains_that_only_a_function_imports(
     codes = CNNCodeTransformer(path, preprocessing=plain).fit_transform(photographs)
     assert codes.shape == (8, 8)
     assert codes.std(axis=0).max() > 0
+
+
+def test_a_function_of_another_opset(
+    photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
+) -> None:
+    """ReduceMean has its axes as an attribute in opset 13, as an input in 18."""
+    net = networks.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
+    x = net.op("Pool", x, domain="local", out="pooled")
+    model = net.model(net.dense(x, 8, 10), opset=18)
+    node = helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
+    imports = [helper.make_opsetid("", 13)]
+    function = helper.make_function("local", "Pool", ["x"], ["y"], [node], imports)
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    path = networks.save(model, tmp_path / "net.onnx")
+    codes = [
+        CNNCodeTransformer(path, layer=layer, preprocessing=plain).fit_transform(
+            photographs
+        )
+        for layer in (-1, "stem")
+    ]
+    np.testing.assert_allclose(*codes, rtol=1e-5, atol=1e-5)

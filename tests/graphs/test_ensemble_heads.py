@@ -117,16 +117,29 @@ def test_the_code_is_what_several_outputs_share(
     assert rule.startswith("common input of all 3 classifiers")
 
 
-def with_auxiliary_classifier() -> onnx.ModelProto:
-    """An early classifier with a hidden layer, for training; then the main one."""
+def with_auxiliary_classifier(*, last: bool = False) -> onnx.ModelProto:
+    """An early classifier with a hidden layer, for training, and the main one."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stage0")
-    y = net.op("GlobalAveragePool", x)
-    y = net.op("Relu", net.dense(net.op("Flatten", y, axis=1), 8, 6), out="early")
-    y = net.dense(y, 6, 10, out="auxiliary")
-    x = net.op("Relu", net.conv(x, 8, 12, strides=[2, 2]), out="stage1")
-    x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
-    return net.model([y, net.dense(x, 12, 10, out="scores")])
+    y = net.op("Relu", net.conv(x, 8, 12, strides=[2, 2]), out="stage1")
+    y = net.op("Flatten", net.op("GlobalAveragePool", y), axis=1)
+    main = net.dense(y, 12, 10, out="scores")
+    nodes = net.nodes[1 + net.nodes.index(maker_of(net, x)) :]
+    z = net.op("GlobalAveragePool", x)
+    z = net.op("Relu", net.dense(net.op("Flatten", z, axis=1), 8, 6), out="early")
+    auxiliary = net.dense(z, 6, 10, out="auxiliary")
+    if not last:
+        net.nodes = [n for n in net.nodes if n not in nodes] + nodes
+    return net.model([main, auxiliary] if last else [auxiliary, main])
+
+
+def maker_of(net: networks.Net, name: str) -> onnx.NodeProto:
+    return next(node for node in net.nodes if name in node.output)
+
+
+def with_late_auxiliary_classifier() -> onnx.ModelProto:
+    """The nodes of the early classifier come last, as an exporter may write them."""
+    return with_auxiliary_classifier(last=True)
 
 
 def with_classified_embedding() -> onnx.ModelProto:
@@ -138,7 +151,11 @@ def with_classified_embedding() -> onnx.ModelProto:
 
 @pytest.mark.parametrize(
     ("make", "expected"),
-    [(with_auxiliary_classifier, "stage1"), (with_classified_embedding, "embedding")],
+    [
+        (with_auxiliary_classifier, "stage1"),
+        (with_late_auxiliary_classifier, "stage1"),
+        (with_classified_embedding, "embedding"),
+    ],
 )
 def test_other_outputs_that_are_no_tasks(
     make, expected: str, plain: Preprocessing, tmp_path: Path

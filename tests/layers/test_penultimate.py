@@ -216,6 +216,62 @@ def label_by_threshold(net: networks.Net) -> Outputs:
     return net.op("Where", x, one, zero)
 
 
+def probit(net: networks.Net) -> Outputs:
+    x = net.op("Erf", net.dense(pooled(net), 8, 10))
+    return net.op("Add", x, net.constant(np.float32(1)))
+
+
+def divided_by_sum(net: networks.Net) -> Outputs:
+    """Evidential classification: the mean of a Dirichlet distribution."""
+    x = net.op("Softplus", net.dense(pooled(net), 8, 10))
+    x = net.op("Add", x, net.constant(np.float32(1)))
+    total = net.op("ReduceSum", x, integers(net, 1), keepdims=1)
+    return net.op("Div", x, total)
+
+
+def entropy(net: networks.Net) -> Outputs:
+    x = net.op("Softmax", net.dense(pooled(net), 8, 10), axis=1)
+    x = net.op("Mul", x, net.op("Log", x))
+    return net.op("Neg", net.op("ReduceSum", x, integers(net, 1), keepdims=1))
+
+
+def branch(net: networks.Net, op_type: str, *inputs: str) -> onnx.GraphProto:
+    """A branch of an If that holds one node."""
+    out = f"branch_{len(net.weights)}_{op_type}"
+    value = helper.make_tensor_value_info(out, TensorProto.FLOAT, None)
+    node = helper.make_node(op_type, list(inputs), [out])
+    return helper.make_graph([node], out, [], [value])
+
+
+def squeezed_if_possible(net: networks.Net) -> Outputs:
+    """torch.squeeze where the size is unknown: here because classes are chosen."""
+    x = net.dense(pooled(net), 8, 10)
+    x = net.op("Compress", x, net.constant(np.arange(10) != 3), axis=1)
+    size = net.op("Gather", net.op("Shape", x), integers(net, 1))
+    test = net.op("Equal", size, integers(net, 1))
+    branches = {
+        "then_branch": branch(net, "Squeeze", x, integers(net, 1)),
+        "else_branch": branch(net, "Identity", x),
+    }
+    return net.op("If", test, **branches)
+
+
+def classifier_in_branches(net: networks.Net) -> Outputs:
+    x = pooled(net)
+    branches = {
+        f"{name}_branch": branch(net, "Gemm", x, net.weight(8, 10), net.weight(10))
+        for name in ("then", "else")
+    }
+    return net.op("If", net.constant(np.array(True)), **branches)
+
+
+def divided_embedding(net: networks.Net) -> Outputs:
+    """No classifier: 64 features divided by their sum."""
+    x = net.op("Softplus", net.dense(pooled(net, out="mean"), 8, 64))
+    total = net.op("ReduceSum", x, integers(net, 1), keepdims=1)
+    return net.op("Div", x, total, out="code")
+
+
 def highest_of_two_classifiers(net: networks.Net) -> Outputs:
     x = pooled(net)
     return net.op("Max", net.dense(x, 8, 10), net.dense(x, 8, 10))
@@ -342,6 +398,12 @@ HEADS: list[Callable[[networks.Net], Outputs]] = [
     masked,
     thresholded,
     label_by_threshold,
+    probit,
+    divided_by_sum,
+    entropy,
+    squeezed_if_possible,
+    classifier_in_branches,
+    divided_embedding,
     highest_of_two_classifiers,
     expected_value,
     expected_value_by_product,
