@@ -40,13 +40,13 @@ from sk_cnncodes.base.exceptions import (
 from sk_cnncodes.base.exceptions import (
     SavedModelError as SavedModelError,
 )
-from sk_cnncodes.codes.cache import (
+from sk_cnncodes.cache.code_cache import (
     CacheInfo as CacheInfo,
 )
-from sk_cnncodes.codes.cache import (
+from sk_cnncodes.cache.code_cache import (
     CacheWarning as CacheWarning,
 )
-from sk_cnncodes.codes.cache import (
+from sk_cnncodes.cache.code_cache import (
     CodeCache as CodeCache,
 )
 from sk_cnncodes.codes.explanation import Explanation as Explanation

@@ -17,9 +17,10 @@ FLOORS: dict[str, set[str]] = {"base": set()}
 FLOORS["graphs"] = {"base"}
 FLOORS["images"] = {"base"}
 FLOORS["engines"] = {"base"}
+FLOORS["cache"] = {"base"}
 FLOORS["layers"] = {"graphs", "base"}
 FLOORS["backbones"] = {"layers", "images", "engines", "graphs", "base"}
-FLOORS["codes"] = {"backbones", *FLOORS["backbones"]}
+FLOORS["codes"] = {"backbones", "cache", *FLOORS["backbones"]}
 FLOORS["heads"] = {"codes", *FLOORS["codes"]}
 FLOORS["export"] = {"heads", *FLOORS["heads"]}
 FLOORS["cli"] = {"export", *FLOORS["export"]}
@@ -41,7 +42,7 @@ LATE_MODULES = {
     "cli.benchmark": {"cli.measurement"},
     "cli.doctor": {"cli.diagnosis"},
     "cli.embed": {"codes.transformer"},
-    "cli.models": {"codes.cache", "codes.transformer"},
+    "cli.models": {"cache.code_cache", "codes.transformer"},
     "cli.predict": {"export.loading", "export.onnx_classifier"},
     "cli.report": {"heads.selection"},
     "cli.similar": {

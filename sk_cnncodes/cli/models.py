@@ -34,7 +34,7 @@ def set_up(
     Without `cache`, codes are kept in memory; without `device`, the model's is used,
     and without `limit`, its `max_pixels`.
     """
-    from sk_cnncodes.codes.cache import CodeCache
+    from sk_cnncodes.cache.code_cache import CodeCache
 
     for transformer in code_transformers(model):
         transformer.set_params(

@@ -1,5 +1,5 @@
 """From images X to the matrix of codes, behind scikit-learn's transformer API.
 
-`CNNCodeTransformer`, multithreaded extraction, the code cache, image digests, int8
+`CNNCodeTransformer`, multithreaded extraction, image digests, int8
 calibration, saving, and the explanation of a code. Imports `backbones` and below.
 """

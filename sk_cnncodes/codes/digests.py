@@ -19,8 +19,8 @@ from PIL import Image, ImageFile
 
 from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.base.files import SETTLED_NS
-from sk_cnncodes.codes.cache import CodeCache
-from sk_cnncodes.codes.cache_file import FileState
+from sk_cnncodes.cache.code_cache import CodeCache
+from sk_cnncodes.cache.file_store import FileState
 from sk_cnncodes.images.decode import read_rgb
 from sk_cnncodes.images.halftones import header_hints_at_halftone
 from sk_cnncodes.images.safe_open import MAX_PIXELS

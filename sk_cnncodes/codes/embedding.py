@@ -14,7 +14,7 @@ from sk_cnncodes.backbones.code_graph import CodeGraph
 from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.backbones.stored import working_graph
 from sk_cnncodes.base.files import atomic_write, check_not_an_input, reserve_disk
-from sk_cnncodes.codes.cache import CodeCache, resolve_cache
+from sk_cnncodes.cache.code_cache import CodeCache, resolve_cache
 from sk_cnncodes.codes.explanation import Explanation, describe_code
 from sk_cnncodes.codes.extraction import Extraction, ExtractionOptions
 from sk_cnncodes.codes.parameters import check_parameters

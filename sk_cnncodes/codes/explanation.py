@@ -13,7 +13,7 @@ from sk_cnncodes.backbones.backbone import Backbone
 from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.base.files import atomic_write
 from sk_cnncodes.base.public import public
-from sk_cnncodes.codes.cache import CodeCache
+from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.codes.digests import image_digest
 from sk_cnncodes.codes.plan import CodePlan
 from sk_cnncodes.images.decode import read_image

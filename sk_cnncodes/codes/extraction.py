@@ -18,7 +18,7 @@ from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.base.exceptions import BackboneError, ImageError
 from sk_cnncodes.base.logs import logger
 from sk_cnncodes.base.progress import progress_bar
-from sk_cnncodes.codes.cache import CodeCache
+from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.codes.digests import Digest, ImageDigests
 from sk_cnncodes.codes.workers import Batch, Key, Workers
 from sk_cnncodes.engines.session import CodeSession

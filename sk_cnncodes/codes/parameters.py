@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sk_cnncodes.codes.cache import resolve_cache
+from sk_cnncodes.cache.code_cache import resolve_cache
 from sk_cnncodes.engines.devices import check_n_jobs
 from sk_cnncodes.engines.execution import check_execution
 from sk_cnncodes.images.safe_open import check_max_pixels

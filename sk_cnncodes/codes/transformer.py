@@ -14,7 +14,7 @@ from sklearn.utils import Tags
 from sk_cnncodes.backbones.backbone import Backbone
 from sk_cnncodes.backbones.stored import store_graph, working_graph
 from sk_cnncodes.base.public import public
-from sk_cnncodes.codes.cache import (
+from sk_cnncodes.cache.code_cache import (
     CodeCache,
     resolve_cache,
     warn_memory_cache_in_worker,

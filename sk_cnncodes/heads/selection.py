@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC
 
 from sk_cnncodes.base.public import public
-from sk_cnncodes.codes.cache import CodeCache
+from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
 from sk_cnncodes.heads.grids import layer_grid
 

@@ -22,7 +22,7 @@ import numpy as np
 from sklearn.base import clone
 
 from sk_cnncodes import CNNCodeTransformer, CodeCache, Preprocessing
-from sk_cnncodes.codes.cache import MEMORY
+from sk_cnncodes.cache.code_cache import MEMORY
 from tests import networks
 from tests.benchmarks.timing import machine
 

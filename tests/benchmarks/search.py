@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from sk_cnncodes import CNNCodeTransformer, layer_grid
-from sk_cnncodes.codes.cache import MEMORY
+from sk_cnncodes.cache.code_cache import MEMORY
 from sk_cnncodes.codes.sessions import SESSIONS
 from tests.benchmarks.timing import machine
 from tests.forwards import counted_forwards

@@ -29,9 +29,9 @@ from sk_cnncodes import (
     Preprocessing,
     layer_grid,
 )
-from sk_cnncodes.codes import cache as cache_module
-from sk_cnncodes.codes.cache import MEMORY, resolve_cache
-from sk_cnncodes.codes.cache_file import FileState
+from sk_cnncodes.cache import code_cache as cache_module
+from sk_cnncodes.cache.code_cache import MEMORY, resolve_cache
+from sk_cnncodes.cache.file_store import FileState
 from tests import networks
 from tests.forwards import Forwards, counted_forwards
 

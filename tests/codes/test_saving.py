@@ -302,9 +302,9 @@ def test_cached_codes_stay_valid_with_a_stored_graph(
     loaded = pickle.loads(pickle.dumps(fitted))
     net.unlink()
     SESSIONS.clear()
-    before = sk_cnncodes.codes.cache.resolve_cache(loaded.cache).info()
+    before = sk_cnncodes.cache.code_cache.resolve_cache(loaded.cache).info()
     np.testing.assert_array_equal(loaded.transform(photographs), codes)
-    after = sk_cnncodes.codes.cache.resolve_cache(loaded.cache).info()
+    after = sk_cnncodes.cache.code_cache.resolve_cache(loaded.cache).info()
     assert after.misses == before.misses
     assert after.hits == before.hits + len(photographs)
 

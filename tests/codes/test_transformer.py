@@ -29,7 +29,7 @@ from sk_cnncodes import (
     Preprocessing,
     PreprocessingError,
 )
-from sk_cnncodes.codes.cache import resolve_cache
+from sk_cnncodes.cache.code_cache import resolve_cache
 from sk_cnncodes.codes.sessions import SESSIONS
 from sk_cnncodes.engines.devices import count_gpus
 from tests import networks

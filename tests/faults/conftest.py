@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sk_cnncodes import CNNCodeTransformer, Preprocessing
-from sk_cnncodes.codes.cache import MEMORY
+from sk_cnncodes.cache.code_cache import MEMORY
 from tests import networks
 
 

@@ -21,7 +21,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from sk_cnncodes import CNNCodeTransformer, CodeCache, layer_grid
-from sk_cnncodes.codes.cache import MEMORY
+from sk_cnncodes.cache.code_cache import MEMORY
 from tests.faults.conftest import check_rows, own_threads
 from tests.faults.programs import output_of
 from tests.fuzz.pool import asked_cases

@@ -12,7 +12,8 @@ import pytest
 
 from sk_cnncodes import CNNCodeTransformer, CodeCache
 from sk_cnncodes.backbones import analysis, backbone
-from sk_cnncodes.codes import cache_file, digests, extraction, workers
+from sk_cnncodes.cache import file_store
+from sk_cnncodes.codes import digests, extraction, workers
 from sk_cnncodes.codes.sessions import SESSIONS
 from sk_cnncodes.engines import session as runtime
 from tests.faults.conftest import check_rows, leftovers, own_threads
@@ -23,7 +24,7 @@ from tests.fuzz.pool import asked_cases
 PHASES: dict[str, tuple[Any, str]] = {
     "look-up of files": (digests.ImageDigests, "_file_state"),
     "digests": (digests, "read_content"),
-    "reading the cache": (cache_file.FileStore, "_get"),
+    "reading the cache": (file_store.FileStore, "_get"),
     "analysis of the graph": (analysis, "_number"),
     "cutting the graph": (backbone, "build_code_graphs"),
     "opening the session": (runtime, "_open_runner"),
@@ -34,9 +35,9 @@ PHASES: dict[str, tuple[Any, str]] = {
     "running": (runtime.CodeSession, "_run"),
     "checking": (extraction, "_check_finite"),
     "writing rows": (extraction.Extraction, "_store"),
-    "storing": (cache_file.FileStore, "_put"),
-    "in a transaction": (cache_file, "_checksum"),
-    "remembering files": (cache_file.FileStore, "_remember_files"),
+    "storing": (file_store.FileStore, "_put"),
+    "in a transaction": (file_store, "_checksum"),
+    "remembering files": (file_store.FileStore, "_remember_files"),
 }
 
 

@@ -131,7 +131,7 @@ def test_a_read_only_folder(
     if filled:
         CNNCodeTransformer(net, cache=folder / "codes.sqlite3").transform(files[:6])
     # As on a read-only disk: no process has the file open.
-    from sk_cnncodes.codes import cache as cache_module
+    from sk_cnncodes.cache import code_cache as cache_module
 
     cache_module._files.clear()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

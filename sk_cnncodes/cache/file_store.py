@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sk_cnncodes.base.exceptions import CacheError
-from sk_cnncodes.codes.cache_database import (
+from sk_cnncodes.cache.database import (
     CacheDatabase,
     set_busy_timeout,
     transaction,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from sk_cnncodes.base.forks import fork_safe_lock
-from sk_cnncodes.codes.cache_file import FileState
+from sk_cnncodes.cache.file_store import FileState
 
 # Bytes that a row takes in memory besides its values: keys, objects, dictionary slot.
 _ROW_OVERHEAD = 450

@@ -17,8 +17,8 @@ import numpy as np
 from sk_cnncodes.base.exceptions import CacheError
 from sk_cnncodes.base.forks import fork_safe_lock
 from sk_cnncodes.base.public import public
-from sk_cnncodes.codes.cache_file import FileState, FileStore
-from sk_cnncodes.codes.cache_memory import MemoryStore
+from sk_cnncodes.cache.file_store import FileState, FileStore
+from sk_cnncodes.cache.memory_store import MemoryStore
 
 MEMORY_MAX_BYTES = 512 * 2**20
 FILE_MAX_BYTES = 10 * 2**30

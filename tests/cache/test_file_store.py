@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from sk_cnncodes import CacheWarning, CNNCodeTransformer, CodeCache
-from sk_cnncodes.codes import cache_database as module
-from sk_cnncodes.codes.cache_database import CacheDatabase, file_system
-from sk_cnncodes.codes.cache_file import FileStore
+from sk_cnncodes.cache import database as module
+from sk_cnncodes.cache.database import CacheDatabase, file_system
+from sk_cnncodes.cache.file_store import FileStore
 from tests.conftest import run_python
 
 CODES = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -324,7 +324,7 @@ def test_updating_the_last_use_keeps_the_busy_timeout(
     assert isinstance(store, FileStore)
     store._database._backoff_until = module.time.monotonic() + 100
     now = int(module.time.time())
-    monkeypatch.setattr("sk_cnncodes.codes.cache_file.time.time", lambda: now + 9999)
+    monkeypatch.setattr("sk_cnncodes.cache.file_store.time.time", lambda: now + 9999)
     store._database.spec_numbers.clear()
     assert cache.get_many("spec", KEYS)[0] is not None
     (busy_timeout,) = (
