@@ -133,18 +133,12 @@ class Backbone:
     def code_graphs(self, specs: list[CodeSpec]) -> Iterator[CodeGraph]:
         """Yield code graphs with one output per spec, the most capable first.
 
-        The specs may differ in layer and pooling only. Codes that are averaged over
-        views later are not normalised in the graph.
+        The specs may differ in layer and pooling only. A graph computes the codes of
+        single views, before any norm.
         """
-        first = specs[0]
         layers = [(self.layer(spec.layer), spec.pooling) for spec in specs]
-        return build_code_graphs(
-            self._read,
-            self.path.parent,
-            layers,
-            first.preprocessing,
-            first.norm if first.views == "center" else None,
-        )
+        preprocessing = specs[0].preprocessing
+        return build_code_graphs(self._read, self.path.parent, layers, preprocessing)
 
     def _read(self) -> onnx.ModelProto:
         """Read the whole model, and check that the file is still the same."""

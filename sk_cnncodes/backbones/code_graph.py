@@ -98,7 +98,6 @@ def build_code_graphs(
     folder: Path,
     layers: list[tuple[Layer, Pooling]],
     preprocessing: Preprocessing,
-    norm: str | None,
 ) -> Iterator[CodeGraph]:
     """Yield the code graphs of a backbone, the most capable first.
 
@@ -119,14 +118,12 @@ def build_code_graphs(
         One per output.
     preprocessing : Preprocessing
         Its normalisation becomes nodes; its resize and crop do not.
-    norm : "l2" or None
-        "l2" scales codes to unit length.
     """
     names = [layer.name for layer, _ in layers]
     for dynamic in (True, False):
         # One expression: no variable keeps the model alive while the graph is loaded.
         yield _code_graph(
-            *_cut(read(), folder, names), layers, preprocessing, norm, dynamic=dynamic
+            *_cut(read(), folder, names), layers, preprocessing, dynamic=dynamic
         )
 
 
@@ -155,7 +152,6 @@ def _code_graph(
     image: onnx.ValueInfoProto,
     layers: list[tuple[Layer, Pooling]],
     preprocessing: Preprocessing,
-    norm: str | None,
     *,
     dynamic: bool,
 ) -> CodeGraph:
@@ -184,8 +180,6 @@ def _code_graph(
     for number, (layer, pooling) in enumerate(layers):
         renamed = replace(layer, name=_backbone_name(layer.name))
         code = _add_pooling(after, renamed, pooling)
-        if norm == "l2":
-            code = after.node("LpNormalization", code, axis=1, p=2)
         name = f"{CODE_OUTPUT}{number}"
         after.node("Identity", code, output=name)
         length = code_length(layer, pooling)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from sk_cnncodes.backbones.code_graph import Pooling
 from sk_cnncodes.images.preprocessing import Preprocessing
@@ -49,6 +49,11 @@ class CodeSpec:
     calibration: str | None = None
     engine: str | None = None
     version: int | str = CODE_VERSION
+
+    @property
+    def without_norm(self) -> CodeSpec:
+        """The spec of what the network gives, from which these codes are computed."""
+        return replace(self, norm=None)
 
     @property
     def digest(self) -> str:

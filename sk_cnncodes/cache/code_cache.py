@@ -17,8 +17,9 @@ import numpy as np
 from sk_cnncodes.base.exceptions import CacheError
 from sk_cnncodes.base.forks import fork_safe_lock
 from sk_cnncodes.base.public import public
-from sk_cnncodes.cache.file_store import FileState, FileStore
+from sk_cnncodes.cache.file_store import FileState, FileStore, Row
 from sk_cnncodes.cache.memory_store import MemoryStore
+from sk_cnncodes.cache.process_store import MAX_FILE_BYTES, ProcessStore
 
 MEMORY_MAX_BYTES = 512 * 2**20
 FILE_MAX_BYTES = 10 * 2**30
@@ -60,8 +61,19 @@ class Store(Protocol):
         """Codes of images; None for each image without a code."""
         ...
 
-    def put(self, rows: Iterable[tuple[str, Sequence[bytes], np.ndarray]]) -> None:
+    # Size of all codes in use, once one that was dropped was asked for again; else 0.
+    needed_bytes: int
+
+    def put(self, rows: Iterable[Row]) -> None:
         """Store codes of several specs at once; all of them or none."""
+        ...
+
+    def claim(self, spec: str, images: Sequence[bytes], owner: str) -> set[bytes]:
+        """Claim images that will be computed; those that nobody else has claimed."""
+        ...
+
+    def release(self, owner: str) -> None:
+        """Give up all claims of an owner."""
         ...
 
     def file_digests(self, files: Sequence[FileState]) -> list[bytes | None]:
@@ -173,7 +185,7 @@ class CodeCache:
             self._misses += len(found) - hits
         return found
 
-    def put_many(self, rows: Iterable[tuple[str, Sequence[bytes], np.ndarray]]) -> None:
+    def put_many(self, rows: Iterable[Row]) -> None:
         """Store codes, or issue a `CacheWarning`, before returning.
 
         Parameters
@@ -183,6 +195,42 @@ class CodeCache:
         """
         rows = list(rows)
         self._attempt(lambda store: store.put(rows))
+        needed = 0 if self._store is None else self._store.needed_bytes
+        # In a worker, its parent says it.
+        if needed and multiprocessing.parent_process() is None:
+            self._warn_once(
+                f"{self!r} is too small: the codes in use need {_mib(needed)}, "
+                f"{_mib(self.max_bytes)} are allowed. Some are kept; the others are "
+                "computed each time. Raise max_bytes.",
+                "too small",
+            )
+
+    def claim(self, spec: str, images: Sequence[bytes], owner: str) -> set[bytes]:
+        """Claim images before computing them.
+
+        Parameters
+        ----------
+        spec : str
+            Digest of a code spec.
+        images : sequence of bytes
+            Digests of the images.
+        owner : str
+            From `sk_cnncodes.cache.memory_store.new_owner`.
+
+        Returns
+        -------
+        set of bytes
+            The images that no other process or thread has claimed. A claim ends with
+            `release`, with its process, or after two minutes.
+        """
+        if not images:
+            return set()
+        mine = self._attempt(lambda store: store.claim(spec, images, owner))
+        return set(images) if mine is None else mine
+
+    def release(self, owner: str) -> None:
+        """Give up all claims of an owner."""
+        self._attempt(lambda store: store.release(owner))
 
     def file_digests(self, files: Sequence[FileState]) -> list[bytes | None]:
         """Remembered digests of files; None for each unknown or changed file."""
@@ -197,6 +245,11 @@ class CodeCache:
             self._attempt(lambda store: store.remember_files(files))
 
     # -- size ----------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """Largest size of the codes, in bytes."""
+        return self.max_bytes
 
     def info(self) -> CacheInfo:
         """Return the size of the cache, and its hits and misses."""
@@ -226,19 +279,24 @@ class CodeCache:
         try:
             return action(self._open())
         except CacheError as error:
-            if str(error) not in self._reported:
-                self._reported.add(str(error))
-                warnings.warn(str(error), CacheWarning, stacklevel=3)
+            self._warn_once(str(error), str(error))
             return None
+
+    def _warn_once(self, message: str, kind: str) -> None:
+        if kind not in self._reported:
+            self._reported.add(kind)
+            warnings.warn(message, CacheWarning, stacklevel=4)
 
     def _open(self) -> Store:
         with self._lock:
             if self._store is None:
-                if self.path is None:
-                    self._store = MemoryStore(self.max_bytes)
-                else:
-                    self._store = FileStore(self.path, self.max_bytes)
+                self._store = self._new_store()
             return self._store
+
+    def _new_store(self) -> Store:
+        if self.path is None:
+            return MemoryStore(self.max_bytes)
+        return FileStore(self.path, self.max_bytes)
 
     # -- copies --------------------------------------------------------------
 
@@ -272,7 +330,19 @@ class CodeCache:
 
 # -- the `cache` parameter ---------------------------------------------------
 
-MEMORY = CodeCache()
+
+class _ProcessCache(CodeCache):
+    """The cache "memory": of this process, and shared with its workers."""
+
+    @property
+    def capacity(self) -> int:
+        return self.max_bytes + MAX_FILE_BYTES
+
+    def _new_store(self) -> Store:
+        return ProcessStore(self.max_bytes)
+
+
+MEMORY = _ProcessCache()
 # Caches by path, the least recently used first. Bounded, since each has open files.
 _files: OrderedDict[str, CodeCache] = OrderedDict()
 _files_lock = fork_safe_lock()
@@ -303,25 +373,6 @@ def resolve_cache(
     return _shared_cache(_cache_file(cache), FILE_MAX_BYTES)
 
 
-_warned_of_memory_cache = False
-
-
-def warn_memory_cache_in_worker(cache: CodeCache | None) -> None:
-    """Warn once in a worker process that the memory cache is not shared."""
-    global _warned_of_memory_cache
-    in_worker = multiprocessing.parent_process() is not None
-    if cache is not MEMORY or _warned_of_memory_cache or not in_worker:
-        return
-    _warned_of_memory_cache = True
-    warnings.warn(
-        "cache='memory' in a worker process: each process embeds all images itself. "
-        "Pass a path, cache='codes.sqlite3', to share one cache between processes, or "
-        "cache=None to compute without a cache.",
-        CacheWarning,
-        stacklevel=3,
-    )
-
-
 def _shared_cache(path: str | None, max_bytes: int) -> CodeCache:
     """The shared cache of a path in this process; without a path, an empty one."""
     if path is None:
@@ -334,6 +385,10 @@ def _shared_cache(path: str | None, max_bytes: int) -> CodeCache:
         while len(_files) > _MAX_FILES:
             _files.popitem(last=False)
         return cache
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
 
 
 def _cache_file(path: str | os.PathLike[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 import zlib
@@ -22,6 +23,25 @@ _CHUNK = 500
 # Resolution of a spec's last-used time; without it, every read would also write.
 _USE_SECONDS = 3600
 _CODE = np.dtype("<f4")
+# Bytes in the file for each byte of a code: what is left free in its pages.
+_PAGE_SHARE = 1.3
+# Share of the largest size that is kept when codes are dropped.
+_KEPT_SHARE = 0.97
+# Seconds during which codes that were dropped for others do not come back.
+_DROPPED_SECONDS = 3600.0
+# Seconds after which images that were claimed and not computed may be claimed again.
+CLAIM_SECONDS = 120.0
+# Spec digest, image digests, and float32 codes of shape (n_images, code_length).
+Row = tuple[str, Sequence[bytes], np.ndarray]
+
+_DROPPED = """
+CREATE TABLE IF NOT EXISTS dropped (spec INTEGER, image BLOB, size INTEGER, time REAL,
+                                    PRIMARY KEY (spec, image)) WITHOUT ROWID
+"""
+_CLAIMS = """
+CREATE TABLE IF NOT EXISTS claims (spec TEXT, image BLOB, owner TEXT, end REAL,
+                                   PRIMARY KEY (spec, image)) WITHOUT ROWID
+"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class FileStore:
     def __init__(self, path: str, max_bytes: int) -> None:
         self._database = CacheDatabase(path)
         self._max_bytes = max_bytes
+        self.needed_bytes = 0
 
     # -- rows ----------------------------------------------------------------
 
@@ -80,17 +101,20 @@ class FileStore:
                     found[image] = np.frombuffer(code, _CODE)
         return [found.get(image) for image in images]
 
-    def put(self, rows: Iterable[tuple[str, Sequence[bytes], np.ndarray]]) -> None:
+    def put(self, rows: Iterable[Row]) -> None:
         self._database.use(lambda db: self._put(db, rows))
 
-    def _put(
-        self,
-        db: sqlite3.Connection,
-        rows: Iterable[tuple[str, Sequence[bytes], np.ndarray]],
-    ) -> None:
+    def _put(self, db: sqlite3.Connection, rows: Iterable[Row]) -> None:
         if self._database.read_only:
             raise CacheError(self._database.read_only)
+        rows = list(rows)
         with transaction(db):
+            size = int(_PAGE_SHARE * sum(codes.nbytes for _, _, codes in rows))
+            if self._pages_in_use(db) + size > self._max_bytes:
+                db.execute(_DROPPED)
+                rows = self._refuse_dropped(db, rows)
+                if rows:
+                    self._make_room(db, size)
             for spec, images, codes in rows:
                 number = self._spec(db, spec, make=True)
                 blobs = [code.astype(_CODE, copy=False).tobytes() for code in codes]
@@ -101,9 +125,80 @@ class FileStore:
                         for image, blob in zip(images, blobs, strict=True)
                     ],
                 )
-        if self._pages_in_use(db) > self._max_bytes:
-            # Free some extra space, so that not every following write evicts rows.
-            self._prune(db, int(0.9 * self._max_bytes))
+
+    def _refuse_dropped(self, db: sqlite3.Connection, rows: list[Row]) -> list[Row]:
+        """Rows without codes that were dropped lately to make room for others.
+
+        If the codes in use do not fit, they would be dropped for each other, and none
+        would be found again. So those that are stored stay.
+        """
+        since = time.time() - _DROPPED_SECONDS
+        kept: list[Row] = []
+        n_refused = 0
+        for spec, images, codes in rows:
+            marks = ",".join("?" * len(images))
+            query = (
+                "SELECT image FROM dropped WHERE time > ? AND spec = "
+                f"(SELECT id FROM specs WHERE digest = ?) AND image IN ({marks})"
+            )
+            dropped = {image for (image,) in db.execute(query, (since, spec, *images))}
+            n_refused += len(dropped)
+            stay = [i for i, image in enumerate(images) if image not in dropped]
+            if stay:
+                kept.append((spec, [images[i] for i in stay], codes[stay]))
+        if n_refused:
+            query = "SELECT sum(size) FROM dropped WHERE time > ?"
+            (size,) = db.execute(query, (since,)).fetchone()
+            self.needed_bytes = self._pages_in_use(db) + int(_PAGE_SHARE * size)
+        return kept
+
+    def _make_room(self, db: sqlite3.Connection, size: int) -> None:
+        """Drop the oldest codes so that `size` bytes fit, and remember which."""
+        db.execute(
+            "DELETE FROM dropped WHERE time < ?", (time.time() - _DROPPED_SECONDS,)
+        )
+        # Some more, so that not every following write drops rows.
+        self._drop_oldest(db, int(_KEPT_SHARE * self._max_bytes) - size, remember=True)
+
+    # -- claims --------------------------------------------------------------
+
+    def claim(self, spec: str, images: Sequence[bytes], owner: str) -> set[bytes]:
+        return self._database.use(lambda db: self._claim(db, spec, images, owner))
+
+    def _claim(
+        self, db: sqlite3.Connection, spec: str, images: Sequence[bytes], owner: str
+    ) -> set[bytes]:
+        if self._database.read_only:
+            return set(images)
+        now = time.time()
+        with transaction(db):
+            db.execute(_CLAIMS)
+            marks = ",".join("?" * len(images))
+            claimed = db.execute(
+                "SELECT image, owner, end FROM claims "
+                f"WHERE spec = ? AND image IN ({marks})",
+                (spec, *images),
+            ).fetchall()
+            others = {
+                image
+                for image, other, end in claimed
+                if other != owner and end > now and _is_alive(other)
+            }
+            mine = [image for image in images if image not in others]
+            db.executemany(
+                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)",
+                [(spec, image, owner, now + CLAIM_SECONDS) for image in mine],
+            )
+        return set(mine)
+
+    def release(self, owner: str) -> None:
+        self._database.use(lambda db: self._release(db, owner))
+
+    def _release(self, db: sqlite3.Connection, owner: str) -> None:
+        if not self._database.read_only:
+            with transaction(db):
+                db.execute(_CLAIMS)
+                db.execute("DELETE FROM claims WHERE owner = ?", (owner,))
 
     # -- files ---------------------------------------------------------------
 
@@ -148,29 +243,42 @@ class FileStore:
         self._database.use(lambda db: self._prune(db, max_bytes))
 
     def _prune(self, db: sqlite3.Connection, max_bytes: int) -> None:
-        """Drop codes: least recently used specs first, and their oldest rows first."""
         with transaction(db):
             if max_bytes == 0:
                 # Specs are kept, so that their numbers are never reused.
                 db.execute("DELETE FROM codes")
                 db.execute("DELETE FROM files")
-            while (excess := self._pages_in_use(db) - max_bytes) > 0:
-                oldest = db.execute(
-                    "SELECT codes.rowid, length(code) FROM specs "
-                    "JOIN codes ON codes.spec = specs.id "
-                    "WHERE specs.id = (SELECT id FROM specs WHERE id IN "
-                    "(SELECT spec FROM codes) ORDER BY used, id LIMIT 1) "
-                    "ORDER BY codes.rowid LIMIT 10000"
-                ).fetchall()
-                if not oldest:
+                db.execute(_DROPPED)
+                db.execute("DELETE FROM dropped")
+            self._drop_oldest(db, max_bytes, remember=False)
+
+    def _drop_oldest(
+        self, db: sqlite3.Connection, max_bytes: int, *, remember: bool
+    ) -> None:
+        """Drop codes: least recently used specs first, and their oldest rows first."""
+        while (excess := self._pages_in_use(db) - max_bytes) > 0:
+            oldest = db.execute(
+                "SELECT codes.rowid, length(code) FROM specs "
+                "JOIN codes ON codes.spec = specs.id "
+                "WHERE specs.id = (SELECT id FROM specs WHERE id IN "
+                "(SELECT spec FROM codes) ORDER BY used, id LIMIT 1) "
+                "ORDER BY codes.rowid LIMIT 10000"
+            ).fetchall()
+            if not oldest:
+                break
+            dropped = []
+            for rowid, size in oldest:
+                dropped.append((rowid,))
+                excess -= size
+                if excess <= 0:
                     break
-                dropped = []
-                for rowid, size in oldest:
-                    dropped.append((rowid,))
-                    excess -= size
-                    if excess <= 0:
-                        break
-                db.executemany("DELETE FROM codes WHERE rowid = ?", dropped)
+            if remember:
+                db.executemany(
+                    "INSERT OR REPLACE INTO dropped SELECT spec, image, length(code), "
+                    f"{time.time()} FROM codes WHERE rowid = ?",
+                    dropped,
+                )
+            db.executemany("DELETE FROM codes WHERE rowid = ?", dropped)
 
     @staticmethod
     def _pages_in_use(db: sqlite3.Connection) -> int:
@@ -208,6 +316,19 @@ class FileStore:
 def _checksum(spec: str, image: bytes, code: bytes) -> int:
     """Checksum of a row and its key: a damaged file may return another row's code."""
     return zlib.crc32(code, zlib.crc32(image, zlib.crc32(spec.encode())))
+
+
+def _is_alive(owner: str) -> bool:
+    """Whether the process that an owner names exists."""
+    if os.name == "nt":
+        return True  # there, a signal of 0 is no question
+    try:
+        os.kill(int(owner.partition("-")[0]), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError):
+        return True  # of another user, or unknown
+    return True
 
 
 def _update_last_use(

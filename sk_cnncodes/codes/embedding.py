@@ -78,7 +78,7 @@ class EmbeddingMixin:
             )
         images = as_image_sequence(X)
         plan = plan_transform(state)
-        self._extract(images, plan, cache, verbose=True, store_only=True)
+        self._extraction(images, plan, cache, verbose=True, store_only=True).run()
         return self
 
     def transform_to(self, path: str | os.PathLike[str], X: Any) -> np.ndarray:
@@ -139,7 +139,8 @@ class EmbeddingMixin:
             if self.on_error == "nan":
                 out[:] = np.nan  # rows of bad images are not written
             cache = resolve_cache(self.cache)
-            self._extract(images, plan, cache, verbose=bool(self.verbose), out=out)
+            verbose = bool(self.verbose)
+            self._extraction(images, plan, cache, verbose=verbose, out=out).run()
             out.flush()
             del out  # Windows cannot move a file that is mapped
         codes: np.ndarray = np.load(target, mmap_mode="r")
@@ -185,14 +186,16 @@ class EmbeddingMixin:
         facts = describe_code(
             image, plan, cache, self.max_pixels, getattr(self, "fitted_backbone_", {})
         )
-        codes = self._extract([image], plan, cache, verbose=False, on_error="raise")
+        codes = self._extraction(
+            [image], plan, cache, verbose=False, on_error="raise"
+        ).run()
         provider = None
         if not facts["from_cache"]:
             single = plan.n_threads > 1  # as for any image that is alone
             provider = plan.open_session(single).provider
         return Explanation(**facts, provider=provider, code=codes[0])
 
-    def _extract(
+    def _extraction(
         self,
         images: Sequence[Any],
         plan: CodePlan,
@@ -202,8 +205,8 @@ class EmbeddingMixin:
         store_only: bool = False,
         on_error: str | None = None,
         out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Compute or only store the codes of images; see `Extraction`."""
+    ) -> Extraction:
+        """What computes, or only stores, the codes of images; see `Extraction`."""
         on_error = on_error or self.on_error
         options = ExtractionOptions(
             batch_size=None if self.batch_size == "auto" else int(self.batch_size),
@@ -214,14 +217,14 @@ class EmbeddingMixin:
         )
         return Extraction(
             images,
-            plan.specs,
-            plan.wanted,
+            plan.outputs,
+            plan.spec,
             None if store_only else plan.code_length,
             plan.open_session,
             cache,
             options,
             out,
-        ).run()
+        )
 
     def code_graph(self) -> tuple[CodeSpec, CodeGraph, CodeSession]:
         """The spec of the codes, the graph that computes them, and its CPU session.

@@ -277,7 +277,7 @@ def describe_code(
     ImageError
         If the image is bad.
     """
-    spec = plan.specs[plan.wanted]
+    spec = plan.spec
     preprocessing = spec.preprocessing
     color = preprocessing.color
     read = read_image(image, 0, max_pixels, preprocessing.min_decode_size, color)
@@ -286,7 +286,7 @@ def describe_code(
     digest = image_digest(image, 0, max_pixels, color)
     from_cache = None
     if cache is not None:
-        from_cache = cache.get_many(spec.digest, [digest])[0] is not None
+        from_cache = cache.get_many(spec.without_norm.digest, [digest])[0] is not None
     return {
         "source": describe_source(image),
         "image_sha256": digest.hex(),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import random
-import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +16,9 @@ from sk_cnncodes.base.exceptions import BackboneError, ImageError
 from sk_cnncodes.base.logs import logger
 from sk_cnncodes.base.progress import progress_bar
 from sk_cnncodes.cache.code_cache import CodeCache
+from sk_cnncodes.cache.memory_store import new_owner
 from sk_cnncodes.codes.digests import Digest, ImageDigests
+from sk_cnncodes.codes.norms import apply_norm
 from sk_cnncodes.codes.workers import Batch, Key, Workers
 from sk_cnncodes.engines.session import CodeSession
 from sk_cnncodes.images.safe_open import MAX_PIXELS
@@ -28,10 +27,14 @@ from sk_cnncodes.images.views import VIEWS
 
 # Number of bad images described in a warning; only the positions of others are listed.
 _MAX_DESCRIBED = 20
-# Images looked up at once: many while all are found, few when other processes may be
-# computing the same ones.
+# Images looked up at once.
 _LOOKUP_SIZE = 512
-_LOOKUP_SIZE_WHILE_COMPUTING = 64
+# Images claimed at once: few, since other processes may need the same ones.
+_CLAIM_SIZE = 64
+# Seconds between two looks at images that another process computes.
+_POLL_SECONDS = 0.05
+# Finished images of one X that are remembered, to find their duplicates.
+_MAX_FINISHED = 2**17
 # Codes stored in the cache at once; each time, a file commits a transaction.
 _STORE_SIZE = 16
 
@@ -64,22 +67,27 @@ class ExtractionOptions:
 
 
 class Extraction:
-    """Computes the codes of the images of one X.
+    """Computes the codes of the images of one X, each different image once.
 
     `Workers` decode and run the images that are not in the cache; everything else
     happens in the thread that calls `run`. Rows are written in two places, both in
-    that thread: `_find_missing` writes those found in the cache while it passes the
+    that thread: `_missing_of` writes those found in the cache while it passes the
     others to the workers, and `_store` writes those that the workers return. The
     session is opened only when the first image is missing from the cache.
+
+    Images are claimed in the cache before they are computed. Those that another process
+    or thread has claimed are left until the end, and then looked up again.
 
     Parameters
     ----------
     images : sequence
         Elements as accepted by `sk_cnncodes.images.decode.read_rgb`.
-    specs : list of CodeSpec
-        One for each output of the session. They differ in layer and pooling only.
-    wanted : int
-        Position of the spec whose codes are returned; the others are only stored.
+    outputs : list of CodeSpec
+        One for each output of the session, without norm. They differ in layer and
+        pooling only.
+    spec : CodeSpec
+        Of the codes that are returned; without its norm, one of the outputs. The others
+        are only stored.
     code_length : int or None
         Length of the returned codes. None stores the codes of all specs and returns
         none.
@@ -96,8 +104,8 @@ class Extraction:
     def __init__(
         self,
         images: Sequence[Any],
-        specs: list[CodeSpec],
-        wanted: int,
+        outputs: list[CodeSpec],
+        spec: CodeSpec,
         code_length: int | None,
         open_session: Callable[[bool], CodeSession],
         cache: CodeCache | None,
@@ -105,12 +113,13 @@ class Extraction:
         out: np.ndarray | None = None,
     ) -> None:
         self._images = images
-        self._spec_digests = [spec.digest for spec in specs]
-        self._spec = specs[wanted]
-        self._wanted = wanted
+        self._spec_digests = [output.digest for output in outputs]
+        self._spec = spec
+        self._wanted = outputs.index(spec.without_norm)
         self._open_session = open_session
         self._session: CodeSession | None = None
         self._cache = cache
+        self._claims = new_owner()
         self._options = options
         self._only_store = code_length is None
         if out is None:
@@ -119,9 +128,14 @@ class Extraction:
         self._faults: list[ImageError] = []
         # Rows waiting for the code of an equal image, by its digest.
         self._followers: dict[Digest, list[int]] = {}
+        # Rows of finished images, by their digests.
+        self._finished: dict[Digest, int] = {}
+        # Images that another process or thread computes.
+        self._deferred: list[tuple[int, Digest | ImageError]] = []
         self._unstored: list[tuple[Digest, list[np.ndarray]]] = []
         self._bar = _ProgressBar(len(images), options.verbose)
         self._n_cached = 0
+        self.n_computed = 0
 
     def run(self) -> np.ndarray:
         """Compute the codes.
@@ -159,8 +173,21 @@ class Extraction:
         return self._codes
 
     def _compute(self, workers: Workers) -> None:
-        """Decode, run and store the images that are not in the cache."""
-        missing = self._find_missing(workers)
+        """Compute what is not in the cache, and wait for what others compute."""
+        try:
+            self._run(self._find_missing(workers), workers)
+            while self._deferred:
+                waiting, self._deferred = self._deferred, []
+                before = len(waiting)
+                self._run(self._missing_of(waiting), workers)
+                if len(self._deferred) == before:
+                    time.sleep(_POLL_SECONDS)
+        finally:
+            if self._cache is not None:
+                self._cache.release(self._claims)
+
+    def _run(self, missing: Iterator[tuple[int, Key]], workers: Workers) -> None:
+        """Decode, run and store images."""
         # With fewer images than threads, all threads share each run.
         first = list(islice(missing, workers.n_threads))
         if not first:
@@ -192,23 +219,66 @@ class Extraction:
             return
         limit, color = self._options.max_pixels, self._spec.preprocessing.color
         digests = ImageDigests(self._images, self._cache, workers.map, limit, color)
-        for chunk in self._chunks(count):
+        for start in range(0, count, _LOOKUP_SIZE):
+            chunk = list(range(start, min(start + _LOOKUP_SIZE, count)))
             self._flush()
-            keys = digests.many(chunk)
-            readable = [key for key in keys if isinstance(key, bytes)]
-            found = dict(zip(readable, self._look_up(readable), strict=True))
-            for index, digest in zip(chunk, keys, strict=True):
+            yield from self._missing_of(
+                list(zip(chunk, digests.many(chunk), strict=True))
+            )
+
+    def _missing_of(
+        self, keyed: list[tuple[int, Digest | ImageError]]
+    ) -> Iterator[tuple[int, Key]]:
+        """Write the rows found in the cache; yield the images to be computed here."""
+        missing = self._write_found(keyed)
+        for start in range(0, len(missing), _CLAIM_SIZE):
+            group = missing[start : start + _CLAIM_SIZE]
+            if start > 0:
+                # Another process may have finished some since.
+                self._flush()
+                group = self._write_found(group)
+            claimed = self._claim(group)
+            for index, digest in group:
                 if isinstance(digest, ImageError):
                     yield index, digest
-                elif (code := found[digest]) is not None:
-                    self._codes[index] = code
-                    self._n_cached += 1
-                    self._bar.advance(1)
                 elif digest in self._followers:
                     self._followers[digest].append(index)
-                else:
+                elif digest in self._finished:
+                    self._codes[index] = self._codes[self._finished[digest]]
+                    self._bar.advance(1)
+                elif digest in claimed:
                     self._followers[digest] = []
                     yield index, digest
+                else:
+                    self._deferred.append((index, digest))
+
+    def _write_found(
+        self, keyed: list[tuple[int, Digest | ImageError]]
+    ) -> list[tuple[int, Digest | ImageError]]:
+        """Write the rows found in the cache; return the other images."""
+        readable = [key for _, key in keyed if isinstance(key, bytes)]
+        found = dict(zip(readable, self._look_up(readable), strict=True))
+        missing, rows, codes = [], [], []
+        for index, digest in keyed:
+            code = None if isinstance(digest, ImageError) else found[digest]
+            if code is None:
+                missing.append((index, digest))
+            else:
+                rows.append(index)
+                codes.append(code)
+        if rows and not self._only_store:
+            self._codes[rows] = apply_norm(np.stack(codes), self._spec.norm)
+        self._n_cached += len(rows)
+        self._bar.advance(len(rows))
+        return missing
+
+    def _claim(self, group: list[tuple[int, Digest | ImageError]]) -> set[Digest]:
+        """The images of a group that are to be computed here."""
+        assert self._cache is not None
+        new = [key for _, key in group if isinstance(key, bytes)]
+        # Candidates that share their passes have the first output in common.
+        images = list(dict.fromkeys(new))
+        return self._cache.claim(self._spec_digests[0], images, self._claims)
 
     def _look_up(self, digests: list[Digest]) -> list[np.ndarray | None]:
         """Cached codes of the wanted spec; of length 0 if codes are only stored."""
@@ -222,24 +292,6 @@ class Extraction:
             None if any(code is None for code in codes) else empty
             for codes in zip(*found, strict=True)
         ]
-
-    def _chunks(self, count: int) -> Iterator[list[int]]:
-        """Yield positions in chunks; in one of several workers, in random order.
-
-        Workers that need the same images then rarely compute the same ones: each finds
-        the codes that others have stored.
-        """
-        size = _LOOKUP_SIZE_WHILE_COMPUTING
-        starts = list(range(0, count, size))
-        if _is_one_of_several_workers():
-            random.Random(f"{os.getpid()} {threading.get_ident()}").shuffle(starts)
-            yield from (list(range(s, min(s + size, count))) for s in starts)
-            return
-        start = 0
-        while start < count:
-            step = _LOOKUP_SIZE if self._session is None else size
-            yield list(range(start, min(start + step, count)))
-            start += step
 
     # -- write and store -----------------------------------------------------
 
@@ -264,12 +316,16 @@ class Extraction:
         indices = [index for index, _ in rows]
         for part in outputs:
             _check_finite(part, indices, self._images)
+        codes = apply_norm(outputs[self._wanted], self._spec.norm)
+        self.n_computed += len(rows)
         for position, (index, digest) in enumerate(rows):
             followers = self._followers.pop(digest, []) if digest else []
             if not self._only_store:
-                self._codes[[index, *followers]] = outputs[self._wanted][position]
+                self._codes[[index, *followers]] = codes[position]
             self._bar.advance(1 + len(followers))
             if digest:
+                if len(self._finished) < _MAX_FINISHED:
+                    self._finished[digest] = index
                 self._unstored.append((digest, [part[position] for part in outputs]))
         if len(self._unstored) >= _STORE_SIZE:
             self._flush()
@@ -309,12 +365,6 @@ class Extraction:
 
 def _position(fault: ImageError) -> int:
     return -1 if fault.index is None else fault.index
-
-
-def _is_one_of_several_workers() -> bool:
-    """Whether this is a child process or a thread other than the main thread."""
-    in_child = multiprocessing.parent_process() is not None
-    return in_child or threading.current_thread() is not threading.main_thread()
 
 
 class _ProgressBar:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sk_cnncodes.cache.code_cache import resolve_cache
+from sk_cnncodes.codes.norms import NORMS
 from sk_cnncodes.engines.devices import check_n_jobs
 from sk_cnncodes.engines.execution import check_execution
 from sk_cnncodes.images.safe_open import check_max_pixels
@@ -16,7 +17,7 @@ from sk_cnncodes.images.views import VIEWS
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "pooling": ("auto", "avg", "max", "gem", "cls", "mean", "flatten"),
-    "norm": ("l2", None),
+    "norm": NORMS,
     "views": tuple(VIEWS),
     "on_error": ("raise", "nan"),
 }

@@ -7,7 +7,7 @@ the attributes set by `fit`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from sk_cnncodes.backbones.stored import StoredBackbone, stored_backbone
 from sk_cnncodes.base.exceptions import BackboneError
 from sk_cnncodes.base.home import cache_dir
 from sk_cnncodes.base.logs import logger
+from sk_cnncodes.cache.code_cache import resolve_cache
 from sk_cnncodes.codes.calibration import preprocessing_json
 from sk_cnncodes.codes.saving import (
     STORED_KEY,
@@ -28,6 +29,7 @@ from sk_cnncodes.codes.saving import (
     find_backbone,
 )
 from sk_cnncodes.codes.sessions import code_session
+from sk_cnncodes.codes.shared_pass import pass_outputs
 from sk_cnncodes.engines.devices import usable_threads
 from sk_cnncodes.engines.execution import Execution, resolve_execution
 from sk_cnncodes.engines.quantisation import Calibration
@@ -43,10 +45,11 @@ class CodePlan:
     Attributes
     ----------
     backbone : Backbone or StoredBackbone
-    float32_specs : list of CodeSpec
-        One for each layer to compute, with float32 as precision.
-    wanted : int
-        Position of the spec of `layer`; the others are those of `cache_layers`.
+    float32_spec : CodeSpec
+        Of the codes that are returned, with float32 as precision.
+    float32_outputs : list of CodeSpec
+        What a forward pass computes, without norm: the codes that are returned, and
+        others that are stored in the cache.
     execution : Execution
     calibration : Calibration or None
         None unless the precision is int8.
@@ -54,36 +57,45 @@ class CodePlan:
     """
 
     backbone: Backbone | StoredBackbone
-    float32_specs: list[CodeSpec]
-    wanted: int
+    float32_spec: CodeSpec
+    float32_outputs: list[CodeSpec]
     execution: Execution
     calibration: Calibration | None
     n_threads: int
 
     @property
-    def specs(self) -> list[CodeSpec]:
-        """The code specs with the actual precision, calibration and engine."""
-        calibration = None if self.calibration is None else self.calibration.digest
-        return [
-            replace(
-                spec,
-                precision=self.execution.precision,
-                calibration=calibration,
-                engine=self.execution.engine,
-            )
-            for spec in self.float32_specs
-        ]
+    def spec(self) -> CodeSpec:
+        """The code spec with the actual precision, calibration and engine."""
+        return self._as_computed(self.float32_spec)
+
+    @property
+    def outputs(self) -> list[CodeSpec]:
+        """The outputs with the actual precision, calibration and engine."""
+        return [self._as_computed(spec) for spec in self.float32_outputs]
+
+    @property
+    def wanted(self) -> int:
+        """Position of the returned codes among the outputs."""
+        return self.float32_outputs.index(self.float32_spec.without_norm)
+
+    def _as_computed(self, spec: CodeSpec) -> CodeSpec:
+        return replace(
+            spec,
+            precision=self.execution.precision,
+            calibration=None if self.calibration is None else self.calibration.digest,
+            engine=self.execution.engine,
+        )
 
     @property
     def code_length(self) -> int:
         """Number of values of a code."""
-        return self.backbone.code_length(self.float32_specs[self.wanted])
+        return self.backbone.code_length(self.float32_spec)
 
     def open_session(self, single_run_uses_all_threads: bool) -> CodeSession:
         """The session that computes these codes."""
         return code_session(
             self.backbone,
-            self.specs,
+            self.outputs,
             self.execution,
             self.n_threads,
             self.calibration,
@@ -108,8 +120,22 @@ def plan_fit(state: State, execution: Execution) -> CodePlan:
     return _plan(state, _load_for_fit(state), layer, execution, None)
 
 
-def plan_transform(state: State) -> CodePlan:
+def plan_transform(
+    state: State,
+    n_images: int = 1,
+    searched: frozenset[str] = frozenset(),
+    others: Sequence[State] = (),
+) -> CodePlan:
     """The plan of `transform`, with the backbone and the calibration of `fit`.
+
+    Parameters
+    ----------
+    state : mapping
+    n_images : int
+    searched : frozenset of str
+        Parameters that a search varies; see `sk_cnncodes.codes.shared_pass`.
+    others : sequence of mapping
+        States of other transformers that may need the same pass.
 
     Raises
     ------
@@ -122,12 +148,22 @@ def plan_transform(state: State) -> CodePlan:
         If ``precision="int8"`` and `fit` was not called.
     """
     backbone, layer = load_fitted(state), _fitted_layer(state)
-    if state["precision"] != "int8":
-        return _plan(state, backbone, layer, execution_of(state), None)
-    calibration = _calibration(state)
-    plan = _plan(state, backbone, layer, execution_of(state), calibration)
-    _check_calibration(state, calibration, plan.float32_specs[0])
-    return plan
+    execution = execution_of(state)
+    if state["precision"] == "int8":
+        calibration = _calibration(state)
+        plan = _plan(state, backbone, layer, execution, calibration)
+        _check_calibration(state, calibration, plan.float32_spec)
+        return plan
+    if state["precision"] != "float32":
+        return _plan(state, backbone, layer, execution, None)
+    room = _room(state, n_images)
+    return _plan(state, backbone, layer, execution, None, searched, others, room)
+
+
+def _room(state: State, n_images: int) -> float:
+    """Bytes an image that the cache has for codes that are not asked for."""
+    cache = resolve_cache(state["cache"])
+    return 0.0 if cache is None else cache.capacity / 2 / n_images
 
 
 def _plan(
@@ -136,13 +172,27 @@ def _plan(
     layer: int | str,
     execution: Execution,
     calibration: Calibration | None,
+    searched: frozenset[str] = frozenset(),
+    others: Sequence[State] = (),
+    max_bytes: float = 0.0,
 ) -> CodePlan:
-    specs, wanted = _specs(state, backbone, layer)
+    spec = _spec(state, backbone, layer)
+    outputs = [spec.without_norm]
+    if isinstance(backbone, Backbone) and state["cache"] is not None:
+        cache_layers = state["cache_layers"]
+        outputs = pass_outputs(
+            backbone,
+            spec,
+            cache_layers=[] if cache_layers is None else cache_layers,
+            pooling=state["pooling"],
+            searched=searched,
+            others=others,
+            max_bytes=max_bytes,
+        )
     n_threads = usable_threads(state["n_jobs"])
-    spec = specs[wanted]
     logger.debug(
         "%s (sha256 %s), preprocessing from %s; layer %s, pooling %s, norm %s, views "
-        "%s; %s, %d threads",
+        "%s, %d outputs; %s, %d threads",
         backbone.description,
         spec.backbone_sha256[:12],
         getattr(backbone, "preprocessing_origin", "the saved model"),
@@ -150,10 +200,11 @@ def _plan(
         spec.pooling,
         spec.norm,
         spec.views,
+        len(outputs),
         execution,
         n_threads,
     )
-    return CodePlan(backbone, specs, wanted, execution, calibration, n_threads)
+    return CodePlan(backbone, spec, outputs, execution, calibration, n_threads)
 
 
 # -- the backbone ------------------------------------------------------------
@@ -209,26 +260,13 @@ def _fitted_layer(state: State) -> int | str:
     return _builtin_layer(state["layer"])
 
 
-def _specs(
+def _spec(
     state: State, backbone: Backbone | StoredBackbone, layer: int | str
-) -> tuple[list[CodeSpec], int]:
-    """Code specs of all layers to compute, and the position of that of `layer`.
-
-    Without a cache there is only one. The order is the same for every candidate of a
-    search, so that all share one session.
-    """
+) -> CodeSpec:
+    """The float32 spec of the codes."""
     if isinstance(backbone, StoredBackbone):
-        return [backbone.spec], 0
-    options = (state["pooling"], state["norm"], state["views"])
-    wanted = backbone.spec(layer, *options)
-    specs = {wanted.layer: wanted}
-    if state["cache"] is not None:
-        others = state["cache_layers"]
-        for other in () if others is None else others:
-            spec = backbone.spec(_builtin_layer(other), *options)
-            specs[spec.layer] = spec
-    order = sorted(specs)
-    return [specs[name] for name in order], order.index(wanted.layer)
+        return backbone.spec
+    return backbone.spec(layer, state["pooling"], state["norm"], state["views"])
 
 
 def _builtin_layer(layer: Any) -> int | str:
@@ -245,8 +283,7 @@ def fitted_spec(state: State) -> tuple[Backbone | StoredBackbone, CodeSpec]:
         As `plan_transform`.
     """
     backbone = load_fitted(state)
-    specs, wanted = _specs(state, backbone, _fitted_layer(state))
-    return backbone, specs[wanted]
+    return backbone, _spec(state, backbone, _fitted_layer(state))
 
 
 def execution_of(state: State) -> Execution:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -14,15 +15,12 @@ from sklearn.utils import Tags
 from sk_cnncodes.backbones.backbone import Backbone
 from sk_cnncodes.backbones.stored import store_graph, working_graph
 from sk_cnncodes.base.public import public
-from sk_cnncodes.cache.code_cache import (
-    CodeCache,
-    resolve_cache,
-    warn_memory_cache_in_worker,
-)
+from sk_cnncodes.cache.code_cache import CodeCache, resolve_cache
 from sk_cnncodes.codes.calibration import calibrate
 from sk_cnncodes.codes.embedding import EmbeddingMixin
 from sk_cnncodes.codes.parameters import check_parameters
 from sk_cnncodes.codes.plan import (
+    State,
     execution_of,
     fitted_spec,
     plan_fit,
@@ -36,9 +34,22 @@ from sk_cnncodes.codes.saving import (
     restored_state,
     saved_state,
 )
+from sk_cnncodes.codes.shared_pass import SHARED_PARAMETERS
 from sk_cnncodes.images.containers import as_image_sequence
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.images.safe_open import MAX_PIXELS
+
+_NOT_SAVED = ("_searched", "_fitted_on")
+# All transformers of this process: those of one search or union share their passes.
+_living: weakref.WeakValueDictionary[int, CNNCodeTransformer] = (
+    weakref.WeakValueDictionary()
+)
+
+
+def _pass_of(state: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What transformers must have in common to share a forward pass."""
+    names = ("backbone", "preprocessing", "views", "precision", "engine", "cache")
+    return tuple(repr(state.get(name)) for name in names)
 
 
 @public
@@ -204,6 +215,11 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
     (3,)
     """
 
+    # Parameters set by `set_params` that a search varies, and the `id` of the X of the
+    # last `fit`. They decide what a pass computes besides the codes, and are not saved.
+    _searched: frozenset[str] = frozenset()
+    _fitted_on: int | None = None
+
     def __init__(
         self,
         backbone: str | os.PathLike[str] = "cnncodes-mini",
@@ -242,6 +258,7 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         self.n_jobs = n_jobs
         self.verbose = verbose
         self.store_backbone = store_backbone
+        _living[id(self)] = self
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Check the parameters, and that X is a container of images.
@@ -280,7 +297,7 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
             self.calibration_ = calibrate(
                 images,
                 plan.backbone,
-                plan.float32_specs,
+                plan.float32_outputs,
                 plan.n_threads,
                 skip_bad=self.on_error == "nan",
                 max_pixels=self.max_pixels,
@@ -289,9 +306,10 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
             del self.calibration_
         # A saved pipeline recognises its backbone by this.
         if isinstance(plan.backbone, Backbone):
-            layer = plan.backbone.layer(plan.float32_specs[plan.wanted].layer)
+            layer = plan.backbone.layer(plan.float32_spec.layer)
             self.fitted_backbone_ = make_reference(self.backbone, plan.backbone, layer)
         self._fitted_codes = (code_parameters(state), plan.code_length)
+        self._fitted_on = id(X)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -324,15 +342,63 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         state = state_of(self)
         check_parameters(state)
         cache = resolve_cache(self.cache)
-        warn_memory_cache_in_worker(cache)
         images = as_image_sequence(X)
-        plan = plan_transform(state)
-        return self._extract(images, plan, cache, verbose=bool(self.verbose))
+        fitting = self._fitted_on == id(X)
+        others = self._siblings(state, fitting=fitting)
+        plan = plan_transform(state, len(images), self._searched, others)
+        extraction = self._extraction(images, plan, cache, verbose=bool(self.verbose))
+        codes = extraction.run()
+        if self._searched and fitting and extraction.n_computed == 0:
+            # The search is over: new images need the codes of this layer alone.
+            self._searched = frozenset()
+        return codes
+
+    # -- passes shared with others ---------------------------------------------
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, as scikit-learn's estimators do.
+
+        A transformer whose `layer` or `pooling` was set in this way is taken for a
+        candidate of a search: its passes compute and cache the codes of all numbered
+        layers, or poolings, until all images of a `fit_transform` are in the cache.
+
+        Parameters
+        ----------
+        **params : dict
+
+        Returns
+        -------
+        self : CNNCodeTransformer
+        """
+        super().set_params(**params)
+        self._searched |= SHARED_PARAMETERS.intersection(params)
+        return self
+
+    def _siblings(self, state: State, *, fitting: bool) -> list[State]:
+        """States of the other transformers that may need the same pass.
+
+        Only those that are in use: fitted, or about to be, as the parts of a
+        FeatureUnion are while the first is fitted.
+        """
+        if self.cache is None:
+            return []
+        kind = _pass_of(state)
+        living = [reference() for reference in _living.valuerefs()]
+        states = [
+            state_of(other)
+            for other in living
+            if other is not None
+            and other is not self
+            and (fitting or hasattr(other, "_fitted_codes"))
+        ]
+        return [other for other in states if _pass_of(other) == kind]
 
     # -- saving --------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         saved = saved_state(super().__getstate__())
+        for name in _NOT_SAVED:
+            saved.pop(name, None)
         if not self.store_backbone or not hasattr(self, "fitted_backbone_"):
             saved.pop(STORED_KEY, None)
             return saved
@@ -347,6 +413,7 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(restored_state(state, type(self)))
+        _living[id(self)] = self
 
     # -- scikit-learn's conventions --------------------------------------------
 

@@ -85,7 +85,7 @@ class Workers:
     images : sequence
         Elements as accepted by `sk_cnncodes.images.decode.read_rgb`.
     spec : CodeSpec
-        Provides the preprocessing, views and norm.
+        Provides the preprocessing and the views.
     n_threads : int
         With 1, everything runs in the calling thread.
     stop_at_fault : bool
@@ -106,7 +106,7 @@ class Workers:
         self.n_threads = min(n_threads, len(images))
         self._images = images
         self._preprocessing = spec.preprocessing
-        self._views, self._norm = spec.views, spec.norm
+        self._views = spec.views
         self._stop_at_fault = stop_at_fault
         self._max_pixels = max_pixels
         self._workers = OrderedThreadPool(self.n_threads, "sk_cnncodes-worker")
@@ -211,7 +211,7 @@ class Workers:
         outputs = session.run(np.concatenate(good))
         if self._views != "center":
             n_views = VIEWS[self._views]
-            outputs = [average_views(part, n_views, self._norm) for part in outputs]
+            outputs = [average_views(part, n_views) for part in outputs]
         return Batch(outcomes, outputs)
 
 

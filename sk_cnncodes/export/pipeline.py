@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import Normalizer
 from sklearn.utils.validation import check_is_fitted
 
 from sk_cnncodes._version import __version__
@@ -125,8 +126,11 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     spec, code_graph, session = transformer.code_graph()
     images = _test_images(spec.preprocessing.crop_size)
     codes = session.run(images)[0]
-    merged = _merged(code_graph, steps[1:], _with_mixtures(codes))
-    head_input = _input_of_last(steps[1:], codes)
+    after = steps[1:]
+    if spec.norm == "l2":
+        after = [("norm", Normalizer("l2").fit(codes)), *after]
+    merged = _merged(code_graph, after, _with_mixtures(codes))
+    head_input = _input_of_last(after, codes)
     _check_model(merged, steps[-1], images, head_input)
     metadata = spec.preprocessing.to_metadata()
     metadata |= _metadata(transformer, spec, steps, head_input)

@@ -79,7 +79,7 @@ def take_views(
     return crops
 
 
-def average_views(codes: np.ndarray, n_views: int, norm: str | None) -> np.ndarray:
+def average_views(codes: np.ndarray, n_views: int) -> np.ndarray:
     """Average the codes of the views of each image.
 
     Codes are averaged before they are normalised. With norm="l2" a code has unit
@@ -91,14 +91,10 @@ def average_views(codes: np.ndarray, n_views: int, norm: str | None) -> np.ndarr
     codes : ndarray of float32, shape (n_images * n_views, d)
         Not normalised; the views of an image are consecutive rows.
     n_views : int
-    norm : "l2" or None
 
     Returns
     -------
     ndarray of float32, shape (n_images, d)
     """
     means: np.ndarray = codes.reshape(-1, n_views, codes.shape[1]).mean(1)
-    if norm == "l2":
-        lengths = np.linalg.norm(means, axis=1, keepdims=True)
-        means = means / np.where(lengths == 0, 1, lengths)
     return means

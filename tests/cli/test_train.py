@@ -88,7 +88,7 @@ def test_json_describes_the_saved_model(photos: Path, tmp_path: Path) -> None:
     assert codes.layer == found["chosen"]["layer"]
     assert type(head) is type(HEADS[found["chosen"]["head"]][1])
     # It does not refer to the cache of the run.
-    assert (cache.code_cache, codes.cache_layers) == ("memory", None)
+    assert (codes.cache, codes.cache_layers) == ("memory", None)
 
 
 def test_same_seed_same_result(photos: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from sk_cnncodes import (
 from sk_cnncodes.cache import code_cache as cache_module
 from sk_cnncodes.cache.code_cache import MEMORY, resolve_cache
 from sk_cnncodes.cache.file_store import FileState
+from sk_cnncodes.cache.process_store import shared_folder
 from tests import networks
 from tests.forwards import Forwards, counted_forwards
 
@@ -131,7 +132,7 @@ def test_search_runs_each_image_once_for_all_layers(
     assert forwards.images > 8 * 20
     forwards.images = 0
     one_by_one = search_of(net, CodeCache(), layers).fit(photograph_files, labels)
-    assert forwards.images == 3 * 8
+    assert forwards.images == 8
     forwards.images = 0
     cache = tmp_path / "codes.sqlite3"
     grid = layer_grid([-1, -2, -3])
@@ -176,18 +177,20 @@ def test_workers_share_one_file(
     assert forwards.images == 8  # none for the refit in this process
 
 
-def test_a_memory_cache_in_a_worker_warns(
-    net: str, photograph_files: list[Path]
+def test_workers_share_the_memory_cache(
+    net: str, photograph_files: list[Path], forwards: Forwards
 ) -> None:
-    model = make_pipeline(CNNCodeTransformer(net), LogisticRegression())
-    with pytest.raises(CacheWarning, match="Pass a path, cache='codes.sqlite3'"):
-        GridSearchCV(
-            model,
-            {"logisticregression__C": [1, 2]},
-            cv=4,
-            n_jobs=2,
-            error_score="raise",
-        ).fit(photograph_files, [0, 0, 0, 0, 1, 1, 1, 1])
+    MEMORY.clear()
+    model = make_pipeline(CNNCodeTransformer(net), LogisticRegression(max_iter=1000))
+    grid = layer_grid([-1, -2]) | {"logisticregression__C": [0.1, 1]}
+    labels = [0, 0, 0, 0, 1, 1, 1, 1]
+    search = GridSearchCV(model, grid, cv=4, n_jobs=2, error_score="raise")
+    search.fit(photograph_files, labels)
+    folder = shared_folder(os.getpid())
+    assert folder.is_dir()
+    assert MEMORY.info().rows >= 16
+    assert forwards.images == 0  # this process found the codes of its workers
+    assert folder.stat().st_mode & 0o077 == 0
 
 
 # -- cache keys --------------------------------------------------------------
@@ -202,7 +205,6 @@ def test_every_parameter_that_affects_a_code_is_in_the_key(
         {},
         {"layer": -2},
         {"pooling": "max"},
-        {"norm": "l2"},
         {"views": "flip"},
         {"views": "ten_crop", "norm": "l2"},
         {"preprocessing": other},

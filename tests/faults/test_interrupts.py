@@ -195,7 +195,7 @@ def test_an_interrupted_transaction_is_rolled_back(tmp_path: Path) -> None:
     code = np.ones((1, 3), np.float32)
     cache.put_many([("spec", [b"a"], code)])
     store = cache._open()
-    assert isinstance(store, cache_file.FileStore)
+    assert isinstance(store, file_store.FileStore)
 
     def interrupted(db: sqlite3.Connection) -> None:
         db.execute("BEGIN IMMEDIATE")
