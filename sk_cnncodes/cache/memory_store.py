@@ -16,7 +16,7 @@ from sk_cnncodes.cache.file_store import CLAIM_SECONDS, FileState, Row
 # Bytes that a row takes in memory besides its values: keys, objects, dictionary slot.
 _ROW_OVERHEAD = 450
 # Largest number of dropped rows that are remembered.
-_MAX_DROPPED = 2**17
+_MAX_DROPPED = 2**16
 
 _Key = tuple[str, bytes]
 
@@ -26,8 +26,9 @@ class MemoryStore:
 
     If the codes in use do not fit, dropping the least recently used would drop each one
     before it is asked for again. So a code that was dropped comes back only if it was
-    used more recently than the code that would make room for it. A search over more
-    images than fit then keeps a stable part of them, and new images are taken in.
+    asked for twice since the last use of the code that would make room for it. A search
+    over more images than fit then keeps a stable part of them, in every fold, and new
+    images are taken in.
 
     Parameters
     ----------
@@ -46,8 +47,10 @@ class MemoryStore:
         self.needed_bytes = 0
         # Codes and times of last use.
         self._rows: OrderedDict[_Key, tuple[np.ndarray, float]] = OrderedDict()
-        # Sizes and times of last use of codes that did not fit.
-        self._dropped: OrderedDict[_Key, tuple[int, float]] = OrderedDict()
+        # Sizes and times of the last two uses of codes that did not fit.
+        self._dropped: OrderedDict[_Key, tuple[int, float, float]] = OrderedDict()
+        # When those that were dropped were last asked for.
+        self._asked: dict[_Key, float] = {}
         self._files: OrderedDict[bytes, tuple[FileState, bytes]] = OrderedDict()
         # Owner and end of claims.
         self._claims: dict[_Key, tuple[str, float]] = {}
@@ -64,6 +67,8 @@ class MemoryStore:
                 row = self._rows.get(key)
                 if row is None:
                     found.append(None)
+                    if key in self._dropped:
+                        self._asked[key] = now
                     continue
                 self._rows[key] = (row[0], now)
                 self._rows.move_to_end(key)
@@ -90,7 +95,9 @@ class MemoryStore:
                         self.needed_bytes = max(
                             self.needed_bytes, self._bytes + self._dropped_bytes
                         )
-                        self._remember_dropped(key, size, now)
+                        last_use = self._dropped[key][2]
+                        asked = self._asked.get(key, now)
+                        self._remember_dropped(key, size, last_use, asked)
                         dropped.append((spec, [image], row[None]))
                         continue
                     self._forget_dropped(key)
@@ -103,21 +110,24 @@ class MemoryStore:
         return self._bytes < self._max_bytes
 
     def _is_older(self, key: _Key) -> bool:
-        """Whether a code was dropped, and last used before all that are stored."""
+        """Whether a code was dropped, and all others were used since its last use."""
         if key not in self._dropped or not self._rows:
             return False
         _, oldest = next(iter(self._rows.values()))
-        return self._dropped[key][1] < oldest
+        return self._dropped[key][1] <= oldest
 
-    def _remember_dropped(self, key: _Key, size: int, last_use: float) -> None:
+    def _remember_dropped(
+        self, key: _Key, size: int, use_before: float, last_use: float
+    ) -> None:
         self._forget_dropped(key)
-        self._dropped[key] = (size, last_use)
+        self._dropped[key] = (size, use_before, last_use)
         self._dropped_bytes += size
         while len(self._dropped) > _MAX_DROPPED:
             self._forget_dropped(next(iter(self._dropped)))
 
     def _forget_dropped(self, key: _Key) -> None:
-        size, _ = self._dropped.pop(key, (0, 0.0))
+        size, *_ = self._dropped.pop(key, (0, 0.0, 0.0))
+        self._asked.pop(key, None)
         self._dropped_bytes -= size
 
     # -- files ---------------------------------------------------------------
@@ -168,6 +178,7 @@ class MemoryStore:
             self._shrink(max_bytes)
             if max_bytes == 0:
                 self._dropped.clear()
+                self._asked.clear()
                 self._dropped_bytes = 0
 
     def _shrink(self, max_bytes: int) -> list[Row]:
@@ -177,7 +188,7 @@ class MemoryStore:
             (spec, image), (code, last_use) = self._rows.popitem(last=False)
             size = code.nbytes + _ROW_OVERHEAD
             self._bytes -= size
-            self._remember_dropped((spec, image), size, last_use)
+            self._remember_dropped((spec, image), size, last_use, last_use)
             dropped.append((spec, [image], code[None]))
         while self._bytes > max_bytes and self._files:
             self._files.popitem(last=False)

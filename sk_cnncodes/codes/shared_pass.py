@@ -16,6 +16,7 @@ are computed alone. Nor are others if their codes would not fit into the cache.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,40 @@ from sk_cnncodes.base.exceptions import LayerError
 
 # Parameters whose candidates share a pass.
 SHARED_PARAMETERS = frozenset({"layer", "pooling"})
+# What transformers must have in common to share one.
+_COMMON = ("backbone", "preprocessing", "views", "precision", "engine", "cache")
+
+# All transformers of this process, by `id`.
+_living: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def register(transformer: Any) -> None:
+    """Make a transformer known to those that could share their passes with it."""
+    _living[id(transformer)] = transformer
+
+
+def siblings(transformer: Any, *, fitting: bool) -> list[Any]:
+    """The other transformers that may need the same pass.
+
+    Only those that are in use: fitted, or about to be, as the parts of a FeatureUnion
+    are while the first is fitted.
+    """
+    if transformer.cache is None:
+        return []
+    living = [reference() for reference in _living.valuerefs()]
+    common = _common_parameters(transformer)
+    return [
+        other
+        for other in living
+        if other is not None
+        and other is not transformer
+        and (fitting or hasattr(other, "_fitted_codes"))
+        and _common_parameters(other) == common
+    ]
+
+
+def _common_parameters(transformer: Any) -> list[str]:
+    return [repr(getattr(transformer, name, None)) for name in _COMMON]
 
 
 def pass_outputs(

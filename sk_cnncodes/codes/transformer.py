@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -20,7 +19,6 @@ from sk_cnncodes.codes.calibration import calibrate
 from sk_cnncodes.codes.embedding import EmbeddingMixin
 from sk_cnncodes.codes.parameters import check_parameters
 from sk_cnncodes.codes.plan import (
-    State,
     execution_of,
     fitted_spec,
     plan_fit,
@@ -34,22 +32,12 @@ from sk_cnncodes.codes.saving import (
     restored_state,
     saved_state,
 )
-from sk_cnncodes.codes.shared_pass import SHARED_PARAMETERS
+from sk_cnncodes.codes.shared_pass import SHARED_PARAMETERS, register, siblings
 from sk_cnncodes.images.containers import as_image_sequence
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.images.safe_open import MAX_PIXELS
 
 _NOT_SAVED = ("_searched", "_fitted_on")
-# All transformers of this process: those of one search or union share their passes.
-_living: weakref.WeakValueDictionary[int, CNNCodeTransformer] = (
-    weakref.WeakValueDictionary()
-)
-
-
-def _pass_of(state: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What transformers must have in common to share a forward pass."""
-    names = ("backbone", "preprocessing", "views", "precision", "engine", "cache")
-    return tuple(repr(state.get(name)) for name in names)
 
 
 @public
@@ -258,7 +246,7 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         self.n_jobs = n_jobs
         self.verbose = verbose
         self.store_backbone = store_backbone
-        _living[id(self)] = self
+        register(self)
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Check the parameters, and that X is a container of images.
@@ -344,7 +332,7 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         cache = resolve_cache(self.cache)
         images = as_image_sequence(X)
         fitting = self._fitted_on == id(X)
-        others = self._siblings(state, fitting=fitting)
+        others = [state_of(other) for other in siblings(self, fitting=fitting)]
         plan = plan_transform(state, len(images), self._searched, others)
         extraction = self._extraction(images, plan, cache, verbose=bool(self.verbose))
         codes = extraction.run()
@@ -374,25 +362,6 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         self._searched |= SHARED_PARAMETERS.intersection(params)
         return self
 
-    def _siblings(self, state: State, *, fitting: bool) -> list[State]:
-        """States of the other transformers that may need the same pass.
-
-        Only those that are in use: fitted, or about to be, as the parts of a
-        FeatureUnion are while the first is fitted.
-        """
-        if self.cache is None:
-            return []
-        kind = _pass_of(state)
-        living = [reference() for reference in _living.valuerefs()]
-        states = [
-            state_of(other)
-            for other in living
-            if other is not None
-            and other is not self
-            and (fitting or hasattr(other, "_fitted_codes"))
-        ]
-        return [other for other in states if _pass_of(other) == kind]
-
     # -- saving --------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
@@ -413,7 +382,7 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(restored_state(state, type(self)))
-        _living[id(self)] = self
+        register(self)
 
     # -- scikit-learn's conventions --------------------------------------------
 
