@@ -5,7 +5,7 @@ ask for it. Which outputs those are:
 
 - the layers of `cache_layers`;
 - in a search, known by `set_params` having set the layer or the pooling: all numbered
-  layers, or all poolings, or both;
+  layers, unless `cache_layers` lists those of the search, or all poolings, or both;
 - the layers and poolings of the other transformers that are alive and compute codes of
   the same images alike, such as those of a FeatureUnion.
 
@@ -92,10 +92,11 @@ def pass_outputs(
         Largest size of the codes of one image, in bytes.
     """
     required = {spec.without_norm}
-    for which in cache_layers:
+    listed = list(cache_layers)
+    for which in listed:
         required.add(_spec_of(backbone, spec, which, pooling))
     layers = [backbone.layer(spec.layer)]
-    if "layer" in searched:
+    if "layer" in searched and not listed:
         layers += backbone.layers
     candidates: list[tuple[Any, str]] = [(o["layer"], o["pooling"]) for o in others]
     for layer in layers:

@@ -131,7 +131,7 @@ def small_chunks() -> Any:
     """Process few images at a time instead of hundreds."""
     with (
         mock.patch.object(module, "_LOOKUP_SIZE", 7),
-        mock.patch.object(module, "_LOOKUP_SIZE_WHILE_COMPUTING", 3),
+        mock.patch.object(module, "_CLAIM_SIZE", 3),
         mock.patch.object(module, "_STORE_SIZE", 4),
     ):
         yield
