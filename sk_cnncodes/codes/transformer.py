@@ -102,12 +102,12 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
     cache : "memory", str, path-like, CodeCache or None, default="memory"
         Where codes are kept, so that each image is embedded only once across folds,
         candidates and calls. ``"memory"`` is one bounded cache, shared by all
-        transformers of this process. A path is a file that persists and is shared
-        between processes; use one for searches with several processes. None disables
-        caching.
+        transformers of this process and by its worker processes; what exceeds 512 MiB
+        is in a temporary file. A path is a file that persists. None disables caching.
     cache_layers : iterable of int or str, or None, default=None
         Additional layers whose codes the same forward pass computes and caches.
-        `layer_grid` builds a parameter grid that uses it. Ignored if ``cache=None``.
+        `layer_grid` builds a parameter grid that uses it. Without them, a search over
+        `layer` stores all numbered layers. Ignored if ``cache=None``.
     batch_size : int or "auto", default="auto"
         Number of images per run of the backbone. The codes do not depend on it.
     device : str or list of str, default="auto"
