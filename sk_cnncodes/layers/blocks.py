@@ -109,9 +109,11 @@ class BlockFinder:
         """The last block of a dense predictor's backbone."""
         end = self._classifier_input
         whole = BlockFinder(self.graph, end)
-        before = [each.layer for each in whole.chain.all[:-1]]
-        layers = [name for name in before if name is not None] + [end]
-        return before_neck(self.graph, layers, whole.block_outputs, end, upsampled)
+        found = [each.layer for each in whole.chain.all if each.layer is not None]
+        last = self.graph.layer(end)
+        if not found or self.graph.layer(found[-1]).shape != last.shape:
+            found.append(end)  # the layer of its dominator has other axes
+        return before_neck(self.graph, found, whole.block_outputs, end, upsampled)
 
     def _auto_pooling_matches(self, before: Dominator, last: Dominator) -> bool:
         """Whether `pooling="auto"` at `before` gives the values of `last`."""

@@ -163,11 +163,7 @@ class DominatorChain:
 
     def is_depthwise(self, nodes: list[int]) -> bool:
         """Whether nodes include a grouped convolution."""
-        return any(
-            attribute.name == "group" and attribute.i > 1
-            for i in nodes
-            for attribute in self.graph.view.nodes[i].attribute
-        )
+        return any(map(self.graph.is_grouped, nodes))
 
     # -- how a dominator is computed -----------------------------------------
 

@@ -15,9 +15,11 @@ import math
 from functools import cached_property
 
 from sk_cnncodes.graphs.operators import (
+    CONVOLUTIONS,
     LAYOUT_OPS,
     LINEAR_OPS,
     NORMALISATIONS,
+    POINTWISE,
     POOLS,
 )
 from sk_cnncodes.layers.layer import Layer, LayerGraph
@@ -40,6 +42,8 @@ _SELECTIONS = frozenset(["Concat", "Gather", "GatherElements", "GatherND"]) | _D
 # Layers that compute features have a multiple of 8 channels, mostly one of 32; numbers
 # of classes and of coordinates (21, 85, 255) rarely do.
 _ANY_WIDTH, _USUAL_WIDTH = 8, 32
+# Of the maps that a neck upsamples, in channels.
+_WIDEST_TO_NARROWEST = 4
 # Names by which exporters mark the features of an image.
 _EMBEDDING_NAMES = frozenset(
     [
@@ -131,9 +135,27 @@ def before_neck(
     ends = [each for each in found if each.name in blocks]
     if ends and found.index(ends[0]) <= found.index(widest):
         widest = _last_of_widest(ends)
+    else:
+        # The inside of an inverted bottleneck is wider than its end.
+        index, _ = _convolution_before(graph, widest.name)
+        after = found[found.index(widest) + 1 :]
+        if index is not None and graph.is_grouped(index) and after:
+            widest = _last_of_widest(after)
     if widest.kind == "map" and tokens and tokens[-1].n_channels >= widest.n_channels:
         return tokens[-1].name
     return widest.name
+
+
+def _convolution_before(graph: LayerGraph, name: str) -> tuple[int | None, str]:
+    """The convolution before activations and poolings, and what it reads."""
+    for each in reversed(graph.view.dominators(name)):
+        index = graph.view.producer[each]
+        op, data = graph.op(index), graph.view.data_inputs(index)
+        if op in CONVOLUTIONS and len(data) == 1:
+            return index, data[0]
+        if op not in POINTWISE | POOLS:
+            break
+    return None, name
 
 
 def _last_of_widest(layers: list[Layer]) -> Layer:
@@ -243,6 +265,8 @@ class FeatureOutputs:
         if not set(self._layers) <= set(dense):
             return False  # an embedding is among them
         dense = self._layers
+        if any(self._joins_resolutions(name) for name in dense):
+            return True
         heads = {n: i for n in dense if (i := self._head(n)) is not None}
         widths = [self.graph.width(i) for i in heads.values()]
         if any(width % _ANY_WIDTH for width in widths):
@@ -268,6 +292,13 @@ class FeatureOutputs:
     def _decisions(self, output: str) -> bool:
         """Whether an output is scores, or what was selected by scores."""
         return bool(self._tail(output)[1] & _DECISIONS)
+
+    def _joins_resolutions(self, output: str) -> bool:
+        """Whether the positions of an output are those of maps of several sizes."""
+        nodes = self.graph.view.nodes
+        made = [nodes[index].output[0] for index in self._tail(output)[0]]
+        sizes = {self._positions(name) for name in made}
+        return len(self.graph.shape(output)) == 3 and len(sizes) > 1
 
     def _tail(self, output: str) -> tuple[set[int], set[str]]:
         """The linear layers that an output is computed by, and operators after them."""
@@ -304,7 +335,10 @@ class FeatureOutputs:
 
     @cached_property
     def _bottleneck(self) -> str | None:
-        """The coarsest map that is upsampled; the widest of them, then the last."""
+        """The coarsest map that is upsampled; the widest of them, then the last.
+
+        Much narrower ones are weights of positions, as in pyramids of attention.
+        """
         view, found = self.graph.view, []
         for index in view.ancestors(self.outputs):
             sources = view.data_inputs(index)
@@ -317,7 +351,27 @@ class FeatureOutputs:
             if 1 < before <= after // 2:  # one position: a pooled vector is spread
                 source = self._before_shuffle(index, source)
                 found.append((-before, self._width(source), index, source))
-        return max(found)[-1] if found else None
+        if not found:
+            return None
+        least = max(width for _, width, *_ in found) / _WIDEST_TO_NARROWEST
+        return self._before_lateral(max(f for f in found if f[1] >= least)[-1])
+
+    def _before_lateral(self, name: str) -> str:
+        """What a convolution reads that gives a neck its fewer channels.
+
+        The convolution that ends an inverted bottleneck follows a depthwise one.
+        """
+        index, read = _convolution_before(self.graph, name)
+        if index is None or read == self.graph.view.input_name:
+            return name
+        before, _ = _convolution_before(self.graph, read)
+        is_lateral = (
+            set(self.graph.kernel(index)) == {1}
+            and self.graph.can_be_layer(read)
+            and self._width(read) > self._width(name)
+            and (before is None or not self.graph.is_grouped(before))
+        )
+        return read if is_lateral else name
 
     def _before_shuffle(self, index: int, source: str) -> str:
         """What the convolution reads that makes channels to be positions."""

@@ -60,6 +60,12 @@ class TypedGraph:
         weights = node.input[3 if node.op_type == "QLinearConv" else 1]
         return tuple(stated[0]) if stated else self.shape(weights)[2:]
 
+    def is_grouped(self, index: int) -> bool:
+        """Whether a node is a convolution with groups, such as a depthwise one."""
+        return any(
+            a.name == "group" and a.i > 1 for a in self.view.nodes[index].attribute
+        )
+
     def width(self, index: int) -> int:
         """Number of channels that a linear layer computes; 0 if unknown."""
         node = self.view.nodes[index]

@@ -237,16 +237,19 @@ def test_dense_predictors_are_cut_where_their_backbone_ends(
     assert "widest" in backbone.layers[-1].rule
 
 
+@pytest.mark.parametrize("probabilities", [True, False])
 def test_the_last_head_of_a_detector_without_a_neck(
-    tmp_path: Path, plain: Preprocessing
+    probabilities: bool, tmp_path: Path, plain: Preprocessing
 ) -> None:
     """SSD: heads at each resolution of the backbone."""
     net = networks.Net()
     heads = []
     for x, width in zip(backbone_maps(net), (16, 32, 64), strict=True):
-        head = net.op("Transpose", net.conv(x, width, 10), perm=[0, 2, 3, 1])
-        heads.append(net.op("Reshape", head, integers(net, 0, -1, 5)))
-    scores = net.op("Softmax", net.op("Concat", *heads, axis=1), axis=2)
+        head = net.op("Transpose", net.conv(x, width, 16), perm=[0, 2, 3, 1])
+        heads.append(net.op("Reshape", head, integers(net, 0, -1, 8)))
+    scores = net.op("Concat", *heads, axis=1)
+    if probabilities:
+        scores = net.op("Softmax", scores, axis=2)
     found = names(load(net, scores, tmp_path, plain))
     assert found == ["stem", "c3", "c4", "c5"]
 
@@ -274,6 +277,22 @@ def test_a_neck_after_a_plain_chain(tmp_path: Path, plain: Preprocessing) -> Non
     x = net.op("Add", upsampled(net, lateral[0]), lateral[1])
     out = net.op("Sigmoid", net.conv(upsampled(net, x), 12, 1))
     assert names(load(net, out, tmp_path, plain))[-1] == "wide"
+
+
+def test_a_neck_after_an_inverted_bottleneck(
+    tmp_path: Path, plain: Preprocessing
+) -> None:
+    """The narrow end of the last bottleneck; a lateral convolution is no such end."""
+    net = networks.Net()
+    fine = net.op("Relu", net.conv("data", 3, 8, strides=[4, 4]), out="fine")
+    x = net.op("Relu", net.conv(fine, 8, 32, 1))
+    narrow = net.conv(net.conv_depthwise(x, 32), 32, 16, 1, out="narrow")
+    wide = net.op("Relu", net.conv(narrow, 16, 64, 1), out="wide")
+    for number, (x, width) in enumerate([(narrow, 16), (wide, 64)]):
+        out = upsampled(net, net.conv(x, width, 12, 1))
+        out = net.op("Sigmoid", net.op("Add", out, net.conv(fine, 8, 12, 1)))
+        found = names(load(net, out, tmp_path, plain))
+        assert found[-1] == ("narrow", "wide")[number]
 
 
 def test_outputs_of_a_dense_predictor_by_name(
