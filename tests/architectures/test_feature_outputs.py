@@ -222,12 +222,17 @@ def test_dense_predictor(name: str, transformers: Any, tmp_path: Path) -> None:
         output = "logits"
         ends = [n for n, m in model.named_modules() if n.endswith("blocks.1")]
     else:
-        sizes = {"neck_hidden_sizes": [16, 32, 64, 64], "fusion_hidden_size": 32}
-        config = transformers.DPTConfig(
-            **(VISION | sizes), backbone_out_indices=[0, 1, 2, 2]
-        )
+        changed = {
+            "image_size": 64,
+            "patch_size": 16,
+            "num_hidden_layers": 4,
+            "backbone_out_indices": [0, 1, 2, 3],
+            "neck_hidden_sizes": [16, 32, 64, 64],
+            "fusion_hidden_size": 32,
+        }
+        config = transformers.DPTConfig(**(VISION | changed))
         model = transformers.DPTForDepthEstimation(config).eval()
-        output, ends = "predicted_depth", ["dpt.encoder.layer.2"]
+        output, ends = "predicted_depth", ["dpt.encoder.layer.3"]
     images = torch.from_numpy(network_input(preprocessing(64)))
     with watched(model, ends[-1:]) as values, torch.no_grad():
         model(images)
