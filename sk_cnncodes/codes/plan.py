@@ -123,7 +123,6 @@ def plan_fit(state: State, execution: Execution) -> CodePlan:
 def plan_transform(
     state: State,
     n_images: int = 1,
-    searched: frozenset[str] = frozenset(),
     others: Sequence[State] = (),
 ) -> CodePlan:
     """The plan of `transform`, with the backbone and the calibration of `fit`.
@@ -132,8 +131,6 @@ def plan_transform(
     ----------
     state : mapping
     n_images : int
-    searched : frozenset of str
-        Parameters that a search varies; see `sk_cnncodes.codes.shared_pass`.
     others : sequence of mapping
         States of other transformers that may need the same pass.
 
@@ -157,7 +154,7 @@ def plan_transform(
     if state["precision"] != "float32":
         return _plan(state, backbone, layer, execution, None)
     room = _room(state, n_images)
-    return _plan(state, backbone, layer, execution, None, searched, others, room)
+    return _plan(state, backbone, layer, execution, None, others, room)
 
 
 def _room(state: State, n_images: int) -> float:
@@ -172,7 +169,6 @@ def _plan(
     layer: int | str,
     execution: Execution,
     calibration: Calibration | None,
-    searched: frozenset[str] = frozenset(),
     others: Sequence[State] = (),
     max_bytes: float = 0.0,
 ) -> CodePlan:
@@ -185,7 +181,8 @@ def _plan(
             spec,
             cache_layers=[] if cache_layers is None else cache_layers,
             pooling=state["pooling"],
-            searched=searched,
+            searched=state.get("_searched", frozenset()),
+            search_is_over=state.get("_search_is_over", False),
             others=others,
             max_bytes=max_bytes,
         )

@@ -70,6 +70,7 @@ def pass_outputs(
     cache_layers: Iterable[int | str],
     pooling: str,
     searched: frozenset[str],
+    search_is_over: bool,
     others: Sequence[Mapping[str, Any]],
     max_bytes: float,
 ) -> list[CodeSpec]:
@@ -86,6 +87,8 @@ def pass_outputs(
         As given: "auto" is resolved for each layer.
     searched : frozenset of str
         Parameters of `SHARED_PARAMETERS` that a search varies.
+    search_is_over : bool
+        Whether it has seen all of its images: new ones need no other candidate's codes.
     others : sequence of mapping
         Parameters `layer` and `pooling` of other transformers that may need the pass.
     max_bytes : float
@@ -93,8 +96,13 @@ def pass_outputs(
     """
     required = {spec.without_norm}
     listed = list(cache_layers)
-    for which in listed:
-        required.add(_spec_of(backbone, spec, which, pooling))
+    if "layer" in searched:
+        # A search over backbones lists layers that one of them may lack.
+        required |= _fitting(backbone, spec, [(which, pooling) for which in listed])
+    else:
+        required |= {_spec_of(backbone, spec, which, pooling) for which in listed}
+    if search_is_over:
+        searched = frozenset()
     layers = [backbone.layer(spec.layer)]
     if "layer" in searched and not listed:
         layers += backbone.layers

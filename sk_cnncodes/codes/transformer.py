@@ -37,7 +37,7 @@ from sk_cnncodes.images.containers import as_image_sequence
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.images.safe_open import MAX_PIXELS
 
-_NOT_SAVED = ("_searched", "_fitted_on")
+_NOT_SAVED = ("_searched", "_search_is_over", "_fitted_on")
 
 
 @public
@@ -206,6 +206,7 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
     # Parameters set by `set_params` that a search varies, and the `id` of the X of the
     # last `fit`. They decide what a pass computes besides the codes, and are not saved.
     _searched: frozenset[str] = frozenset()
+    _search_is_over = False
     _fitted_on: int | None = None
 
     def __init__(
@@ -333,12 +334,12 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         images = as_image_sequence(X)
         fitting = self._fitted_on == id(X)
         others = [state_of(other) for other in siblings(self, fitting=fitting)]
-        plan = plan_transform(state, len(images), self._searched, others)
+        plan = plan_transform(state, len(images), others)
         extraction = self._extraction(images, plan, cache, verbose=bool(self.verbose))
         codes = extraction.run()
-        if self._searched and fitting and extraction.n_computed == 0:
-            # The search is over: new images need the codes of this layer alone.
-            self._searched = frozenset()
+        if self._searched and fitting:
+            # If so, new images need the codes of this layer alone.
+            self._search_is_over = extraction.n_computed == 0
         return codes
 
     # -- passes shared with others ---------------------------------------------

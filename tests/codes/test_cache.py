@@ -149,6 +149,22 @@ def test_search_runs_each_image_once_for_all_layers(
             )
 
 
+@pytest.mark.filterwarnings("ignore")  # the failed fits
+def test_a_layer_that_one_of_two_backbones_lacks(
+    net: str, photograph_files: list[Path]
+) -> None:
+    grid = layer_grid([-1, -10]) | {
+        "cnncodetransformer__backbone": [net, "cnncodes-mini"]
+    }
+    search = search_of(net, "memory", grid).fit(photograph_files, [0, 1] * 4)
+    for candidate, score in zip(
+        search.cv_results_["params"], search.cv_results_["mean_test_score"], strict=True
+    ):
+        layer = candidate["cnncodetransformer__layer"]
+        lacks = candidate["cnncodetransformer__backbone"] == net and layer == -10
+        assert np.isfinite(score) == (not lacks), candidate
+
+
 def test_a_full_cache_needs_no_session(
     net: str, photograph_files: list[Path], forwards: Forwards, tmp_path: Path
 ) -> None:
