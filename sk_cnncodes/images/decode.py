@@ -27,10 +27,12 @@ from sk_cnncodes.images.metadata import exif_orientation, without_metadata
 from sk_cnncodes.images.rgb import (
     DarkValuesWarning,
     as_rgb,
+    clear_deep_color,
     describe_array_conversion,
     describe_conversion,
     embedded_profile,
     from_pixels,
+    is_deep_color_key,
     scale_transparent_color,
     warn_if_dark,
 )
@@ -225,11 +227,15 @@ def _decode(
         check_jpeg_size(opened, size, several_scans, max_pixels)
     if scale > 1:
         opened, scale = _load_draft(opened, scale, content, several_scans, max_pixels)
+    is_deep = False
     if opened.format == "PNG":
         scale_transparent_color(opened)
+        is_deep = is_deep_color_key(opened)
     tiles = list(opened.tile)
     opened.load()
     warn_if_dark(opened, tiles)
+    if is_deep:
+        clear_deep_color(opened, open_image(content, max_pixels))
     # Only after loading: Pillow transposes TIFF when it loads, and would load PNG to
     # find EXIF data, which would hide decoding errors.
     orientation = _orientation(opened)

@@ -364,7 +364,9 @@ def jxl_codestream(content: bytes) -> bytes:
     parts = []
     for kind, start, end in islice(boxes(content), MAX_PARTS):
         if kind in (b"jxlc", b"jxlp"):
-            parts.append(content[start + (8 if kind == b"jxlc" else 12) : end])
+            is_long = content[start : start + 4] == b"\0\0\0\1"  # a size of 64 bits
+            start += (16 if is_long else 8) + (4 if kind == b"jxlp" else 0)
+            parts.append(content[start:end])
     return b"".join(parts)
 
 

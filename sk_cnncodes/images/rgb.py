@@ -14,11 +14,11 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageChops, ImageFile, ImageOps
 
 from sk_cnncodes.base.exceptions import ImageError, PreprocessingError
 from sk_cnncodes.images.formats import RefusedError
-from sk_cnncodes.images.safe_open import check_size
+from sk_cnncodes.images.safe_open import check_size, has_reversed_negative
 from sk_cnncodes.images.sources import ACCEPTED, describe_image
 
 COLORS = ("ignore", "srgb")
@@ -31,7 +31,9 @@ _MODES = {
 _PIXELS_AT_ONCE = 2**20
 # Step between gray values after scaling to 8 bits, by Pillow's raw mode.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
-_TIFF_BITS = 258
+# TIFF tags, and the sample format of signed values.
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PALETTE, _TIFF_SAMPLE_FORMAT = 258, 262, 320, 339
+_SIGNED = 2
 # Less than the values of images with more than 12 bits.
 _DARK = 4096
 
@@ -78,6 +80,8 @@ def as_rgb(
 
     With a profile, the colours are converted from it to sRGB.
     """
+    if hasattr(image, "tag_v2"):
+        image = _as_tags_say(image, name, index)
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         rgb = image
@@ -91,6 +95,27 @@ def as_rgb(
     else:
         rgb = image.convert("RGB")
     return rgb if profile is None else profile.to_srgb(rgb)
+
+
+def _as_tags_say(image: Any, name: str, index: int) -> Any:
+    """A TIFF image of 8-bit values, as its tags mean them where Pillow does not."""
+    tags = image.tag_v2
+    if image.mode in ("P", "PA"):
+        palette = tags.get(_TIFF_PALETTE, (0,))
+        if 0 < max(palette) <= 255:  # of 8 bits, as old writers have it; not of 16
+            image = image.copy()
+            image.putpalette(bytes(palette), "RGB;L")
+    elif image.mode == "L" and tags.get(_TIFF_SAMPLE_FORMAT) == (_SIGNED,):
+        values = np.asarray(image).view(np.int8)
+        if (low := int(values.min())) < 0:
+            raise ImageError(
+                f"{name}: gray values from {low} to {int(values.max())}. Expected "
+                "8-bit values, 0 to 255.",
+                index,
+            )
+    elif image.mode == "L" and has_reversed_negative(tags):
+        image = ImageOps.invert(image)
+    return image
 
 
 def warn_if_dark(image: Any, tiles: list[Any]) -> None:
@@ -124,8 +149,30 @@ def scale_transparent_color(image: ImageFile.ImageFile) -> None:
     color, raw_mode = image.info.get("transparency"), image.tile[0][3]
     if isinstance(color, int) and raw_mode in _GRAY_STEPS:
         image.info["transparency"] = color * _GRAY_STEPS[raw_mode]
-    elif isinstance(color, tuple) and raw_mode == "RGB;16B":
-        image.info["transparency"] = tuple(value >> 8 for value in color)
+
+
+def is_deep_color_key(image: ImageFile.ImageFile) -> bool:
+    """Whether a PNG file, not yet loaded, has a transparent colour of 16 bits."""
+    has_color = isinstance(image.info.get("transparency"), tuple)
+    return has_color and image.tile[0][3] == "RGB;16B"
+
+
+def clear_deep_color(image: Any, other: Any) -> None:
+    """Make the transparent colour of a 16-bit PNG file so, by all of its bits.
+
+    `image` is loaded, with the high bytes of the values; `other` is the same file, not
+    yet loaded, whose low bytes are read.
+    """
+    color = image.info.pop("transparency")
+    other.tile = [tile._replace(args="RGB;16L") for tile in other.tile]
+    mask = Image.new("L", image.size, 255)
+    for part, shift in ((image, 8), (other, 0)):
+        for channel, value in enumerate(color):
+            wanted = value >> shift & 255
+            equal = [255 * (level == wanted) for level in range(256)]
+            found = part.getchannel(channel).point(equal)
+            mask = ImageChops.darker(mask, found)
+    image.putalpha(ImageOps.invert(mask))
 
 
 def _over_white(image: Image.Image, profile: ColorProfile | None = None) -> Image.Image:
@@ -146,8 +193,11 @@ def _over_white(image: Image.Image, profile: ColorProfile | None = None) -> Imag
 def _from_deep_gray(image: Image.Image, name: str, index: int) -> Image.Image:
     """Convert 16-bit, 32-bit or float gray; 16-bit values keep their high byte."""
     values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    is_negative = tags.get(_TIFF_PHOTOMETRIC) == 0  # Pillow inverts up to 8 bits
     if image.mode == "F":
-        return from_pixels(values, index, None, name)
+        rgb = from_pixels(values, index, None, name)
+        return ImageOps.invert(rgb) if is_negative else rgb
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ImageError(
@@ -167,7 +217,9 @@ def _from_deep_gray(image: Image.Image, name: str, index: int) -> Image.Image:
             "image.convert('L').",
             index,
         )
-    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS)
+    if is_negative and image.mode.startswith("I;16"):
+        values, low, high = 65535 - values, 65535 - high, 65535 - low
+    bits = tags.get(_TIFF_BITS)
     if bits != (12,) and 0 < high < _DARK:
         _warn_of_dark_values()
     gray = (values >> (4 if bits == (12,) else 8)).astype(np.uint8)

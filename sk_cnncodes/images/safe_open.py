@@ -58,7 +58,7 @@ _MAX_EXTRA_CHANNELS = 2
 # TIFF tags: bits per sample, planar configuration (one plane per channel), and others
 # that are named by the standard.
 _BITS, _PLANAR, _SAMPLES, _SAMPLE_FORMAT, _PHOTOMETRIC = 258, 284, 277, 339, 262
-_SUBFILE, _SUB_DIRECTORIES = 254, 330
+_SUBFILE, _SUB_DIRECTORIES, _COMPRESSION, _FILL_ORDER = 254, 330, 259, 266
 _SAMPLE_FORMATS = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}
 _PHOTOMETRICS = {0: "gray", 1: "gray", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
 _PHOTOMETRICS |= {8: "Lab", 9: "Lab", 32803: "raw sensor data", 34892: "raw data"}
@@ -263,9 +263,22 @@ def _first_value(content: bytes, tag: TiffTag | None, default: int = 0) -> int:
     return int.from_bytes(content[tag.start : tag.start + size], order)
 
 
+def has_reversed_negative(tags: Any) -> bool:
+    """Whether a TIFF file has 8-bit values whose bits are reversed, and 0 is white.
+
+    Pillow does either, not both.
+    """
+    found = (tags.get(number) for number in (_FILL_ORDER, _BITS))
+    usual = (tags.get(_PHOTOMETRIC, 0), tags.get(_COMPRESSION, 1))
+    return (*found,) == (2, (8,)) and usual == (0, 1)
+
+
 def _check_tiff(image: Any) -> None:
     """Refuse TIFF files that Pillow opens but decodes to wrong pixels."""
     decoder, _, _, (raw_mode, *_) = image.tile[0]
+    if has_reversed_negative(image.tag_v2) and raw_mode == "L;IR":
+        # Pillow has no such raw mode; `as_rgb` inverts.
+        image.tile = [t._replace(args=("L;R", *t.args[1:])) for t in image.tile]
     deep = max(image.tag_v2.get(_BITS, (1,))) > 8
     planes = image.tag_v2.get(_PLANAR) == 2
     mixed = planes and (image.mode == "LA" or (deep and decoder == "raw"))

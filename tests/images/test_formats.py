@@ -212,6 +212,18 @@ def test_sizes_in_jpeg_xl_headers(size: tuple[int, int], mode: str) -> None:
     assert read_rgb(content, 0, size[0] * size[1]).size == size
 
 
+def test_boxes_of_jpeg_xl_with_long_sizes() -> None:
+    """Regression: the codestream was taken to begin 8 bytes too early."""
+    start = b"\0\0\0\x0cJXL \r\n\x87\n"
+    for size in (
+        struct.pack(">L4s", 11, b"jxlc"),
+        struct.pack(">L4sQ", 1, b"jxlc", 19),
+    ):
+        assert jxl_codestream(start + size + b"abc") == b"abc"
+    part = struct.pack(">L4sQL", 1, b"jxlp", 23, 0)
+    assert jxl_codestream(start + part + b"abc") == b"abc"
+
+
 def test_truncated_jpeg_xl() -> None:
     content = jxl(photographs()[0], lossless=True)
     for length in (len(content) - 1, len(content) // 2, 40, 12, 3):

@@ -16,6 +16,8 @@ from sk_cnncodes.images.decode import read_rgb
 from sk_cnncodes.images.rgb import DarkValuesWarning
 from tests.fuzz.image_bombs import tiff, tiff_tags
 from tests.fuzz.image_seeds import encoded, photographs
+from tests.fuzz.mutations import png_chunk
+from tests.images import test_safe_open as tiffs
 from tests.images.test_safe_open import lossless_jpeg, png
 
 
@@ -174,6 +176,94 @@ def test_previews_of_raw_photographs_are_not_taken() -> None:
         assert rgb(tiff(tags, bytes(64))).shape == (8, 8, 3)
     with pytest.raises(ImageError, match="not supported: a raw photograph.*NEF"):
         rgb(tiff(raw, bytes(64)))
+
+
+GRAY = np.array([[0, 100, 127, 128], [200, 255, 1, 2]], np.uint8)
+
+
+def gray_tiff(pixels: np.ndarray, **tags: list[int]) -> bytes:
+    numbers = {name: getattr(tiffs, name, None) for name in tags}
+    numbers |= {"FILL_ORDER": 266, "PALETTE": 320}
+    usual = {tiffs.BITS: [8 * pixels.itemsize], tiffs.PHOTO: [1]}
+    given = {numbers[name]: values for name, values in tags.items()}
+    return tiffs.tiff("<", [pixels.tobytes()], usual | given)
+
+
+def test_white_is_zero() -> None:
+    """Regression: 16-bit and float values were shown as a negative."""
+    values = GRAY.astype(np.uint16) * 257
+    floats = GRAY.astype(np.float32) / 255
+    negative = {"PHOTO": [0]}
+    for content in (
+        gray_tiff(GRAY),
+        gray_tiff(255 - GRAY, **negative),
+        gray_tiff(65535 - values, **negative),
+        gray_tiff(1 - floats, FORMAT=[3], **negative),
+    ):
+        np.testing.assert_array_equal(rgb(content)[:, :, 0], GRAY)
+    lazy = Image.open(io.BytesIO(gray_tiff(65535 - values, **negative)))
+    np.testing.assert_array_equal(rgb(lazy)[:, :, 0], GRAY)
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_reversed_bits(photometric: int) -> None:
+    """Regression: those where white is zero were reported as damaged."""
+    stored = GRAY if photometric else 255 - GRAY
+    bits = np.unpackbits(stored[:, :, None], axis=2)[:, :, ::-1]
+    content = gray_tiff(np.packbits(bits, axis=2), PHOTO=[photometric], FILL_ORDER=[2])
+    np.testing.assert_array_equal(rgb(content)[:, :, 0], GRAY)
+
+
+@pytest.mark.parametrize("step", [1, 256, 257])
+def test_palettes_of_8_bits(step: int) -> None:
+    """Regression: a palette of values up to 255, not 65535, was nearly black."""
+    colors = np.random.default_rng(0).integers(0, 256, (3, 256))
+    palette = [int(value) * step for value in colors.ravel()]
+    content = gray_tiff(GRAY, PHOTO=[3], PALETTE=palette)
+    expected = np.moveaxis(colors[:, GRAY], 0, 2)
+    np.testing.assert_array_equal(rgb(content), expected)
+    lazy = Image.open(io.BytesIO(content))
+    np.testing.assert_array_equal(rgb(lazy), expected)
+    lazy.seek(0)
+    assert (np.asarray(lazy.convert("RGB")).max() <= 1) == (step == 1)  # left alone
+
+
+def test_signed_values_are_not_wrapped_around() -> None:
+    """Regression: negative 8-bit values became bright ones."""
+    values = np.array([[0, 100, 127, 5]] * 2, np.int8)
+    for pixels in (values, values.astype(np.int16) * 256):
+        content = gray_tiff(pixels, FORMAT=[2])
+        np.testing.assert_array_equal(rgb(content)[:, :, 0], values)
+    for pixels, message in (
+        (-values, "from -127 to 0. Expected 8-bit values, 0 to 255"),
+        (-values.astype(np.int16), "from -127 to 0. Expected 16-bit values"),
+    ):
+        with pytest.raises(ImageError, match=f"image 0 .*gray values {message}"):
+            rgb(gray_tiff(pixels, FORMAT=[2]))
+
+
+@pytest.mark.parametrize("source", [bytes, bytearray])
+def test_transparent_colour_of_16_bits(source: type) -> None:
+    """Regression: its neighbours with the same high bytes were transparent too."""
+    colors = [0x1234, 0x5678, 0x9ABC, 0x1234, 0x5678, 0x9ABD, 0x1235, 0x5678, 0x9ABC]
+    for interlaced in (0, 1):
+        head = struct.pack(">LLBBBBB", 3, 1, 16, 2, 0, 0, interlaced)
+        data = struct.pack(">9H", *colors)
+        if interlaced:  # the passes of a row of three pixels
+            data = data[:6] + b"\0" + data[12:] + b"\0" + data[6:12]
+        content = b"".join(
+            [
+                b"\x89PNG\r\n\x1a\n",
+                png_chunk(b"IHDR", head),
+                png_chunk(b"tRNS", struct.pack(">3H", *colors[:3])),
+                png_chunk(b"IDAT", zlib.compress(b"\0" + data)),
+                png_chunk(b"IEND", b""),
+            ]
+        )
+        opaque = [0x12, 0x56, 0x9A]
+        np.testing.assert_array_equal(
+            rgb(source(content)), [[[255] * 3, opaque, opaque]]
+        )
 
 
 def test_jpeg_of_12_bits_is_not_damaged() -> None:
