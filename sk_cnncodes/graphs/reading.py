@@ -128,6 +128,7 @@ def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
     check_inputs(model)
     _import_domains(model)
     if model.functions:
+        _state_defaults(model)
         model = _inlined(model)
     check_given(model)
     if default_opset(model) < OLDEST_OPSET:
@@ -153,6 +154,20 @@ def _normal_form(model: onnx.ModelProto) -> onnx.ModelProto:
     # Initializers that are not inputs exist since IR version 4.
     model.ir_version = max(model.ir_version, 4)
     return model
+
+
+def _state_defaults(model: onnx.ModelProto) -> None:
+    """Write defaults of functions' attributes where they are called without them.
+
+    onnx leaves them out when it inlines, and operators then have their own defaults.
+    """
+    functions = {(f.domain, f.name, f.overload): f for f in model.functions}
+    for node in all_nodes(model):
+        function = functions.get((node.domain, node.op_type, node.overload))
+        if function is not None:
+            stated = {attribute.name for attribute in node.attribute}
+            defaults = [a for a in function.attribute_proto if a.name not in stated]
+            node.attribute.extend(defaults)
 
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:

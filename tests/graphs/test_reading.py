@@ -24,6 +24,57 @@ def test_functions_are_inlined(tmp_path: Path) -> None:
     assert "doubled" in GraphView(model, "data").image_dependent
 
 
+def _leaky(name: str, alpha: float, called: str = "LeakyRelu") -> onnx.FunctionProto:
+    """A function that hands its attribute alpha, with a default, to an operator."""
+    call = helper.make_node(called, ["x"], ["y"])
+    if called != "LeakyRelu":
+        call.domain = "local"
+    call.attribute.add(name="alpha", type=onnx.AttributeProto.FLOAT)
+    call.attribute[0].ref_attr_name = "alpha"
+    leaves_out = helper.make_node("Leaky", ["y"], ["z"], domain="local")
+    nodes = [call, leaves_out] if called != "LeakyRelu" else [call]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    function = helper.make_function(
+        "local", name, ["x"], [nodes[-1].output[0]], nodes, imports
+    )
+    function.attribute_proto.append(helper.make_attribute("alpha", alpha))
+    return function
+
+
+def test_attributes_that_a_call_leaves_out_have_the_defaults_of_the_function(
+    tmp_path: Path,
+) -> None:
+    """In the graph, in a branch, and in the body of another function."""
+    import onnxruntime as ort
+
+    net = networks.Net()
+    x = net.op("Leaky", "data", domain="local", out="default")
+    x = net.op("Leaky", x, domain="local", alpha=0.9, out="stated")
+    x = net.op("Nested", x, domain="local", out="nested")
+    branch = helper.make_graph(
+        [helper.make_node("Leaky", [x], ["inner"], domain="local")],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("inner", 1, None)],
+    )
+    yes = net.constant(np.array(True))
+    x = net.op("If", yes, then_branch=branch, else_branch=branch, out="chosen")
+    model = net.model(net.op("Identity", x, out="scores"))
+    model.functions.extend([_leaky("Leaky", 0.5), _leaky("Nested", 0.7, "Leaky")])
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    read = read_model(Path(networks.save(model, tmp_path / "a.onnx")))
+    options = {"providers": ["CPUExecutionProvider"]}
+    image = -np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
+    whole, inlined = (
+        ort.InferenceSession(each.SerializeToString(), **options).run(
+            None, {"data": image}
+        )[0]
+        for each in (model, read)
+    )
+    np.testing.assert_allclose(inlined, whole, rtol=1e-5)
+    np.testing.assert_allclose(inlined, image * 0.5**3 * 0.9 * 0.7, rtol=1e-5)
+
+
 def test_nodes_in_any_order_are_sorted() -> None:
     nodes = list(networks.resnet().graph.node)
     order = np.random.default_rng(0).permutation(len(nodes))
