@@ -41,6 +41,7 @@ from sk_cnncodes.images.safe_open import (
     check_jpeg_size,
     check_size,
     open_image,
+    unsupported_jpeg,
 )
 from sk_cnncodes.images.sources import (
     describe_image,
@@ -203,6 +204,8 @@ def decode_content(
         detail = str(error) or type(error).__name__
         if _UNSUPPORTED.search(detail):
             raise ImageError(f"{name}: not supported ({detail}).", index) from error
+        if what := unsupported_jpeg(content):
+            raise ImageError(f"{name}: not supported: {what}.", index) from error
         raise ImageError(
             f"{name}: the file is damaged or truncated after {len(content)} bytes "
             f"({detail}).",

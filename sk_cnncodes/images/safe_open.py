@@ -7,17 +7,20 @@ minutes or exhaust memory.
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import sys
+from functools import lru_cache
 from itertools import islice
 from numbers import Integral
 from typing import Any, Literal
 
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from sk_cnncodes.images.file_parts import (
     APP1,
+    FRAMES,
     MAX_PARTS,
     START_OF_SCAN,
     TiffTag,
@@ -31,6 +34,7 @@ from sk_cnncodes.images.file_parts import (
     jxl_header,
     png_chunks,
     tiff_tags,
+    with_tiff_tags,
 )
 from sk_cnncodes.images.formats import RefusedError, format_of, open_format
 from sk_cnncodes.images.metadata import (
@@ -58,10 +62,21 @@ _MAX_EXTRA_CHANNELS = 2
 # TIFF tags: bits per sample, planar configuration (one plane per channel), and others
 # that are named by the standard.
 _BITS, _PLANAR, _SAMPLES, _SAMPLE_FORMAT, _PHOTOMETRIC = 258, 284, 277, 339, 262
+_YCBCR_SAMPLING = 530
 _SUBFILE, _SUB_DIRECTORIES, _COMPRESSION, _FILL_ORDER = 254, 330, 259, 266
 _SAMPLE_FORMATS = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}
 _PHOTOMETRICS = {0: "gray", 1: "gray", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
 _PHOTOMETRICS |= {8: "Lab", 9: "Lab", 32803: "raw sensor data", 34892: "raw data"}
+# Compressions that Pillow does not know, and those that its libtiff may lack.
+_COMPRESSIONS = {9: "JBIG", 10: "JBIG", 34661: "JBIG", 33003: "JPEG 2000"}
+_COMPRESSIONS |= {33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000"}
+_COMPRESSIONS |= {34713: "NEF", 34887: "LERC", 34892: "JPEG of DNG", 34933: "PNG"}
+_COMPRESSIONS |= {34934: "JPEG XR", 22610: "JPEG XR", 50002: "JPEG XL"}
+_COMPRESSIONS |= {52546: "JPEG XL"}
+_OPTIONAL_COMPRESSIONS = {34925: "LZMA", 50000: "Zstd", 50001: "WebP"}
+_UNDEFINED_FORMAT = 4
+# What Pillow says of samples that it does not know.
+_UNKNOWN_SAMPLES = ("unknown pixel mode", "Invalid value for samples per pixel")
 # Pillow's raw modes of big-endian values, other than unsigned 16-bit ones.
 _BIG_ENDIAN = ("I;16BS", "I;32BS", "F;32BF")
 _LITTLE_ENDIAN = sys.byteorder == "little"
@@ -99,6 +114,7 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     elif name == "TIFF":
         _check_count(count_tiles(content), "strips or tiles")
         _check_raw(content)
+        content = _readable_tiff(content)
         if content.startswith(b"MM\0+"):  # BigTIFF, which Pillow reads in "II" only
             content = as_classic_tiff(content, TIFF_PIXELS)
         if has_damaged_tags(content):
@@ -125,8 +141,8 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     try:
         image = open_format(name, content)
     except SyntaxError as error:
-        if name == "TIFF" and str(error) == "unknown pixel mode":
-            raise RefusedError(f"not supported: {_tiff_kind(content)}.") from error
+        if name == "TIFF" and (kind := _unsupported_tiff(content, error)):
+            raise RefusedError(f"not supported: {kind}.") from error
         raise
     check_size(*image.size, None if name == "JPEG" else max_pixels)
     _check_work(image, scans)
@@ -242,6 +258,58 @@ def _check_raw(content: bytes) -> None:
         )
 
 
+def _readable_tiff(content: bytes) -> bytes:
+    """A TIFF file without what says nothing, but stops Pillow.
+
+    Raises
+    ------
+    RefusedError
+        If the libtiff of Pillow was built without its compression.
+    """
+    tags = tiff_tags(content)
+    by_number = {tag.number: tag for tag in tags}
+    packing = _first_value(content, by_number.get(_COMPRESSION), 1)
+    name = _OPTIONAL_COMPRESSIONS.get(packing)
+    if name is not None and not _can_unpack(name.lower()):
+        raise RefusedError(f"not supported here: {_packed_tiff(name, packing)}.")
+    if _first_value(content, by_number.get(_SAMPLE_FORMAT)) == _UNDEFINED_FORMAT:
+        kept = [tag for tag in tags if tag.number != _SAMPLE_FORMAT]
+        return with_tiff_tags(content, kept)
+    return content
+
+
+@lru_cache
+def _can_unpack(compression: str) -> bool:
+    """Whether the libtiff of Pillow has a compression: it packs what it unpacks."""
+    try:
+        Image.new("RGB", (8, 8)).save(io.BytesIO(), "TIFF", compression=compression)
+    except (OSError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+def _packed_tiff(name: str, packing: int) -> str:
+    return (
+        f"a TIFF compressed as {name} (compression {packing}). Expected a common "
+        "compression, such as LZW or deflate"
+    )
+
+
+def _unsupported_tiff(content: bytes, error: SyntaxError) -> str:
+    """What of a TIFF file Pillow does not read; empty if it may be damaged."""
+    tags = {tag.number: tag for tag in tiff_tags(content)}
+    packing = _first_value(content, tags.get(_COMPRESSION), 1)
+    cause = error.__cause__
+    if isinstance(cause, KeyError) and cause.args == (packing,):
+        return _packed_tiff(_COMPRESSIONS.get(packing, "another kind"), packing)
+    if str(error) in _UNKNOWN_SAMPLES:
+        return _tiff_kind(content)
+    in_planes = _first_value(content, tags.get(_PLANAR), 1) == 2
+    if in_planes and isinstance(cause, IndexError):
+        return f"{_tiff_kind(content)} in separate planes"
+    return ""
+
+
 def _tiff_kind(content: bytes) -> str:
     """Describe the values of a TIFF file, such as 32-bit float."""
     tags = {tag.number: tag for tag in tiff_tags(content)}
@@ -251,7 +319,8 @@ def _tiff_kind(content: bytes) -> str:
     photometric = _first_value(content, tags.get(_PHOTOMETRIC), -1)
     colors = _PHOTOMETRICS.get(photometric, f"photometric interpretation {photometric}")
     channels = f", {samples} channels" * (samples > 1)
-    return f"a {bits}-bit {kind}TIFF ({colors}{channels})"
+    article = "an" if bits in (8, 11, 18) else "a"
+    return f"{article} {bits}-bit {kind}TIFF ({colors}{channels})"
 
 
 def _first_value(content: bytes, tag: TiffTag | None, default: int = 0) -> int:
@@ -281,11 +350,17 @@ def _check_tiff(image: Any) -> None:
         image.tile = [t._replace(args=("L;R", *t.args[1:])) for t in image.tile]
     deep = max(image.tag_v2.get(_BITS, (1,))) > 8
     planes = image.tag_v2.get(_PLANAR) == 2
-    mixed = planes and (image.mode == "LA" or (deep and decoder == "raw"))
+    raw = decoder == "raw"
+    mixed = planes and (image.mode == "LA" or (deep and raw))
+    is_plain_ycbcr = raw and image.mode == "YCbCr"
+    mixed |= planes and is_plain_ycbcr
+    sampling = image.tag_v2.get(_YCBCR_SAMPLING, (1, 1))
+    subsampled = is_plain_ycbcr and sampling != (1, 1)
     # libtiff has already converted them to native byte order.
     swapped = decoder == "libtiff" and raw_mode in _BIG_ENDIAN and _LITTLE_ENDIAN
-    if mixed or swapped:
-        layout = "separate planes" if mixed else "compressed big-endian values"
+    if mixed or swapped or subsampled:
+        layout = "compressed big-endian" if swapped else "uncompressed subsampled"
+        layout = "separate planes" if mixed else f"{layout} values"
         raise RefusedError(
             f"an unsupported variant of TIFF, {image.mode} in {layout}. Expected "
             "another variant or format, such as PNG."
@@ -294,7 +369,24 @@ def _check_tiff(image: Any) -> None:
 
 def _check_count(count: int, what: str) -> None:
     if count > MAX_PARTS:
-        raise RefusedError(f"damaged: too many {what}. Expected at most {MAX_PARTS}.")
+        raise RefusedError(f"too many {what}. Expected at most {MAX_PARTS}.")
+
+
+def unsupported_jpeg(content: bytes) -> str:
+    """What of a JPEG file libjpeg does not read; empty if it may be damaged."""
+    is_jpeg = content.startswith(b"\xff\xd8")
+    for marker, start in islice(jpeg_segments(content), MAX_PARTS * is_jpeg):
+        if marker == START_OF_SCAN:
+            break
+        if marker in FRAMES and start + 6 <= len(content):
+            height, n_channels = content[start + 1 : start + 3], content[start + 5]
+            if height == b"\0\0":
+                return "a JPEG file whose height follows its pixels (DNL)"
+            factors = content[start + 7 : start + 6 + 3 * n_channels : 3]
+            for sides in ([f >> 4 for f in factors], [f & 15 for f in factors]):
+                if any(side and max(sides) % side for side in sides):
+                    return "a JPEG file with a fractional sampling of its channels"
+    return ""
 
 
 def _check_jpeg(content: bytes) -> int:

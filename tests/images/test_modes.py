@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sk_cnncodes import ImageError
+from sk_cnncodes.images import safe_open
 from sk_cnncodes.images.decode import read_rgb
 from sk_cnncodes.images.rgb import DarkValuesWarning
 from tests.fuzz.image_bombs import tiff, tiff_tags
@@ -144,6 +145,8 @@ def test_big_endian_bigtiff(packing: int) -> None:
 @pytest.mark.parametrize(
     ("bits", "samples", "form", "photometric", "what"),
     [
+        (8, 1, 3, 1, r"an 8-bit float TIFF \(gray\)"),
+        (8, 4, 3, 2, r"an 8-bit float TIFF \(RGB, 4 channels\)"),
         (64, 1, 3, 1, r"a 64-bit float TIFF \(gray\)"),
         (16, 1, 3, 1, r"a 16-bit float TIFF \(gray\)"),
         (32, 3, 3, 2, r"a 32-bit float TIFF \(RGB, 3 channels\)"),
@@ -183,7 +186,7 @@ GRAY = np.array([[0, 100, 127, 128], [200, 255, 1, 2]], np.uint8)
 
 def gray_tiff(pixels: np.ndarray, **tags: list[int]) -> bytes:
     numbers = {name: getattr(tiffs, name, None) for name in tags}
-    numbers |= {"FILL_ORDER": 266, "PALETTE": 320}
+    numbers |= {"FILL_ORDER": 266, "PALETTE": 320, "YCBCR": 530}
     usual = {tiffs.BITS: [8 * pixels.itemsize], tiffs.PHOTO: [1]}
     given = {numbers[name]: values for name, values in tags.items()}
     return tiffs.tiff("<", [pixels.tobytes()], usual | given)
@@ -242,6 +245,55 @@ def test_signed_values_are_not_wrapped_around() -> None:
             rgb(gray_tiff(pixels, FORMAT=[2]))
 
 
+@pytest.mark.parametrize(
+    ("tags", "what"),
+    [
+        ({"PACKING": [34712]}, "not supported: a TIFF compressed as JPEG 2000 .*34712"),
+        ({"PACKING": [34887]}, "not supported: a TIFF compressed as LERC .*LZW"),
+        ({"PACKING": [12345]}, "not supported: a TIFF compressed as another kind"),
+        ({"BITS": [8] * 8}, r"not supported: an 8-bit TIFF \(gray, 8 channels\)"),
+        (
+            {"BITS": [8] * 4, "PLANAR": [2], "PHOTO": [1], "STRIPS": [8] * 4},
+            r"not supported: an 8-bit TIFF \(gray, 4 channels\)",
+        ),
+        (
+            {"BITS": [8] * 3, "PLANAR": [2], "PHOTO": [2], "STRIPS": [8] * 6},
+            r"an 8-bit TIFF \(RGB, 3 channels\) in separate planes",
+        ),
+        ({"YCBCR": [2, 2]}, "unsupported .*YCbCr in uncompressed subsampled values"),
+        ({"YCBCR": [1, 1], "PLANAR": [2]}, "unsupported .*YCbCr in separate planes"),
+    ],
+)
+def test_other_kinds_of_tiff_are_not_damaged(
+    tags: dict[str, list[int]], what: str
+) -> None:
+    usual = {"PHOTO": [6], "BITS": [8] * 3} if "YCBCR" in tags else {}
+    content = gray_tiff(np.zeros((24, 4), np.uint8), **usual, **tags)
+    with pytest.raises(ImageError, match=f"image 0 .*{what}") as error:
+        rgb(content)
+    assert "damaged" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["LZMA", "Zstd", "WebP"])
+def test_compressions_that_libtiff_may_lack(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photograph = photographs()[0]
+    packing = {"LZMA": 34925, "Zstd": 50000, "WebP": 50001}[name]
+    if safe_open._can_unpack(name.lower()):
+        content = encoded(photograph, "TIFF", compression=name.lower())
+        found = rgb(content).astype(int)
+        assert np.abs(found - np.asarray(photograph)).mean() < 6
+        monkeypatch.setattr(safe_open, "_can_unpack", lambda name: False)
+    with pytest.raises(ImageError, match=f"not supported here: .*as {name}"):
+        rgb(gray_tiff(GRAY, PACKING=[packing]))
+
+
+def test_undefined_sample_format() -> None:
+    """It says as much as none."""
+    np.testing.assert_array_equal(rgb(gray_tiff(GRAY, FORMAT=[4]))[:, :, 0], GRAY)
+
+
 @pytest.mark.parametrize("source", [bytes, bytearray])
 def test_transparent_colour_of_16_bits(source: type) -> None:
     """Regression: its neighbours with the same high bytes were transparent too."""
@@ -271,6 +323,20 @@ def test_jpeg_of_12_bits_is_not_damaged() -> None:
     with pytest.raises(ImageError, match="image 0 .*not supported.*12-bit") as error:
         rgb(content)
     assert "damaged" not in str(error.value)
+
+
+def test_jpeg_of_other_kinds_is_not_damaged() -> None:
+    content = encoded(photographs()[0], "JPEG")
+    frame = content.index(b"\xff\xc0") + 4
+    assert content[frame + 7 : frame + 14 : 3] == b"\x22\x11\x11"
+    for place, value, what in (
+        (frame + 1, b"\0\0", "height follows its pixels"),
+        (frame + 7, b"\x33\0\2\x22\1", "fractional sampling"),
+    ):
+        other = content[:place] + value + content[place + len(value) :]
+        with pytest.raises(ImageError, match=f"not supported: a JPEG.*{what}") as error:
+            rgb(other)
+        assert "damaged" not in str(error.value)
 
 
 # -- 12 bits in 16 -----------------------------------------------------------
