@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, JpegImagePlugin
 
 from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.images.file_parts import read_jpeg_frame
-from sk_cnncodes.images.formats import RefusedError, format_of
+from sk_cnncodes.images.formats import RefusedError, format_of, unpacked_bmp
 from sk_cnncodes.images.halftones import (
     has_hard_edges,
     header_hints_at_halftone,
@@ -184,7 +184,11 @@ def decode_content(
         except Exception as error:
             if is_scarcity(error, name):
                 raise
-            bare = without_metadata(content, format_of(content))
+            format = format_of(content)
+            if format == "BMP":
+                bare = unpacked_bmp(content)
+            else:
+                bare = without_metadata(content, format)
             if bare is None:
                 raise
         return _decode(bare, name, index, max_pixels, min_decode_size, color)

@@ -48,6 +48,8 @@ _OTHERS = (
     (b"FOVb", "a raw photograph (X3F)"),
 )
 _JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+# For decoders in Python, which take a microsecond per pixel.
+MAX_SLOW_PIXELS = 2**21
 # Number of threads of a decoder: a setting of the process, as its parameter.
 _setting_lock = fork_safe_lock()
 
@@ -178,6 +180,66 @@ def _usual_bmp(content: bytes) -> bytes:
     alpha = 0xFF000000 if masks[3] else 0
     head += struct.pack("<LLLL", 0xFF0000, 0xFF00, 0xFF, alpha)
     return b"BM" + struct.pack("<LLL", 0, 0, 14 + len(head)) + head + usual.tobytes()
+
+
+def unpacked_bmp(content: bytes) -> bytes | None:
+    """A BMP file compressed by run lengths as an uncompressed one; None for others.
+
+    Pixels that it skips, by short lines, deltas or an early end, are entry 0 of the
+    palette. Pillow takes these for missing ones.
+
+    Raises
+    ------
+    ValueError
+        If it is truncated.
+    """
+    if len(content) < 54 or content[14] < 40:
+        return None
+    (start,) = struct.unpack_from("<L", content, 10)
+    width, height, _, bits, packing = struct.unpack_from("<llHHL", content, 18)
+    is_small = width > 0 and width * abs(height) <= MAX_SLOW_PIXELS
+    if (bits, packing) not in ((8, 1), (4, 2)) or not is_small:
+        return None
+    rows = np.zeros((abs(height), -(-width // 4) * 4), np.uint8)
+    at, x, y = start, 0, 0
+
+    def put(data: bytes, count: int) -> None:
+        values = np.frombuffer(data, np.uint8)
+        if bits == 4:
+            values = np.stack([values >> 4, values & 15], axis=1).ravel()
+        values = np.resize(values, count)[: max(width - x, 0)]
+        rows[y, x : x + len(values)] = values
+
+    # Each step is a run of pixels, a line or a skip; files have far fewer.
+    for _ in range(rows.size + 2 * len(rows)):
+        if y >= len(rows) or (at >= len(content) and (x, y) == (width, len(rows) - 1)):
+            break
+        count, value = content[at : at + 2].ljust(2, b"\0")
+        first, length = at + 1, 1
+        if count == 0 and value >= 2:
+            first, length = at + 2, 2
+            if value > 2:  # pixels as they are, padded to words
+                count, length = value, value if bits == 8 else (value + 1) // 2
+        data = content[first : first + length]
+        at = first + length + (first + length - at) % 2
+        if len(data) < length:
+            raise ValueError("not enough image data")
+        if count:
+            put(data, count)
+            x += count
+        elif value == 0:
+            x, y = 0, y + 1
+        elif value == 1:
+            break
+        else:
+            x, y = x + data[0], y + data[-1]
+    else:
+        raise ValueError("more skips than pixels")
+    head = bytearray(content[:start])
+    struct.pack_into("<HLL", head, 28, 8, 0, 0)
+    colors = struct.unpack_from("<L", head, 46)[0] or 1 << bits
+    struct.pack_into("<L", head, 46, colors)
+    return bytes(head) + rows.tobytes()
 
 
 def _field(pixels: np.ndarray, mask: int) -> np.ndarray:

@@ -36,7 +36,12 @@ from sk_cnncodes.images.file_parts import (
     tiff_tags,
     with_tiff_tags,
 )
-from sk_cnncodes.images.formats import RefusedError, format_of, open_format
+from sk_cnncodes.images.formats import (
+    MAX_SLOW_PIXELS,
+    RefusedError,
+    format_of,
+    open_format,
+)
 from sk_cnncodes.images.metadata import (
     TIFF_PIXELS,
     has_damaged_tags,
@@ -80,9 +85,8 @@ _UNKNOWN_SAMPLES = ("unknown pixel mode", "Invalid value for samples per pixel")
 # Pillow's raw modes of big-endian values, other than unsigned 16-bit ones.
 _BIG_ENDIAN = ("I;16BS", "I;32BS", "F;32BF")
 _LITTLE_ENDIAN = sys.byteorder == "little"
-# Decoders that Pillow implements in Python, at a microsecond per pixel.
+# Decoders that Pillow implements in Python.
 _SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")
-_MAX_SLOW_PIXELS = 2**21
 
 
 def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
@@ -240,10 +244,10 @@ def _check_work(image: ImageFile.ImageFile, scans: int) -> None:
             "scans at this size."
         )
     slow = any(tile[0] in _SLOW_DECODERS for tile in image.tile)
-    if slow and pixels > _MAX_SLOW_PIXELS:
+    if slow and pixels > MAX_SLOW_PIXELS:
         raise RefusedError(
             f"{size} pixels in a slow variant of {image.format}. Expected at most "
-            f"{_MAX_SLOW_PIXELS} pixels, or another format, such as PNG."
+            f"{MAX_SLOW_PIXELS} pixels, or another format, such as PNG."
         )
 
 

@@ -94,6 +94,62 @@ def test_bmp_bit_fields_keep_their_checks() -> None:
         read_rgb(content[:18] + struct.pack("<l", 50_000) + content[22:], 0, 5000)
 
 
+def rle_bmp(bits: int, data: bytes) -> bytes:
+    """A BMP file of 5 x 3 pixels, compressed by run lengths; its palette is gray."""
+    packing = 1 if bits == 8 else 2
+    colors = b"".join(bytes([i, i, i, 0]) for i in range(2**bits))
+    head = struct.pack("<LllHHLLLLLL", 40, 5, 3, 1, bits, packing, 0, 0, 0, 0, 0)
+    start = 54 + len(colors)
+    size = start + len(data)
+    return b"BM" + struct.pack("<LLL", size, 0, start) + head + colors + data
+
+
+@pytest.mark.parametrize(
+    ("bits", "codes", "rows"),
+    [
+        # A run, what follows as it is, an end of line; two runs; the end.
+        (8, "0207 000309080700 0000 0506 0000 0505 0001", "77987 66666 55555"),
+        (8, "0507 0000 0506 0000 0505", "77777 66666 55555"),
+        (8, "0207 0000 0000 0306 0001", "77000 00000 66600"),
+        (8, "0507 0000 0001", "77777 00000 00000"),
+        (8, "0107 00020102 0103 0001", "70000 00000 00300"),
+        (8, "0000 0000 0509", "00000 00000 99999"),
+        (8, "0907 0000 0000 0001", "77777 00000 00000"),
+        (4, "0598 0000 00047654 0122 0000 0001", "98989 76542 00000"),
+        (4, "0000 0398 0001", "00000 98900 00000"),
+    ],
+)
+def test_bmp_of_run_lengths(bits: int, codes: str, rows: str) -> None:
+    """Regression: those with short lines, skips or an early end were "damaged"."""
+    expected = [[int(value) for value in row] for row in rows.split()[::-1]]
+    content = rle_bmp(bits, bytes.fromhex(codes))
+    np.testing.assert_array_equal(rgb(content)[:, :, 0], expected)
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        "",
+        "0507",
+        "0507 0000 05",
+        "0000 000201",
+        "0000 000401",
+        "0000 00060102",
+        "0000" * 2,
+    ],
+)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_truncated_bmp_of_run_lengths(bits: int, codes: str) -> None:
+    data = bytes.fromhex(codes)
+    with pytest.raises(ImageError, match="damaged or truncated.*not enough image data"):
+        rgb(rle_bmp(bits, data))
+
+
+def test_bmp_of_many_skips_is_quick() -> None:
+    with pytest.raises(ImageError, match="damaged or truncated.*more skips than"):
+        rgb(rle_bmp(8, bytes.fromhex("00020000") * 1000))
+
+
 def test_bmp_of_other_kinds_is_not_damaged() -> None:
     content = bytearray(encoded(photographs()[0], "BMP"))
     content[30] = 5  # compressed as PNG
