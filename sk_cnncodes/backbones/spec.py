@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 from sk_cnncodes.backbones.code_graph import Pooling
 from sk_cnncodes.images.preprocessing import Preprocessing
@@ -58,17 +59,19 @@ class CodeSpec:
     @property
     def digest(self) -> str:
         """SHA-256 of the spec."""
+        exact = _exact_digest(self)
         if self.precision == "float32":
-            return self._exact_digest
-        values = (self._exact_digest, self.precision, self.calibration, self.engine)
+            return exact
+        values = (exact, self.precision, self.calibration, self.engine)
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
-    @property
-    def _exact_digest(self) -> str:
-        """SHA-256 of the spec for the same codes in float32."""
-        values = asdict(self) | {"preprocessing": self.preprocessing.to_dict()}
-        del values["precision"], values["calibration"], values["engine"]
-        if order_matters(self.preprocessing, self.views):
-            # Distinct from codes of the version that left the order to Pillow.
-            values["resize_order"] = "rows first"
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+@lru_cache(maxsize=256)  # each transform needs those of all its outputs
+def _exact_digest(spec: CodeSpec) -> str:
+    """SHA-256 of a spec for the same codes in float32."""
+    values = asdict(spec) | {"preprocessing": spec.preprocessing.to_dict()}
+    del values["precision"], values["calibration"], values["engine"]
+    if order_matters(spec.preprocessing, spec.views):
+        # Distinct from codes of the version that left the order to Pillow.
+        values["resize_order"] = "rows first"
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
