@@ -48,6 +48,7 @@ _OTHERS = (
     (b"FOVb", "a raw photograph (X3F)"),
 )
 _JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_HEX_DIGITS = bytes.maketrans(b"0123456789abcdef", bytes(range(16)))
 # For decoders in Python, which take a microsecond per pixel.
 MAX_SLOW_PIXELS = 2**21
 # Number of threads of a decoder: a setting of the process, as its parameter.
@@ -200,19 +201,12 @@ def unpacked_bmp(content: bytes) -> bytes | None:
     is_small = width > 0 and width * abs(height) <= MAX_SLOW_PIXELS
     if (bits, packing) not in ((8, 1), (4, 2)) or not is_small:
         return None
-    rows = np.zeros((abs(height), -(-width // 4) * 4), np.uint8)
+    n_rows, stride = abs(height), -(-width // 4) * 4
+    pixels = bytearray(n_rows * stride)
     at, x, y = start, 0, 0
-
-    def put(data: bytes, count: int) -> None:
-        values = np.frombuffer(data, np.uint8)
-        if bits == 4:
-            values = np.stack([values >> 4, values & 15], axis=1).ravel()
-        values = np.resize(values, count)[: max(width - x, 0)]
-        rows[y, x : x + len(values)] = values
-
     # Each step is a run of pixels, a line or a skip; files have far fewer.
-    for _ in range(rows.size + 2 * len(rows)):
-        if y >= len(rows) or (at >= len(content) and (x, y) == (width, len(rows) - 1)):
+    for _ in range(len(pixels) + 2 * n_rows):
+        if y >= n_rows or (at >= len(content) and (x, y) == (width, n_rows - 1)):
             break
         count, value = content[at : at + 2].ljust(2, b"\0")
         first, length = at + 1, 1
@@ -225,7 +219,10 @@ def unpacked_bmp(content: bytes) -> bytes | None:
         if len(data) < length:
             raise ValueError("not enough image data")
         if count:
-            put(data, count)
+            if bits == 4:
+                data = data.hex().encode().translate(_HEX_DIGITS)
+            row = (data * (count // len(data) + 1))[: min(count, max(width - x, 0))]
+            pixels[y * stride + x : y * stride + x + len(row)] = row
             x += count
         elif value == 0:
             x, y = 0, y + 1
@@ -239,7 +236,7 @@ def unpacked_bmp(content: bytes) -> bytes | None:
     struct.pack_into("<HLL", head, 28, 8, 0, 0)
     colors = struct.unpack_from("<L", head, 46)[0] or 1 << bits
     struct.pack_into("<L", head, 46, colors)
-    return bytes(head) + rows.tobytes()
+    return bytes(head + pixels)
 
 
 def _field(pixels: np.ndarray, mask: int) -> np.ndarray:

@@ -80,6 +80,8 @@ _COMPRESSIONS |= {34934: "JPEG XR", 22610: "JPEG XR", 50002: "JPEG XL"}
 _COMPRESSIONS |= {52546: "JPEG XL"}
 _OPTIONAL_COMPRESSIONS = {34925: "LZMA", 50000: "Zstd", 50001: "WebP"}
 _UNDEFINED_FORMAT = 4
+# In bytes; more than the headers of a BMP file.
+_BMP_SLACK = 2**12
 # What Pillow says of samples that it does not know.
 _UNKNOWN_SAMPLES = ("unknown pixel mode", "Invalid value for samples per pixel")
 # Pillow's raw modes of big-endian values, other than unsigned 16-bit ones.
@@ -126,6 +128,9 @@ def open_image(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     elif name == "BMP" and content[14] >= 40 and len(content) >= 26:
         width, height = struct.unpack_from("<ll", content, 18)
         check_size(width, abs(height), max_pixels)
+        # Runs that write nothing would keep Pillow busy for minutes.
+        (start,) = struct.unpack_from("<L", content, 10)
+        content = content[: start + 4 * (width + 1) * abs(height) + _BMP_SLACK]
     elif name in ("AVIF", "HEIF"):
         # A cropped image is decoded as a whole; coders pad it to blocks.
         streams = av1_sizes(content) if name == "AVIF" else []

@@ -179,6 +179,24 @@ def long_tiff() -> bytes:
     return tiff([*tiff_tags(1, 2**31 - 1), *strips], bytes(64))
 
 
+def run_length_bmp(width: int, height: int, data: bytes) -> bytes:
+    head = struct.pack("<LllHHLLLLLL", 40, width, height, 1, 8, 1, 0, 0, 0, 0, 0)
+    start = 54 + 1024
+    size = struct.pack("<LLL", start + len(data), 0, start)
+    return b"BM" + size + head + bytes(1024) + data
+
+
+def skipping_bmp() -> bytes:
+    """Skips of no pixels: Pillow reads each of them."""
+    return run_length_bmp(8, 8, b"\0\2\0\0" * 2**25)
+
+
+def short_runs_bmp() -> bytes:
+    """Half as many runs of a pixel as allowed; an empty line, which Pillow refuses."""
+    row = b"\1\7" * 1024 + b"\0\0"
+    return run_length_bmp(1024, 1024, b"\0\0" + row * 1023 + b"\0\1")
+
+
 def slow_bmp() -> bytes:
     """Run-length encoding, whose line ends are filled byte by byte."""
     width, height = 100_000, 500
@@ -285,6 +303,8 @@ CASES = [
     (many_tiles, "errors"),
     (long_tiff, "errors"),
     (slow_bmp, "errors"),
+    (skipping_bmp, "errors"),
+    (short_runs_bmp, "codes"),
     (slow_ppm, "errors"),
     (plain_ppm, "errors"),
     (lambda: blank_png(1_000_000, 1), "codes"),
