@@ -163,7 +163,7 @@ def _code_graph(
     batch_size = None if dynamic else fixed_batch or 1
     if dynamic and fixed_batch is not None:
         _make_batch_dynamic(model, image.name, fixed_batch)
-    if dynamic and any(node.op_type in _SCALED_BY_BATCH for node in model.graph.node):
+    if dynamic and _decides_by_batch(model, image.name):
         batch_size = 1
     # Types of intermediate tensors may contain a fixed batch size.
     model.graph.ClearField("value_info")
@@ -194,6 +194,19 @@ def _code_graph(
     model.graph.initializer.extend([*before.initializers, *after.initializers])
     content = bytes(model.SerializeToString())
     return CodeGraph(content, batch_size, dynamic and fixed_batch is not None)
+
+
+def _decides_by_batch(model: onnx.ModelProto, input_name: str) -> bool:
+    """Whether one scale, or one branch of an If, is chosen for all images of a batch.
+
+    A run does not show it where the images that it is tried with take the same branch.
+    """
+    dependent = GraphView(model, input_name).image_dependent
+    return any(
+        node.op_type in _SCALED_BY_BATCH
+        or (node.op_type == "If" and node.input[0] in dependent)
+        for node in model.graph.node
+    )
 
 
 def _add_normalisation(

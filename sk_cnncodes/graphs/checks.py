@@ -292,21 +292,40 @@ def _check_loops(graph: onnx.GraphProto, repeats: int, outer: dict[str, int]) ->
 
 
 def check_repeatable(graph: onnx.GraphProto) -> None:
-    """Refuse a network whose codes differ between runs.
+    """Refuse a network whose codes differ between runs, or between batches.
 
     Raises
     ------
     BackboneError
-        Naming the random operator.
+        Naming the operator.
     """
     for each in all_graphs(graph):
+        true = {t.name for t in each.initializer if _is_true(t)}
         for node in each.node:
+            trains = node.op_type == "Dropout" and not true.isdisjoint(node.input[2:3])
+            if node.op_type == "BatchNormalization":
+                trains = any(a.name == "training_mode" and a.i for a in node.attribute)
+            if trains:
+                raise BackboneError(
+                    f"its {node.op_type} {list(node.output[:1])} is in training mode: "
+                    "the code of an image would depend on the other images of its "
+                    "batch, or on chance. Expected a network exported for inference "
+                    "(model.eval()), or a layer before this tensor."
+                )
             if node.op_type in _RANDOM_OPS:
                 raise BackboneError(
                     f"its {node.op_type} {list(node.output[:1])} draws random numbers: "
                     "the code of an image would differ between runs. Expected a "
-                    "network exported for inference."
+                    "network exported for inference, or a layer before this tensor."
                 )
+
+
+def _is_true(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor is the boolean True."""
+    from onnx import numpy_helper
+
+    is_flag = tensor.data_type == tensor.BOOL and math.prod(tensor.dims) == 1
+    return is_flag and bool(numpy_helper.to_array(tensor).item())
 
 
 def check_domains(graph: onnx.GraphProto) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from PIL import Image
 
 from sk_cnncodes import (
@@ -412,6 +412,76 @@ def test_dynamically_quantised_networks_run_image_by_image(
     transformer = CNNCodeTransformer(path, preprocessing=plain, cache=None).fit(images)
     single = np.concatenate([transformer.transform([image]) for image in images])
     np.testing.assert_array_equal(transformer.transform(images), single)
+
+
+def _by_maximum(net: networks.Net) -> str:
+    return net.op("Div", "data", net.op("ReduceMax", "data", keepdims=0))
+
+
+def _by_branch(net: networks.Net) -> str:
+    """Doubles the images if the brightest pixel is bright enough."""
+    branches = {}
+    for name, op in (("then_branch", "Add"), ("else_branch", "Sub")):
+        node = helper.make_node(op, ["data", "data"], [name])
+        value = helper.make_tensor_value_info(name, 1, None)
+        branches[name] = helper.make_graph([node], name, [], [value])
+    largest = net.op("ReduceMax", "data", keepdims=0)
+    bound = net.constant(np.float32(-0.7))
+    return net.op("If", net.op("Greater", largest, bound), **branches)
+
+
+@pytest.mark.parametrize("scaled", [_by_maximum, _by_branch])
+def test_a_file_for_one_image_never_scales_it_by_another(
+    scaled: Callable[[networks.Net], str],
+    photographs: list[np.ndarray],
+    plain: Preprocessing,
+    tmp_path: Path,
+) -> None:
+    net = networks.Net()
+    x = net.op("Identity", scaled(net), out="scaled")
+    x = net.op("GlobalAveragePool", net.op("Relu", net.conv(x, 3, 8)))
+    scores = net.dense(net.op("Flatten", x), 8, 10)
+    path = networks.save(net.model(scores, batch=1), tmp_path / "net.onnx")
+    images = [pixels // 32 if i % 2 else pixels for i, pixels in enumerate(photographs)]
+    transformer = CNNCodeTransformer(
+        path, preprocessing=plain, cache=None, batch_size=4
+    )
+    transformer.fit(images)
+    single = np.concatenate([transformer.transform([image]) for image in images])
+    np.testing.assert_array_equal(transformer.transform(images), single)
+
+
+def _normalised(net: networks.Net, x: str) -> str:
+    scale, zero = (net.constant(np.full(8, v, np.float32)) for v in (1, 0))
+    outputs = ["trained", "mean", "variance"]
+    inputs = [x, scale, zero, zero, scale]
+    net.nodes.append(
+        helper.make_node("BatchNormalization", inputs, outputs, training_mode=1)
+    )
+    return "trained"
+
+
+def _dropped(net: networks.Net, x: str) -> str:
+    ratio, training = net.constant(np.float32(0.5)), net.constant(np.array(True))
+    return net.op("Dropout", x, ratio, training, out="trained")
+
+
+@pytest.mark.parametrize("trained", [_normalised, _dropped])
+def test_a_network_in_training_mode_is_refused(
+    trained: Callable[[networks.Net, str], str],
+    photographs: list[np.ndarray],
+    plain: Preprocessing,
+    tmp_path: Path,
+) -> None:
+    net = networks.Net()
+    x = net.conv("data", 3, 8, out="stem")
+    x = net.op("GlobalAveragePool", net.op("Relu", trained(net, x)))
+    model = net.model(net.dense(net.op("Flatten", x), 8, 10))
+    path = networks.save(model, tmp_path / "net.onnx")
+    transformer = CNNCodeTransformer(path, preprocessing=plain, cache=None)
+    with pytest.raises(BackboneError, match=r"\['trained'\] is in training mode"):
+        transformer.fit_transform(photographs)
+    transformer.set_params(layer="stem").fit_transform(photographs)
 
 
 def test_fixed_batches_with_dependent_rows_are_refused(
