@@ -18,9 +18,9 @@ from sk_cnncodes.base.exceptions import (
     first_line,
 )
 from sk_cnncodes.base.forks import fork_safe_lock
-from sk_cnncodes.graphs.checks import check_batch
+from sk_cnncodes.graphs.checks import all_graphs, check_batch
 from sk_cnncodes.graphs.reading import read_outline
-from sk_cnncodes.graphs.view import GraphView, value_shape
+from sk_cnncodes.graphs.view import GraphView, constant_names, value_shape
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.layers.blocks import BlockFinder
 from sk_cnncodes.layers.candidates import LayerDecision
@@ -125,6 +125,7 @@ def _find_layer(backbone: Network, which: str) -> Layer:
             if tensor in graph.view.image_dependent:
                 _check_inputs(graph, tensor)
                 return graph.layer(tensor)
+        _check_dependent(model, which)
     raise no_layer(backbone, which, numbered, reason, names)
 
 
@@ -136,6 +137,20 @@ def _check_inputs(graph: LayerGraph, tensor: str) -> None:
             f"the tensor {tensor!r} needs the inputs {others} besides the image input "
             f"{graph.view.input_name!r}. Expected a tensor that needs one image only."
         )
+
+
+def _check_dependent(model: onnx.ModelProto, which: str) -> None:
+    """Refuse a tensor that exists, but does not hold one code per image."""
+    for number, graph in enumerate(all_graphs(model.graph)):
+        known = constant_names(graph) | {value.name for value in graph.input}
+        if which in known.union(*(node.output for node in graph.node)):
+            where = "lies inside of a branch or a loop"
+            if number == 0:
+                where = "does not depend on an image"
+            raise LayerError(
+                f"the tensor {which!r} {where}. Expected a tensor of the main graph "
+                "that depends on an image."
+            )
 
 
 def no_layer(

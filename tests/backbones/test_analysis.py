@@ -44,6 +44,36 @@ def text_reader() -> onnx.ModelProto:
     return net.model(net.op("Softmax", x, axis=-1, out="letters"))
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("size", "does not depend on an image"),
+        ("bias", "does not depend on an image"),
+        ("inner", "lies inside of a branch or a loop"),
+        ("unknown", "is not a layer"),
+    ],
+)
+def test_a_tensor_that_has_no_codes_is_told_from_one_that_is_not_there(
+    name: str, reason: str, plain: Preprocessing, tmp_path: Path
+) -> None:
+    net = networks.Net()
+    x = trunk(net)
+    net.op("Shape", x, out="size")
+    x = net.op("Add", x, net.constant(np.zeros(12, np.float32), "bias"))
+    branch = helper.make_graph(
+        [helper.make_node("Relu", [x], ["inner"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)],
+    )
+    yes = net.constant(np.array(True))
+    x = net.op("If", yes, then_branch=branch, else_branch=branch)
+    path = networks.save(net.model(net.dense(x, 12, 10)), tmp_path / "net.onnx")
+    transformer = CNNCodeTransformer(path, layer=name, preprocessing=plain)
+    with pytest.raises(LayerError, match=f"{name!r} {reason}"):
+        transformer.fit([np.zeros((SIDE, SIDE, 3), np.uint8)])
+
+
 def boxes() -> onnx.ModelProto:
     """A detector that ends in non-maximum suppression: numbers of boxes."""
     net = networks.Net()
