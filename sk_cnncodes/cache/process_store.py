@@ -5,7 +5,7 @@ the process that started it, writes its codes there, and finds those of the othe
 process without workers writes to the file only what its memory cannot hold.
 
 The file is removed when the process ends. If it is killed, joblib's resource tracker or
-a worker removes it, and the workers, which nobody would end, end themselves.
+a worker removes it, and the workers of a pool, which nobody would end, end themselves.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import functools
 import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -57,6 +58,7 @@ class ProcessStore:
         self._memory = MemoryStore(max_bytes)
         self._file: FileStore | None = None
         self._file_of = (0, False)
+        self._watched = 0
         self._lock = fork_safe_lock()
         self.needed_bytes = 0
 
@@ -142,7 +144,8 @@ class ProcessStore:
                 path = str(folder / "codes.sqlite3")
                 self._file = FileStore(path, max(limit, 1))
                 self._file_of = (root, True)
-                if root != os.getpid():
+                if root not in (os.getpid(), self._watched) and root == os.getppid():
+                    self._watched = root
                     _watch_parent(root, folder)
             return self._file
 
@@ -161,7 +164,18 @@ class ProcessStore:
 def _root() -> int:
     """The process whose file is used: the parent of a worker, otherwise this one."""
     parent = multiprocessing.parent_process()
-    return os.getpid() if parent is None or parent.pid is None else parent.pid
+    if parent is not None and parent.pid is not None:
+        return parent.pid
+    return _ray_driver(os.getpid()) if "ray" in sys.modules else os.getpid()
+
+
+@functools.cache
+def _ray_driver(pid: int) -> int:
+    """The process that started the raylet, if one started this process."""
+    parent = _status(pid)
+    above = _status(int(parent[1])) if parent else []
+    is_worker = bool(above) and above[-1] == "raylet" and above[1] != "1"
+    return int(above[1]) if is_worker else pid
 
 
 @functools.cache
@@ -174,11 +188,17 @@ def shared_folder(root: int) -> Path:
 
 def _start_time(pid: int) -> str:
     """When a process started, where the system says it: numbers are used again."""
+    return (_status(pid) or ["0"] * 20)[19]
+
+
+def _status(pid: int) -> list[str]:
+    """State, parent and so on of a process, and its name last; [] if not known."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
-        return "0"
-    return text.rpartition(")")[2].split()[19]
+        return []
+    head, _, rest = text.rpartition(")")
+    return [*rest.split(), head.partition("(")[2]]
 
 
 def _make_folder(folder: Path, root: int) -> None:
@@ -196,13 +216,18 @@ def _make_folder(folder: Path, root: int) -> None:
 
 
 def _watch_parent(root: int, folder: Path) -> None:
-    """End this worker, and remove the file, when the parent process has ended."""
+    """Remove the file, and end a worker of a pool, when the parent process has ended.
+
+    Pools have daemonic workers, which are to end with their parent, or those of loky.
+    """
+    worker = multiprocessing.current_process()
 
     def watch() -> None:
         while os.getppid() == root:
             time.sleep(_WATCH_SECONDS)
         shutil.rmtree(folder, ignore_errors=True)
-        os._exit(1)
+        if worker.daemon or worker.name.startswith("LokyProcess"):
+            os._exit(1)
 
     thread = threading.Thread(target=watch, daemon=True, name="sk_cnncodes-watch")
     thread.start()
