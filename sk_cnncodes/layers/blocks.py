@@ -92,10 +92,11 @@ class BlockFinder:
         if last.tensors[-1] != name or last.layer is None:
             return name, rule  # inside a block, not a dominator
         shape = self.graph.shape(last.layer)
-        if len(shape) == 4 and len(self.graph.shape(name)) == 2 and not _is_flat(shape):
-            # The classifier reads the flattened map, so the code is flattened too.
+        if len(shape) > 2 and len(self.graph.shape(name)) == 2 and not _is_flat(shape):
+            # The classifier reads them flattened, so the code is flattened too.
             flat = [n for n in last.tensors if len(self.graph.shape(n)) == 2]
-            return flat[0], rule
+            if self.graph.can_be_layer(flat[0]):
+                return flat[0], rule
         if len(self.chain.all) > 1 and self.chain.pools_all(last.nodes):
             before = self.chain.all[-2]
             if before.layer is not None and self._auto_pooling_matches(before, last):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -110,6 +111,20 @@ def test_flattened_map_is_the_code_of_a_network_without_pooling(tmp_path: Path) 
     x = net.op("Flatten", x, axis=1, out="flat")
     layers = found_layers(net.model(net.dense(x, 96, 10)), tmp_path)
     assert (layers[-1].name, layers[-1].shape) == ("flat", (96,))
+
+
+def test_rows_that_the_classifier_reads_flattened_are_not_pooled(
+    tmp_path: Path,
+) -> None:
+    """A bilinear CNN: products of all pairs of channels."""
+    net = networks.Net()
+    x = net.op("Relu", net.conv("data", 3, 6, strides=[2, 2]))
+    x = net.op("Flatten", net.op("GlobalAveragePool", x))
+    column = net.op("Reshape", x, net.constant(np.array([0, 6, 1])))
+    row = net.op("Reshape", x, net.constant(np.array([0, 1, 6])))
+    x = net.op("Flatten", net.op("MatMul", column, row, out="pairs"), out="flat")
+    layers = found_layers(net.model(net.dense(x, 36, 10)), tmp_path)
+    assert (layers[-1].name, layers[-1].shape) == ("flat", (36,))
 
 
 def test_swish_is_not_a_block(tmp_path: Path) -> None:
