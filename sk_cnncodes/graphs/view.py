@@ -42,11 +42,11 @@ def node_reads(node: onnx.NodeProto) -> list[str]:
     reads = [name for name in node.input if name]
     for attribute in node.attribute:
         for body in (attribute.g, *attribute.graphs):
-            reads.extend(_captures(body))
+            reads.extend(captures(body))
     return reads
 
 
-def _captures(body: onnx.GraphProto) -> Iterator[str]:
+def captures(body: onnx.GraphProto) -> Iterator[str]:
     """Yield the names that a body captures from the graphs around it."""
     own = {value.name for value in body.input} | constant_names(body)
     own.update(name for node in body.node for name in node.output)

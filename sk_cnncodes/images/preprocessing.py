@@ -81,7 +81,7 @@ class Preprocessing:
         Factor applied before the mean is subtracted, such as 1/255; not zero.
     channels : {"RGB", "BGR", "GRAY"}, default="RGB"
         Channel order that the network expects; ``"GRAY"`` is one channel of luma
-        (ITU-R BT.601, as in Pillow's mode L).
+        (ITU-R BT.601, as in Pillow's mode L, but not rounded for float inputs).
     layout : {"NCHW", "NHWC"}, default="NCHW"
         Layout of the network's input.
     antialias : bool, default=True

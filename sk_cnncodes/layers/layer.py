@@ -119,10 +119,9 @@ class LayerGraph(TypedGraph):
         """
         if not self.can_be_layer(name):
             raise BackboneError(
-                f"the tensor {name!r} of shape {self.shape(name)} and type "
-                f"{self._element_name(name)} cannot be a layer. Expected "
-                "floats of shape (batch, channels), (batch, tokens, channels), or "
-                "(batch, channels, rows, columns)."
+                f"the tensor {name!r} {self._described(name)} cannot be a layer. "
+                "Expected floats of shape (batch, channels), (batch, tokens, "
+                "channels), or (batch, channels, rows, columns)."
             )
         shape = self.shape(name)
         channel_axis = len(shape) - 1
@@ -143,6 +142,16 @@ class LayerGraph(TypedGraph):
             position=position,
             rule=rule,
         )
+
+    def _described(self, name: str) -> str:
+        """What a tensor is that cannot be a layer."""
+        shape, element = self.shape(name), self._element_name(name)
+        if not shape and element == "undefined":
+            return "without a shape, such as a sequence or a map,"
+        rows = ""
+        if shape and shape[0] != self.batch:
+            rows = f" ({shape[0]} rows for a batch of {self.batch})"
+        return f"of shape {shape}{rows} and type {element}"
 
     def _element_name(self, name: str) -> str:
         import onnx

@@ -205,7 +205,7 @@ class ClassifierWalk:
 
     def _read(self, head: int) -> str:
         """The tensor that a classifier reads."""
-        return self._scores.before_expansion(self.graph.view.data_inputs(head)[0])
+        return self._scores.read(head)
 
     def _computation(self, name: str) -> tuple[object, ...]:
         """What computes a tensor from the last tensor before it with several readers.

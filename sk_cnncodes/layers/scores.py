@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sk_cnncodes.graphs.checks import all_graphs
 from sk_cnncodes.graphs.operators import (
     AFTER_SCORES,
@@ -10,8 +12,12 @@ from sk_cnncodes.graphs.operators import (
     LINEAR_OPS,
     ONLY_AFTER_SCORES,
 )
+from sk_cnncodes.graphs.view import captures
 from sk_cnncodes.layers.layer import LayerGraph
 from sk_cnncodes.layers.typed_graph import has_channels_last
+
+if TYPE_CHECKING:
+    import onnx
 
 # What the branches of an If may hold that passes scores on, as by torch.squeeze.
 _KEEPS_SCORES = AFTER_SCORES | {"Constant", "Shape"}
@@ -76,8 +82,9 @@ class ScoreRules:
         data = self.graph.view.data_inputs(index)
         if self.graph.op(index) == "CDist":  # of nearest neighbours, by skl2onnx
             return len(data) == 1
-        if self.graph.op(index) == "If":  # the classifier is in its branches
-            return len(data) == 1 and bool(self._branch_ops(index) & LINEAR_OPS)
+        if self.graph.op(index) == "If":
+            read = self._read_in_branches(index)
+            return bool(read) and self.graph.view.input_name not in read
         if self.graph.op(index) not in ("Mul", "Sub") or len(data) != 1:
             return False
         features = self.graph.shape(self.before_expansion(data[0]))
@@ -87,8 +94,27 @@ class ScoreRules:
     def _branch_ops(self, index: int) -> set[str]:
         """The operators in the branches of an If."""
         attributes = self.graph.view.nodes[index].attribute
-        graphs = [each for a in attributes for each in all_graphs(a.g)]
-        return {node.op_type for graph in graphs for node in graph.node}
+        return {op for attribute in attributes for op in _ops(attribute.g)}
+
+    def read(self, index: int) -> str:
+        """The tensor that a classifier reads; the deepest if it is in several branches.
+
+        What else an If reads decides on the branch, or are scores of an early exit.
+        """
+        view, data = self.graph.view, self.graph.view.data_inputs(index)
+        if self.graph.op(index) == "If":
+            data = sorted(self._read_in_branches(index), key=view.weights_before)[-1:]
+        return self.before_expansion(data[0])
+
+    def _read_in_branches(self, index: int) -> list[str]:
+        """What the branches of an If that hold linear layers read."""
+        branches = [
+            attribute.g
+            for attribute in self.graph.view.nodes[index].attribute
+            if not LINEAR_OPS.isdisjoint(_ops(attribute.g))
+        ]
+        read = {name for branch in branches for name in captures(branch)}
+        return [name for name in self.graph.view.data_inputs(index) if name in read]
 
     def before_expansion(self, name: str) -> str:
         """The tensor that is repeated to a tensor, once for each class."""
@@ -182,6 +208,11 @@ class ScoreRules:
             return len(set(node.input)) == 1
         power = self.graph.op(index) == "Pow" and node.input[1]
         return bool(power) and self.graph.view.constant_value(str(power)) == [2]
+
+
+def _ops(graph: onnx.GraphProto) -> set[str]:
+    """The operators in a graph and its branches."""
+    return {node.op_type for each in all_graphs(graph) for node in each.node}
 
 
 def _n_axes(shape: tuple[int, ...]) -> int:

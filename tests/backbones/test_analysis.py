@@ -44,36 +44,6 @@ def text_reader() -> onnx.ModelProto:
     return net.model(net.op("Softmax", x, axis=-1, out="letters"))
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("size", "does not depend on an image"),
-        ("bias", "does not depend on an image"),
-        ("inner", "lies inside of a branch or a loop"),
-        ("unknown", "is not a layer"),
-    ],
-)
-def test_a_tensor_that_has_no_codes_is_told_from_one_that_is_not_there(
-    name: str, reason: str, plain: Preprocessing, tmp_path: Path
-) -> None:
-    net = networks.Net()
-    x = trunk(net)
-    net.op("Shape", x, out="size")
-    x = net.op("Add", x, net.constant(np.zeros(12, np.float32), "bias"))
-    branch = helper.make_graph(
-        [helper.make_node("Relu", [x], ["inner"])],
-        "branch",
-        [],
-        [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)],
-    )
-    yes = net.constant(np.array(True))
-    x = net.op("If", yes, then_branch=branch, else_branch=branch)
-    path = networks.save(net.model(net.dense(x, 12, 10)), tmp_path / "net.onnx")
-    transformer = CNNCodeTransformer(path, layer=name, preprocessing=plain)
-    with pytest.raises(LayerError, match=f"{name!r} {reason}"):
-        transformer.fit([np.zeros((SIDE, SIDE, 3), np.uint8)])
-
-
 def boxes() -> onnx.ModelProto:
     """A detector that ends in non-maximum suppression: numbers of boxes."""
     net = networks.Net()
@@ -337,3 +307,38 @@ def test_outputs_that_are_no_tensors_of_scores(
     del model.graph.output[1:]
     expected = run_tensor(model, "stage", prepared(photographs, plain), plain)
     np.testing.assert_allclose(codes, expected.mean((2, 3)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("size", "does not depend on an image"),
+        ("bias", "does not depend on an image"),
+        ("inner", "lies inside of a branch or a loop"),
+        ("unknown", "is not a layer"),
+        ("parts", "without a shape, such as a sequence or a map, cannot be a layer"),
+        ("rows", r"of shape \(256, 8\) \(256 rows for a batch of 1\)"),
+    ],
+)
+def test_a_tensor_that_has_no_codes_is_told_from_one_that_is_not_there(
+    name: str, reason: str, plain: Preprocessing, tmp_path: Path
+) -> None:
+    net = networks.Net()
+    x = trunk(net)
+    net.op("Shape", x, out="size")
+    net.op("SplitToSequence", "stem", out="parts")
+    rows = net.op("Transpose", "stem", perm=[0, 2, 3, 1])
+    net.op("Reshape", rows, net.constant(np.array([-1, 8])), out="rows")
+    x = net.op("Add", x, net.constant(np.zeros(12, np.float32), "bias"))
+    branch = helper.make_graph(
+        [helper.make_node("Relu", [x], ["inner"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)],
+    )
+    yes = net.constant(np.array(True))
+    x = net.op("If", yes, then_branch=branch, else_branch=branch)
+    path = networks.save(net.model(net.dense(x, 12, 10)), tmp_path / "net.onnx")
+    transformer = CNNCodeTransformer(path, layer=name, preprocessing=plain)
+    with pytest.raises(LayerError, match=f"{name!r} {reason}"):
+        transformer.fit([np.zeros((SIDE, SIDE, 3), np.uint8)])

@@ -265,6 +265,19 @@ def classifier_in_branches(net: networks.Net) -> Outputs:
     return net.op("If", net.constant(np.array(True)), **branches)
 
 
+def early_exit(net: networks.Net) -> Outputs:
+    """A second classifier runs unless the first one is sure."""
+    read_early = pooled(net, out="early")
+    early = net.op("Softmax", net.dense(read_early, 8, 10))
+    largest = net.op("ReduceMax", early, axes=[1], keepdims=0)
+    sure = net.op("Greater", largest, net.constant(np.float32([0.9])))
+    x = net.op("Relu", net.dense(read_early, 8, 8), out="code")
+    last = branch(net, "Gemm", x, net.weight(8, 10), net.weight(10))
+    return net.op(
+        "If", sure, then_branch=branch(net, "Identity", early), else_branch=last
+    )
+
+
 def divided_embedding(net: networks.Net) -> Outputs:
     """No classifier: 64 features divided by their sum."""
     x = net.op("Softplus", net.dense(pooled(net, out="mean"), 8, 64))
@@ -403,6 +416,7 @@ HEADS: list[Callable[[networks.Net], Outputs]] = [
     entropy,
     squeezed_if_possible,
     classifier_in_branches,
+    early_exit,
     divided_embedding,
     highest_of_two_classifiers,
     expected_value,
