@@ -16,6 +16,7 @@ from sk_cnncodes.base.exceptions import BackboneError, ImageError, first_line
 from sk_cnncodes.base.forks import fork_safe_lock
 from sk_cnncodes.base.threads import OrderedThreadPool
 from sk_cnncodes.engines.quantisation import Calibration, measure_ranges
+from sk_cnncodes.images.containers import fetch_element
 from sk_cnncodes.images.decode import read_rgb
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.images.safe_open import MAX_PIXELS
@@ -77,7 +78,7 @@ def calibrate(
     def prepare(index: int) -> np.ndarray | ImageError:
         try:
             how = (max_pixels, preprocessing.min_decode_size, preprocessing.color)
-            rgb = read_rgb(images[index], index, *how)
+            rgb = read_rgb(fetch_element(images, index), index, *how)
             return preprocessing.apply(rgb)
         except ImageError as error:
             if not skip_bad:

@@ -21,6 +21,7 @@ from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.base.files import SETTLED_NS
 from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.cache.file_store import FileState
+from sk_cnncodes.codes.elements import Elements
 from sk_cnncodes.images.decode import read_rgb
 from sk_cnncodes.images.halftones import header_hints_at_halftone
 from sk_cnncodes.images.safe_open import MAX_PIXELS
@@ -93,8 +94,8 @@ class ImageDigests:
 
     Parameters
     ----------
-    images : sequence
-        Elements of X.
+    elements : Elements
+        Of X.
     cache : CodeCache
         Cache that remembers the digests of files.
     run : callable
@@ -107,13 +108,13 @@ class ImageDigests:
 
     def __init__(
         self,
-        images: Sequence[Any],
+        elements: Elements,
         cache: CodeCache,
         run: Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]],
         max_pixels: int | None = MAX_PIXELS,
         color: str = "ignore",
     ) -> None:
-        self._images = images
+        self._elements = elements
         self._cache = cache
         self._run = run
         self._max_pixels = max_pixels
@@ -137,9 +138,12 @@ class ImageDigests:
         unknown = [index for index in indices if index not in found]
 
         def attempt(index: int) -> Digest | ImageError:
-            # A lazy sequence may return another path the next time.
-            image = paths[index] if index in states else self._images[index]
-            return self._attempt(image, index)
+            try:
+                known = index in states
+                image = paths[index] if known else self._elements.fetch(index)
+                return image_digest(image, index, self._max_pixels, self._color)
+            except ImageError as error:
+                return error
 
         found |= dict(zip(unknown, self._run(attempt, unknown), strict=True))
         now = time.time_ns()
@@ -156,18 +160,12 @@ class ImageDigests:
         )
         return [found[index] for index in indices]
 
-    def _attempt(self, image: Any, index: int) -> Digest | ImageError:
-        try:
-            return image_digest(image, index, self._max_pixels, self._color)
-        except ImageError as error:
-            return error
-
     def _path(self, index: int) -> str | None:
         """Path of an image; None if it is no path or an invalid one."""
-        image = self._images[index]
-        if not isinstance(image, (str, os.PathLike)):
-            return None
         try:
+            image = self._elements.peek(index)
+            if not isinstance(image, (str, os.PathLike)):
+                return None
             return path_of(image, index)
         except ImageError:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,7 @@ from sk_cnncodes.codes.extraction import Extraction, ExtractionOptions
 from sk_cnncodes.codes.parameters import check_parameters
 from sk_cnncodes.codes.plan import CodePlan, fitted_spec, plan_transform, state_of
 from sk_cnncodes.engines.session import CodeSession
-from sk_cnncodes.images.containers import as_image_sequence
+from sk_cnncodes.images.containers import as_element, as_images
 
 
 class EmbeddingMixin:
@@ -41,7 +41,7 @@ class EmbeddingMixin:
 
         Parameters
         ----------
-        X : container of images
+        X : container or generator of images
             See Notes in the class docstring.
 
         Returns
@@ -76,9 +76,13 @@ class EmbeddingMixin:
                 "cache: precompute needs a cache, got None. Expected a path, a "
                 "CodeCache, or 'memory'."
             )
-        images = as_image_sequence(X)
+        images = as_images(X)
         plan = plan_transform(state)
-        self._extraction(images, plan, cache, verbose=True, store_only=True).run()
+        extraction = self._extraction(
+            images, plan, cache, verbose=True, store_only=True
+        )
+        extraction.run()
+        _check_not_empty(extraction)
         return self
 
     def transform_to(self, path: str | os.PathLike[str], X: Any) -> np.ndarray:
@@ -92,8 +96,9 @@ class EmbeddingMixin:
         ----------
         path : str or path-like
             File in NumPy's ``.npy`` format. An existing file is replaced.
-        X : container of images
-            See Notes in the class docstring.
+        X : container or generator of images
+            See Notes in the class docstring. Of a generator, the images of the batches
+            in flight are in memory.
 
         Returns
         -------
@@ -123,7 +128,7 @@ class EmbeddingMixin:
         """
         state = state_of(self)
         check_parameters(state)
-        images = as_image_sequence(X)
+        images = as_images(X)
         target = Path(path)
         if target.exists():
             # Indexing a lazy sequence may decode the image, so these are not checked.
@@ -132,17 +137,18 @@ class EmbeddingMixin:
             check_not_an_input(target, chain([self.backbone], paths))
         with atomic_write(target) as part:
             plan = plan_transform(state)
-            out = np.lib.format.open_memmap(
-                part, "w+", np.float32, (len(images), plan.code_length)
-            )
-            reserve_disk(part)
-            if self.on_error == "nan":
-                out[:] = np.nan  # rows of bad images are not written
+            file = CodeFile(part, plan.code_length, fill=self.on_error == "nan")
             cache = resolve_cache(self.cache)
             verbose = bool(self.verbose)
-            self._extraction(images, plan, cache, verbose=verbose, out=out).run()
-            out.flush()
-            del out  # Windows cannot move a file that is mapped
+            out: Any = file.rows
+            if not isinstance(images, Iterator):
+                out = file.rows(len(images))
+            extraction = self._extraction(images, plan, cache, verbose=verbose, out=out)
+            extraction.run()
+            _check_not_empty(extraction)
+            count = extraction.count
+            del out, extraction  # Windows cannot move a file that is mapped
+            file.close(count)
         codes: np.ndarray = np.load(target, mmap_mode="r")
         return codes
 
@@ -183,6 +189,7 @@ class EmbeddingMixin:
         check_parameters(state)
         cache = resolve_cache(self.cache)
         plan = plan_transform(state)
+        image = as_element(image, 0)
         facts = describe_code(
             image, plan, cache, self.max_pixels, getattr(self, "fitted_backbone_", {})
         )
@@ -197,14 +204,14 @@ class EmbeddingMixin:
 
     def _extraction(
         self,
-        images: Sequence[Any],
+        images: Sequence[Any] | Iterator[Any],
         plan: CodePlan,
         cache: CodeCache | None,
         *,
         verbose: bool,
         store_only: bool = False,
         on_error: str | None = None,
-        out: np.ndarray | None = None,
+        out: np.ndarray | Callable[[int], np.ndarray] | None = None,
     ) -> Extraction:
         """What computes, or only stores, the codes of images; see `Extraction`."""
         on_error = on_error or self.on_error
@@ -235,3 +242,64 @@ class EmbeddingMixin:
         check_parameters(state)
         backbone, spec = fitted_spec(state)
         return spec, *working_graph(backbone, spec)
+
+
+class CodeFile:
+    """A .npy file of codes that is mapped into memory, and may grow.
+
+    Parameters
+    ----------
+    path : Path
+    code_length : int
+    fill : bool
+        Whether rows that are not written must be NaN.
+    """
+
+    def __init__(self, path: Path, code_length: int, *, fill: bool) -> None:
+        self._path = path
+        self._fill = fill
+        self._code_length = code_length
+        self._n_rows = 0
+        with open(path, "wb") as file:
+            self._write_header(file, 0)
+            self._offset = file.tell()
+
+    def rows(self, count: int) -> np.ndarray:
+        """The codes, with at least `count` rows."""
+        more = self._n_rows + self._n_rows // 4 if self._n_rows else 0
+        before, self._n_rows = self._n_rows, max(count, more)
+        self._truncate()
+        reserve_disk(self._path)
+        shape = (self._n_rows, self._code_length)
+        codes = np.memmap(self._path, np.float32, "r+", self._offset, shape)
+        if self._fill:
+            codes[before:] = np.nan  # rows of bad images are not written
+        return codes
+
+    def close(self, count: int) -> None:
+        """Set the number of rows."""
+        self._n_rows = count
+        self._truncate()
+        with open(self._path, "r+b") as file:
+            self._write_header(file, count)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _truncate(self) -> None:
+        size = self._offset + 4 * self._n_rows * self._code_length
+        with open(self._path, "r+b") as file:
+            file.truncate(size)
+
+    def _write_header(self, file: Any, count: int) -> None:
+        """NumPy leaves room in it for any number of rows."""
+        shape = (count, self._code_length)
+        descr = np.lib.format.dtype_to_descr(np.dtype(np.float32))
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+
+
+def _check_not_empty(extraction: Extraction) -> None:
+    if extraction.count == 0:
+        raise ValueError(
+            "X: found 0 images (0 samples), while a minimum of 1 is required."
+        )

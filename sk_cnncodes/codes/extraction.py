@@ -18,17 +18,19 @@ from sk_cnncodes.base.progress import progress_bar
 from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.cache.memory_store import new_owner
 from sk_cnncodes.codes.digests import Digest, ImageDigests
+from sk_cnncodes.codes.elements import Elements
 from sk_cnncodes.codes.norms import apply_norm
 from sk_cnncodes.codes.workers import Batch, Key, Workers
 from sk_cnncodes.engines.session import CodeSession
 from sk_cnncodes.images.safe_open import MAX_PIXELS
-from sk_cnncodes.images.sources import describe_image
 from sk_cnncodes.images.views import VIEWS
 
 # Number of bad images described in a warning; only the positions of others are listed.
 _MAX_DESCRIBED = 20
 # Images looked up at once.
 _LOOKUP_SIZE = 512
+# Images of an iterator, for the choice of the batch size.
+_MANY = 2**20
 # Images claimed at once: few, since other processes may need the same ones.
 _CLAIM_SIZE = 64
 # Seconds between two looks at images that another process computes.
@@ -80,8 +82,8 @@ class Extraction:
 
     Parameters
     ----------
-    images : sequence
-        Elements as accepted by `sk_cnncodes.images.decode.read_rgb`.
+    images : sequence or iterator
+        Elements of X. The number of those of an iterator need not be known.
     outputs : list of CodeSpec
         One for each output of the session, without norm. They differ in layer and
         pooling only.
@@ -96,23 +98,24 @@ class Extraction:
         for fewer images than threads; with False, the one with the highest throughput.
     cache : CodeCache or None
     options : ExtractionOptions
-    out : ndarray of float32, shape (n_images, code_length), or None
+    out : ndarray of float32, shape (n_images, code_length), callable or None
         Array that receives the codes. Rows of bad images are not written. None
-        creates an array of NaN.
+        creates an array of NaN. For an iterator, a function that returns the array
+        with at least as many rows as it is called with, or None to store only.
     """
 
     def __init__(
         self,
-        images: Sequence[Any],
+        images: Sequence[Any] | Iterator[Any],
         outputs: list[CodeSpec],
         spec: CodeSpec,
         code_length: int | None,
         open_session: Callable[[bool], CodeSession],
         cache: CodeCache | None,
         options: ExtractionOptions,
-        out: np.ndarray | None = None,
+        out: np.ndarray | Callable[[int], np.ndarray] | None = None,
     ) -> None:
-        self._images = images
+        self._elements = Elements(images)
         self._spec_digests = [output.digest for output in outputs]
         self._spec = spec
         self._wanted = outputs.index(spec.without_norm)
@@ -122,8 +125,10 @@ class Extraction:
         self._claims = new_owner()
         self._options = options
         self._only_store = code_length is None
-        if out is None:
-            out = np.full((len(images), code_length or 0), np.nan, np.float32)
+        self._make_room = out if callable(out) else None
+        if out is None or callable(out):
+            n_rows = self._elements.count
+            out = np.full((n_rows, code_length or 0), np.nan, np.float32)
         self._codes = out
         self._faults: list[ImageError] = []
         # Rows waiting for the code of an equal image, by its digest.
@@ -133,7 +138,8 @@ class Extraction:
         # Images that another process or thread computes.
         self._deferred: list[tuple[int, Digest | ImageError]] = []
         self._unstored: list[tuple[Digest, list[np.ndarray]]] = []
-        self._bar = _ProgressBar(len(images), options.verbose)
+        total = None if self._elements.is_stream else self._elements.count
+        self._bar = _ProgressBar(total, options.verbose)
         self._n_cached = 0
         self.n_computed = 0
 
@@ -154,7 +160,7 @@ class Extraction:
         with (
             self._bar,
             Workers(
-                self._images,
+                self._elements,
                 self._spec,
                 options.n_threads,
                 stop_at_fault=options.on_error == "raise",
@@ -164,12 +170,12 @@ class Extraction:
             self._compute(workers)
         logger.debug(
             "%d images: %d codes from the cache, %d bad images",
-            len(self._images),
+            self._elements.count,
             self._n_cached,
             len(self._faults),
         )
         if self._faults:
-            _warn_of_faults(sorted(self._faults, key=_position), len(self._images))
+            _warn_of_faults(sorted(self._faults, key=_position), self._elements.count)
         return self._codes
 
     def _compute(self, workers: Workers) -> None:
@@ -196,7 +202,8 @@ class Extraction:
         self._session = session
         size = self._options.batch_size
         if size is None:
-            size = session.choose_batch_size(len(self._images))
+            total = _MANY if self._elements.is_stream else self._elements.count
+            size = session.choose_batch_size(total)
         size = max(1, size // VIEWS[self._spec.views])
         logger.debug("batches of %d images on %s", size, session.provider)
         try:
@@ -213,18 +220,25 @@ class Extraction:
         Unreadable images are yielded too, so that the first fault reported is that of
         the first bad image.
         """
-        count = len(self._images)
+        elements = self._elements
         if self._cache is None:
-            yield from ((index, None) for index in range(count))
+            for index in elements.draw():
+                self._grow(index + 1)
+                yield index, None
             return
         limit, color = self._options.max_pixels, self._spec.preprocessing.color
-        digests = ImageDigests(self._images, self._cache, workers.map, limit, color)
-        for start in range(0, count, _LOOKUP_SIZE):
-            chunk = list(range(start, min(start + _LOOKUP_SIZE, count)))
+        digests = ImageDigests(elements, self._cache, workers.map, limit, color)
+        for chunk in elements.chunks(_LOOKUP_SIZE, workers.map):
+            self._grow(chunk[-1] + 1)
             self._flush()
             yield from self._missing_of(
                 list(zip(chunk, digests.many(chunk), strict=True))
             )
+
+    def _grow(self, count: int) -> None:
+        """Make room for the rows of an iterator's images."""
+        if self._make_room is not None and len(self._codes) < count:
+            self._codes = self._make_room(count)
 
     def _missing_of(
         self, keyed: list[tuple[int, Digest | ImageError]]
@@ -244,12 +258,16 @@ class Extraction:
                 elif digest in self._followers:
                     self._followers[digest].append(index)
                 elif digest in self._finished:
-                    self._codes[index] = self._codes[self._finished[digest]]
+                    if not self._only_store:
+                        self._codes[index] = self._codes[self._finished[digest]]
+                    self._elements.drop(index)
                     self._bar.advance(1)
-                elif digest in claimed:
+                elif digest in claimed or self._elements.is_stream:
+                    # The elements of a generator cannot be left until the end.
                     self._followers[digest] = []
                     yield index, digest
                 else:
+                    self._elements.drop(index)
                     self._deferred.append((index, digest))
 
     def _write_found(
@@ -266,6 +284,7 @@ class Extraction:
             else:
                 rows.append(index)
                 codes.append(code)
+                self._elements.drop(index)
         if rows and not self._only_store:
             self._codes[rows] = apply_norm(np.stack(codes), self._spec.norm)
         self._n_cached += len(rows)
@@ -315,13 +334,15 @@ class Extraction:
         """Write codes to their rows, and queue them for the cache."""
         indices = [index for index, _ in rows]
         for part in outputs:
-            _check_finite(part, indices, self._images)
+            _check_finite(part, indices, self._elements)
         codes = apply_norm(outputs[self._wanted], self._spec.norm)
         self.n_computed += len(rows)
         for position, (index, digest) in enumerate(rows):
             followers = self._followers.pop(digest, []) if digest else []
             if not self._only_store:
                 self._codes[[index, *followers]] = codes[position]
+            for follower in followers:
+                self._elements.drop(follower)
             self._bar.advance(1 + len(followers))
             if digest:
                 if len(self._finished) < _MAX_FINISHED:
@@ -340,6 +361,11 @@ class Extraction:
                 for spec, layer in zip(self._spec_digests, layers, strict=True)
             )
         self._unstored.clear()
+
+    @property
+    def count(self) -> int:
+        """Number of images; of an iterator, of those that were taken from it."""
+        return self._elements.count
 
     # -- faults --------------------------------------------------------------
 
@@ -370,7 +396,7 @@ def _position(fault: ImageError) -> int:
 class _ProgressBar:
     """Context manager for a progress bar; does nothing unless `verbose`."""
 
-    def __init__(self, count: int, verbose: bool) -> None:
+    def __init__(self, count: int | None, verbose: bool) -> None:
         self._count = count
         self._verbose = verbose
         self._bar: Any = None
@@ -389,13 +415,13 @@ class _ProgressBar:
             self._bar.close()
 
 
-def _check_finite(part: np.ndarray, rows: list[int], images: Sequence[Any]) -> None:
+def _check_finite(part: np.ndarray, rows: list[int], elements: Elements) -> None:
     """Raise a `BackboneError` that names the first image whose code is not finite."""
     good = np.isfinite(part).all(axis=1)
     if not good.all():
         index = rows[int(np.argmin(good))]
         raise BackboneError(
-            f"{describe_image(images[index], index)}: the backbone computed a code "
+            f"{elements.describe(index)}: the backbone computed a code "
             "that is not finite. Expected finite numbers. Half-precision files can "
             "overflow, and wrong preprocessing can cause this too."
         )

@@ -158,9 +158,14 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
     Notes
     -----
     X is a list, tuple, one-dimensional array, pandas or polars Series or one-column
-    frame of paths, bytes, open binary files, PIL images or arrays, or one array of
-    shape (n_images, height, width, channels) or (n_images, height, width). Arrays
-    hold uint8, bool, or floats in [0, 1]. Images are rotated upright by their EXIF
+    frame, pyarrow array or table, or a lazy sequence such as a Hugging Face column, of
+    paths, bytes, open binary files, PIL images, arrays or tensors (channels last),
+    dicts ``{"bytes", "path"}``, pairs (path, label), or paths of other libraries
+    (`zipfile.Path`, fsspec). Or it is one array of shape (n_images, height, width,
+    channels) or (n_images, height, width), of numpy, torch, zarr, h5py or dask, which
+    is read by chunk. `transform_to` and `precompute` take generators too. Elements of
+    a lazy sequence are fetched once in each call, in bounded memory. Arrays hold uint8,
+    bool, or floats in [0, 1]. Images are rotated upright by their EXIF
     orientation and converted to RGB, with transparency over white. The first frame of
     an animation is used.
 

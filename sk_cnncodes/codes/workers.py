@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -14,6 +14,7 @@ from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.base.threads import OrderedThreadPool
 from sk_cnncodes.codes.digests import Digest, content_digest, pixel_digest
+from sk_cnncodes.codes.elements import Elements
 from sk_cnncodes.images.decode import decode_content, read_rgb
 from sk_cnncodes.images.safe_open import MAX_PIXELS
 from sk_cnncodes.images.sources import holds_content, read_content
@@ -82,8 +83,8 @@ class Workers:
 
     Parameters
     ----------
-    images : sequence
-        Elements as accepted by `sk_cnncodes.images.decode.read_rgb`.
+    elements : Elements
+        Of X.
     spec : CodeSpec
         Provides the preprocessing and the views.
     n_threads : int
@@ -96,15 +97,17 @@ class Workers:
 
     def __init__(
         self,
-        images: Sequence[Any],
+        elements: Elements,
         spec: CodeSpec,
         n_threads: int,
         *,
         stop_at_fault: bool,
         max_pixels: int | None = MAX_PIXELS,
     ) -> None:
-        self.n_threads = min(n_threads, len(images))
-        self._images = images
+        self.n_threads = n_threads
+        if not elements.is_stream:
+            self.n_threads = min(n_threads, elements.count)
+        self._elements = elements
         self._preprocessing = spec.preprocessing
         self._views = spec.views
         self._stop_at_fault = stop_at_fault
@@ -129,10 +132,14 @@ class Workers:
                 threads.__exit__(kind, error, trace)
 
     def map(
-        self, function: Callable[[int], Any], indices: Sequence[int]
+        self, function: Callable[[Any], Any], items: Iterable[Any]
     ) -> Iterator[Any]:
-        """Yield the results of a function for some positions, in order."""
-        return self._workers.in_order(function, indices, len(indices))
+        """Yield the results of a function for some positions, in order.
+
+        Items that have no length are asked for as they are needed.
+        """
+        ahead = len(items) if isinstance(items, Sized) else 2 * self.n_threads
+        return self._workers.in_order(function, items, ahead)
 
     def run(
         self, items: Iterable[tuple[int, Key]], session: Session, batch_size: int
@@ -172,14 +179,16 @@ class Workers:
         if self._stopping:
             raise RuntimeError("stopped")  # this result is not used
         if isinstance(key, ImageError):
+            self._elements.drop(index)
             return Outcome(index, fault=key), None
-        image, digest, changed = self._images[index], key, None
+        digest, changed = key, None
         how = (
             self._max_pixels,
             self._preprocessing.min_decode_size,
             self._preprocessing.color,
         )
         try:
+            image = self._elements.take(index)
             if digest is not None and holds_content(image):
                 # The code must be stored under the digest of the content decoded
                 # here: the file may have changed since the look-up.

@@ -27,7 +27,7 @@ from sk_cnncodes.engines.onnxruntime import (
 )
 from sk_cnncodes.engines.session_table import SessionTable
 from sk_cnncodes.export.exported_model import check_content, read_exported
-from sk_cnncodes.images.containers import as_image_sequence
+from sk_cnncodes.images.containers import as_image_sequence, fetch_element
 from sk_cnncodes.images.decode import read_rgb
 from sk_cnncodes.images.safe_open import MAX_PIXELS, check_max_pixels
 
@@ -255,7 +255,7 @@ class OnnxClassifier:
         """Decode and preprocess one image."""
         values = self.preprocessing
         how = (self.max_pixels, values.min_decode_size, values.color)
-        return values.apply(read_rgb(images[index], index, *how))
+        return values.apply(read_rgb(fetch_element(images, index), index, *how))
 
     # -- the session ---------------------------------------------------------
 

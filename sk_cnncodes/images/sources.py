@@ -7,6 +7,9 @@ import io
 import os
 import re
 import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral
 from pathlib import PurePath
 from typing import Any
 
@@ -23,11 +26,23 @@ ACCEPTED = (
     "of shape (height, width), (height, width, 1), (height, width, 3) or (height, "
     "width, 4) of uint8, bool, or floats in [0, 1]"
 )
+# Longer strings are shortened in messages: they may be whole images in base64.
+_LONGEST_NAME = 300
 # A file object may occur in X twice and be read by two threads.
 open_file_lock = fork_safe_lock()
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{100,}={0,2}\s*")
 # The process is out of resources; the image is not at fault.
 _RESOURCE_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """The content of an image file, as a table or an archive holds it, and its name."""
+
+    content: bytes
+    name: str = ""
 
 
 def describe_image(image: Any, index: int) -> str:
@@ -37,22 +52,105 @@ def describe_image(image: Any, index: int) -> str:
 
 def describe_source(image: Any) -> str:
     """Name an element of X in messages, without its position."""
+    try:
+        return _description(image)
+    except Exception:  # properties of other libraries' objects
+        return type(image).__name__
+
+
+def _description(image: Any) -> str:
     if isinstance(image, (str, PurePath)):
-        return repr(str(image))
+        return shorten(repr(str(image)))
     if isinstance(image, (bytes, bytearray)):
         return f"{len(image)} bytes"
+    if isinstance(image, FileContent):
+        named = shorten(repr(image.name)) if image.name else ""
+        return named or f"{len(image.content)} bytes"
     if isinstance(image, np.ndarray):
         return f"array of shape {image.shape}, dtype {image.dtype}"
     if isinstance(image, Image.Image):
-        name = getattr(image, "filename", "")
-        return f"PIL image {image.size}{' of ' + repr(name) if name else ''}"
+        file = getattr(image, "filename", "")
+        return f"PIL image {image.size}{' of ' + repr(file) if file else ''}"
+    kind = type(image).__name__
+    if isinstance(image, type):
+        return kind
+    if isinstance(image, Mapping):
+        path = image.get("path")
+        keys = shorten(str(list(image)))
+        return shorten(repr(path)) if isinstance(path, str) else f"{kind} {keys}"
+    if is_sample(image):
+        return _description(image[0])
+    if _is_opener(image):
+        return shorten(repr(opener_name(image)))
     name = getattr(image, "name", None)
-    return repr(name) if isinstance(name, str) else type(image).__name__
+    if isinstance(name, str):
+        return shorten(repr(name))
+    if hasattr(image, "__array__") and hasattr(image, "shape"):
+        return f"{kind} of shape {tuple(image.shape)}, dtype {image.dtype}"
+    return kind
+
+
+def shorten(text: str) -> str:
+    """A text without its middle if it is long."""
+    if len(text) <= _LONGEST_NAME:
+        return text
+    return f"{text[:100]}...{text[-100:]} ({len(text)} characters)"
 
 
 def is_file(image: Any) -> bool:
     """Whether an element of X is an open file."""
     return callable(getattr(image, "read", None))
+
+
+def is_opener(image: Any) -> bool:
+    """Whether an element is a path of another library, which opens its file."""
+    try:
+        return _is_opener(image)
+    except Exception:  # properties of other libraries' objects
+        return False
+
+
+def _is_opener(image: Any) -> bool:
+    if isinstance(image, (type, Image.Image)) or is_file(image):
+        return False
+    if hasattr(image, "__array__"):  # an array of zarr has `open` too
+        return False
+    if type(image).__module__.partition(".")[0] == "pathlib":
+        return False
+    if isinstance(image, os.PathLike):
+        # Some remote paths of `upath` are subclasses of `Path`.
+        is_remote = isinstance(image, PurePath) and "://" in str(image)
+        if not is_remote:
+            return False
+    return any(callable(getattr(image, name, None)) for name in ("open", "read_bytes"))
+
+
+def _with_slashes(path: str) -> str:
+    """`pathlib` has reduced the slashes of a URL to one."""
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", r"\1://", path)
+
+
+def opener_name(image: Any) -> str:
+    """Path of an element that opens its file, or its type."""
+    name = getattr(image, "full_name", None)  # of fsspec
+    if isinstance(name, str):
+        return name
+    if type(image).__str__ is not object.__str__:
+        try:
+            return str(image)
+        except Exception:  # of an archive without a name
+            name = getattr(image, "name", None)
+    return name if isinstance(name, str) else type(image).__name__
+
+
+def is_sample(image: Any) -> bool:
+    """Whether it is a pair (path, label), an element of `ImageFolder.samples`."""
+    return (
+        isinstance(image, tuple)
+        and len(image) == 2
+        and isinstance(image[0], (str, os.PathLike))
+        and isinstance(image[1], Integral)
+    )
 
 
 def holds_content(image: Any) -> bool:
@@ -74,12 +172,20 @@ def read_content(image: Any, index: int) -> bytes:
         return _path_content(path_of(image, index), index)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
+    if isinstance(image, FileContent):
+        return image.content
     if is_file(image):
         return _content(image, index)
     name = describe_image(image, index)
-    if image is None or (isinstance(image, float) and np.isnan(image)):
+    if _is_missing(image):
         raise ImageError(f"{name}: missing value. Expected {ACCEPTED}.", index)
     raise ImageError(f"{name}: got {type(image).__name__}. Expected {ACCEPTED}.", index)
+
+
+def _is_missing(image: Any) -> bool:
+    if image is None or type(image).__name__ in ("NAType", "NaTType"):  # of pandas
+        return True
+    return isinstance(image, (float, np.floating)) and bool(np.isnan(image))
 
 
 def path_of(image: str | os.PathLike[Any], index: int) -> str:
@@ -96,11 +202,18 @@ def path_of(image: str | os.PathLike[Any], index: int) -> str:
         name = describe_image(image, index)
         if is_scarcity(error, name):
             raise
-        raise ImageError(f"{name}: gives no path ({_reason(error)}).", index) from error
+        raise ImageError(
+            f"{name}: gives no path ({reason_of(error)}).", index
+        ) from error
 
 
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def reason_of(error: Exception) -> str:
+    """What another library's error says."""
+    try:
+        text = str(error)
+    except Exception:  # `zipfile` cannot name an archive that has no name
+        text = ""
+    return shorten(text or type(error).__name__)
 
 
 def _path_content(path: str, index: int) -> bytes:
@@ -119,16 +232,11 @@ def _path_content(path: str, index: int) -> bytes:
                 index,
             )
         # `read` would allocate a limit passed to it.
-        _check_length(status.st_size, name, index)
+        check_length(status.st_size, name, index)
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError as error:
-        if _URL.match(path):
-            raise ImageNotFoundError(
-                f"{name}: a URL, which is not downloaded. Expected the path of an "
-                "image file, or its bytes.",
-                index,
-            ) from error
+        _refuse_no_path(path, name, index, error)
         raise ImageNotFoundError(
             f"{name}: no such file. Expected the path of an image; relative paths "
             f"start from {working_folder()}.",
@@ -137,15 +245,42 @@ def _path_content(path: str, index: int) -> bytes:
     except OSError as error:
         if is_scarcity(error, name):
             raise
-        reason = error.strerror or str(error)
+        _refuse_no_path(path, name, index, error)
+        reason = error.strerror or reason_of(error)
         raise ImageError(f"{name}: cannot be read ({reason}).", index) from error
     except ValueError as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{name}: not a valid path ({error}).", index) from error
+        _refuse_no_path(path, name, index, error)
+        reason = reason_of(error)
+        raise ImageError(f"{name}: not a valid path ({reason}).", index) from error
 
 
-def _check_length(length: int, name: str, index: int) -> None:
+def _refuse_no_path(path: str, name: str, index: int, error: Exception) -> None:
+    """Raise an error for a string that is an address or an image, and no path."""
+    if _URL.match(_with_slashes(path)):
+        what = (
+            "a URL, which is not downloaded. Expected the path of an image file, or "
+            "its bytes. Download it, or give fsspec.open(url)."
+        )
+        if path.lower().startswith("file:"):
+            what = "a URL of a file. Expected its path, without 'file://'."
+    elif _DATA_URI.match(path):
+        what = (
+            "a data URI, which is not decoded. Expected the path of an image file, or "
+            "its bytes: base64.b64decode(uri.partition(',')[2])."
+        )
+    elif _BASE64.fullmatch(path) and len(path) > _LONGEST_NAME:
+        what = (
+            "no such file; it may be an image in base64. Expected the path of an image "
+            "file, or its bytes: base64.b64decode(text)."
+        )
+    else:
+        return
+    raise ImageNotFoundError(f"{name}: {what}", index) from error
+
+
+def check_length(length: int, name: str, index: int) -> None:
     if length > LARGEST_FILE:
         raise ImageError(
             f"{name}: file too large. Expected at most {LARGEST_FILE} bytes.", index
@@ -180,14 +315,19 @@ def _content(file: Any, index: int) -> bytes:
             if is_scarcity(error, name):
                 raise
             # Files in archives or of other libraries raise almost any exception.
-            reason = _reason(error)
+            reason = reason_of(error)
             raise ImageError(f"{name}: cannot be read ({reason}).", index) from error
-    if not isinstance(content, bytes):
+    check_binary(content, name, index)
+    return bytes(content)
+
+
+def check_binary(content: Any, name: str, index: int) -> None:
+    """Raise an error if a file was opened as text."""
+    if not isinstance(content, (bytes, bytearray, memoryview)):
         raise ImageError(
             f"{name}: opened as text. Expected a file opened in binary mode, 'rb'.",
             index,
         )
-    return content
 
 
 def _content_on_disk(file: Any, name: str, index: int) -> bytes | None:
@@ -203,7 +343,7 @@ def _content_on_disk(file: Any, name: str, index: int) -> bytes | None:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         return None
-    _check_length(status.st_size, name, index)
+    check_length(status.st_size, name, index)
     parts, length = [], 0
     while part := os.pread(descriptor, status.st_size + 1, length):
         parts.append(part)
@@ -221,6 +361,6 @@ def _content_by_seeking(file: Any, name: str, index: int) -> Any:
             index,
         )
     file.seek(0, os.SEEK_END)
-    _check_length(file.tell(), name, index)
+    check_length(file.tell(), name, index)
     file.seek(0)
     return file.read()

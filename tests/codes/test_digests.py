@@ -18,6 +18,7 @@ from PIL import Image, ImageFile
 
 from sk_cnncodes import CNNCodeTransformer, CodeCache, ImageError
 from sk_cnncodes.codes.digests import ImageDigests, image_digest
+from sk_cnncodes.codes.elements import Elements
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -100,7 +101,7 @@ def test_a_replaced_folder_of_the_same_name(
     path = tmp_path / "a" / "image.bmp"
     own = image_digest(path, 0)
     monkeypatch.setattr(os, "lstat", timeless)
-    digests = ImageDigests([path], CodeCache(), map)
+    digests = ImageDigests(Elements([path]), CodeCache(), map)
     assert digests.many([0]) == digests.many([0]) == [own]
     (tmp_path / "a").rename(tmp_path / "c")
     (tmp_path / "b").rename(tmp_path / "a")
@@ -129,8 +130,8 @@ def test_a_sequence_that_returns_another_path_each_time(
 
     cache = CodeCache()
     for _ in range(4):
-        ImageDigests(Alternating(), cache, map).many([0])
-    found = ImageDigests(paths, cache, map).many([0, 1])
+        ImageDigests(Elements(Alternating()), cache, map).many([0])
+    found = ImageDigests(Elements(paths), cache, map).many([0, 1])
     assert found == [image_digest(path, 0) for path in paths]
 
 

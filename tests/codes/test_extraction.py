@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from sk_cnncodes import BackboneError, CNNCodeTransformer, Preprocessing
+from sk_cnncodes import (
+    BackboneError,
+    CNNCodeTransformer,
+    CodeCache,
+    ImageError,
+    Preprocessing,
+)
+from sk_cnncodes.codes.elements import Elements
 from tests import networks
+from tests.forwards import counted_forwards
 
 
 class Counted(Sequence[Any]):
@@ -49,6 +62,207 @@ def test_lazy_sequences_are_not_held(net: str, n_jobs: int) -> None:
     np.testing.assert_allclose(
         codes[5], transformer.transform([images[5]])[0], rtol=1e-4
     )
+
+
+class Fetched(Sequence[Any]):
+    """Counts how often each element was fetched, and how many are alive."""
+
+    def __init__(self, make: Any, count: int) -> None:
+        self.make, self.count = make, count
+        self.fetched = [0] * count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        self.fetched[index] += 1
+        return self.make(index)
+
+
+def png(index: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((8, 8), index % 200, np.uint8)).save(stream, "png")
+    return stream.getvalue()
+
+
+FORMS = {
+    "array": lambda index: np.full((8, 8), index % 200, np.uint8),
+    "bytes": png,
+    "pil": lambda index: Image.open(io.BytesIO(png(index))),
+    "dict": lambda index: {"bytes": png(index), "path": f"{index}.png"},
+}
+
+
+@pytest.mark.parametrize("n_jobs", [1, 3])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cached", [True, False])
+def test_each_element_of_a_lazy_sequence_is_fetched_once(
+    net: str, form: str, n_jobs: int, cached: bool
+) -> None:
+    cache = CodeCache() if cached else None
+    transformer = CNNCodeTransformer(net, n_jobs=n_jobs, batch_size=4, cache=cache)
+    images = Fetched(FORMS[form], 700)
+    codes = transformer.transform(images)
+    assert images.fetched == [1] * 700
+    held = transformer.set_params(cache=None).transform(
+        [images.make(i) for i in (3, 699)]
+    )
+    np.testing.assert_allclose(codes[[3, 699]], held, rtol=1e-4)
+    if cached:
+        again = transformer.set_params(cache=cache).transform(images)
+        assert images.fetched == [2] * 700
+        np.testing.assert_array_equal(again, codes)
+
+
+def test_paths_of_a_lazy_sequence_are_fetched_once(net: str, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(5)]
+    for index, path in enumerate(paths):
+        path.write_bytes(png(index))
+    images = Fetched(paths.__getitem__, 5)
+    CNNCodeTransformer(net, cache=CodeCache()).transform(images)
+    assert images.fetched == [1] * 5
+
+
+def test_files_of_other_libraries_are_read_once(net: str) -> None:
+    class Remote:
+        reads = 0
+
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def read_bytes(self) -> bytes:
+            Remote.reads += 1
+            return png(self.index)
+
+    images = [Remote(index) for index in range(600)]
+    CNNCodeTransformer(net, cache=CodeCache()).transform(images)
+    assert Remote.reads == 600
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("n_jobs", [1, 3])
+def test_elements_are_released(net: str, n_jobs: int, cached: bool) -> None:
+    alive: set[int] = set()
+    most = 0
+
+    class Pixels(np.ndarray):
+        pass
+
+    def make(index: int) -> Any:
+        nonlocal most
+        made = np.full((8, 8), index % 200, np.uint8).view(Pixels)
+        alive.add(index)
+        weakref.finalize(made, alive.discard, index)
+        most = max(most, len(alive))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sk_cnncodes.codes.elements._CHUNK_BYTES", 20 * 320)
+        cache = CodeCache() if cached else None
+        transformer = CNNCodeTransformer(net, n_jobs=n_jobs, batch_size=4, cache=cache)
+        images = Fetched(make, 500)
+        transformer.transform(images)
+    assert most <= 2 * 20 + 2 * n_jobs + 4 * n_jobs * 2
+    assert sum(images.fetched) <= 1.1 * 500
+    gc.collect()
+    assert len(alive) == 0
+
+
+def test_lists_in_memory_are_not_copied() -> None:
+    images = [np.zeros((8, 8), np.uint8)] * 3
+    elements = Elements(images)
+    assert list(elements.chunks(2, map)) == [range(2), range(2, 3)]
+    assert elements.fetch(1) is elements.take(1) is images[1]
+    assert not elements._held
+
+
+def test_a_lazy_sequence_that_fails(net: str) -> None:
+    def make(index: int) -> Any:
+        if index % 3 == 1:
+            raise KeyError("gone")
+        return FORMS["array"](index)
+
+    images = Fetched(make, 9)
+    transformer = CNNCodeTransformer(net, cache=CodeCache())
+    with pytest.raises(ImageError, match="image 1: Fetched does not give it.*gone"):
+        transformer.transform(images)
+    transformer.set_params(on_error="nan")
+    images.fetched = [0] * 9
+    with pytest.warns(UserWarning, match="3 of 9 images could not be read"):
+        codes = transformer.transform(images)
+    assert np.isnan(codes).all(axis=1).tolist() == [False, True, False] * 3
+    assert images.fetched == [1] * 9
+
+
+# -- generators --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("n_jobs", [1, 3])
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("count", [1, 700])
+def test_generators_to_a_file(
+    net: str, form: str, n_jobs: int, cached: bool, count: int, tmp_path: Path
+) -> None:
+    cache = CodeCache() if cached else None
+    transformer = CNNCodeTransformer(net, n_jobs=n_jobs, batch_size=4, cache=cache)
+    made = (FORMS[form](index) for index in range(count))
+    codes = transformer.transform_to(tmp_path / "codes.npy", made)
+    expected = transformer.set_params(cache=None).transform(
+        [FORMS[form](index) for index in range(count)]
+    )
+    assert codes.shape == expected.shape
+    np.testing.assert_allclose(codes, expected, rtol=1e-4)
+    size = (tmp_path / "codes.npy").stat().st_size
+    transformer.transform_to(
+        tmp_path / "same.npy", [FORMS[form](index) for index in range(count)]
+    )
+    assert size == (tmp_path / "same.npy").stat().st_size
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_bad_images_of_generators(net: str, tmp_path: Path) -> None:
+    def images() -> Iterator[Any]:
+        for index in range(600):
+            yield b"bad" if index % 100 == 50 else png(index)
+
+    path = tmp_path / "codes.npy"
+    transformer = CNNCodeTransformer(net, on_error="nan")
+    with pytest.warns(UserWarning, match="6 of 600 images could not") as caught:
+        codes = transformer.transform_to(path, images())
+    assert len(caught) == 1
+    bad = np.isnan(codes).all(axis=1)
+    assert np.flatnonzero(bad).tolist() == list(range(50, 600, 100))
+    with pytest.raises(ImageError, match=r"image 50 \(3 bytes\)"):
+        transformer.set_params(on_error="raise").transform_to(path, images())
+
+
+def test_generators_that_fail_or_are_empty(net: str, tmp_path: Path) -> None:
+    def images() -> Iterator[Any]:
+        yield png(0)
+        raise KeyError("gone")
+
+    transformer = CNNCodeTransformer(net, on_error="nan")
+    for use in (
+        transformer.precompute,
+        partial(transformer.transform_to, tmp_path / "a"),
+    ):
+        with pytest.raises(ImageError, match="image 1: the generator X failed.*gone"):
+            use(images())
+        with pytest.raises(ValueError, match="X: found 0 images"):
+            use(iter(()))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(TypeError, match="got generator.*transform_to and precompute"):
+        transformer.transform(images())
+
+
+def test_generators_fill_the_cache(net: str) -> None:
+    cache = CodeCache()
+    transformer = CNNCodeTransformer(net, cache=cache)
+    transformer.precompute(png(index) for index in range(30))
+    with counted_forwards() as count:
+        transformer.transform([png(index) for index in range(30)])
+    assert count.images == 0
 
 
 @pytest.mark.parametrize("n_jobs", [1, 3])

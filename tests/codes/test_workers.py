@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sk_cnncodes import CNNCodeTransformer, ImageError, Preprocessing, load_backbone
+from sk_cnncodes.codes.elements import Elements
 from sk_cnncodes.codes.workers import Workers
 from tests import networks
 
@@ -66,7 +67,9 @@ def run(
     """Positions with codes, the codes, and the faults, in the order returned."""
     spec = load_backbone(net).spec(-1, "auto", None)
     rows, codes, faults = [], [], []
-    with Workers(images, spec, n_threads, stop_at_fault=stop_at_fault) as workers:
+    with Workers(
+        Elements(images), spec, n_threads, stop_at_fault=stop_at_fault
+    ) as workers:
         items = ((index, None) for index in range(len(images)))
         for batch in workers.run(items, session, size):
             rows += [o.index for o in batch.outcomes if o.fault is None]
