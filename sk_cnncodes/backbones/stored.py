@@ -94,9 +94,9 @@ def record_digest(values: Mapping[str, Any]) -> str:
 
 
 def working_graph(
-    backbone: Backbone | StoredBackbone, spec: CodeSpec
+    backbone: Backbone | StoredBackbone, specs: list[CodeSpec]
 ) -> tuple[CodeGraph, CodeSession]:
-    """Find the most capable code graph of a spec that runs; open it on the CPU.
+    """Find the most capable code graph of some specs that runs; open it on the CPU.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def working_graph(
     tried: list[CodeGraph] = []
 
     def graphs() -> Iterator[CodeGraph]:
-        for graph in backbone.code_graphs([spec]):
+        for graph in backbone.code_graphs(specs):
             tried[:] = [graph]  # graphs are large: keep only the last one
             yield graph
 

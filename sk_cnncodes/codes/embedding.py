@@ -10,16 +10,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from sk_cnncodes.backbones.code_graph import CodeGraph
+from sk_cnncodes.backbones.backbone import Backbone
 from sk_cnncodes.backbones.spec import CodeSpec
-from sk_cnncodes.backbones.stored import working_graph
+from sk_cnncodes.backbones.stored import StoredBackbone
 from sk_cnncodes.base.files import atomic_write, check_not_an_input, reserve_disk
 from sk_cnncodes.cache.code_cache import CodeCache, resolve_cache
 from sk_cnncodes.codes.explanation import Explanation, describe_code
 from sk_cnncodes.codes.extraction import Extraction, ExtractionOptions
 from sk_cnncodes.codes.parameters import check_parameters
 from sk_cnncodes.codes.plan import CodePlan, fitted_spec, plan_transform, state_of
-from sk_cnncodes.engines.session import CodeSession
 from sk_cnncodes.images.containers import as_element, as_images
 
 
@@ -233,15 +232,11 @@ class EmbeddingMixin:
             out,
         )
 
-    def code_graph(self) -> tuple[CodeSpec, CodeGraph, CodeSession]:
-        """The spec of the codes, the graph that computes them, and its CPU session.
-
-        Used by `to_onnx` and for saving; not needed to compute codes.
-        """
+    def fitted_spec(self) -> tuple[Backbone | StoredBackbone, CodeSpec]:
+        """The backbone of `fit` and the spec of the codes; used by `to_onnx`."""
         state = state_of(self)
         check_parameters(state)
-        backbone, spec = fitted_spec(state)
-        return spec, *working_graph(backbone, spec)
+        return fitted_spec(state)
 
 
 class CodeFile:

@@ -381,7 +381,7 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         check_parameters(state)
         backbone, spec = fitted_spec(state)
         if isinstance(backbone, Backbone):
-            graph, _ = working_graph(backbone, spec)
+            graph, _ = working_graph(backbone, [spec])
             length = backbone.code_length(spec)
             saved[STORED_KEY] = store_graph(code_parameters(state), spec, length, graph)
         return saved

@@ -18,10 +18,12 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline
 
 from sk_cnncodes.base.exceptions import ExportError
+from sk_cnncodes.export.composition import THRESHOLD_CLASSIFIERS, inner_classifier
 from sk_cnncodes.export.conversion import (
     add_transformer,
     converted,
     transformed,
+    unwrapped,
     used_steps,
 )
 from sk_cnncodes.export.head_graph import HeadGraph
@@ -93,8 +95,10 @@ def probabilities(graph: HeadGraph, estimator: Any, x: str, rows: np.ndarray) ->
 def _unwrap(
     graph: HeadGraph, estimator: Any, x: str, rows: np.ndarray
 ) -> tuple[Any, str, np.ndarray]:
-    """Unwrap searches and pipelines, and add the nodes of their transformers."""
-    estimator = getattr(estimator, "best_estimator_", estimator)
+    """Unwrap searches, pipelines and others, and add the nodes of transformers."""
+    estimator = unwrapped(estimator)
+    if isinstance(estimator, THRESHOLD_CLASSIFIERS):  # scores are those of the inner
+        return _unwrap(graph, inner_classifier(estimator), x, rows)
     if not isinstance(estimator, Pipeline):
         return estimator, x, rows
     for _, step in used_steps(estimator)[:-1]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from sk_cnncodes.base.exceptions import ExportError
+from sk_cnncodes.base.exceptions import ExportError, first_line
 from sk_cnncodes.engines.devices import CPU, usable_threads
 from sk_cnncodes.engines.onnxruntime import load_session
 from sk_cnncodes.export.head_graph import HeadGraph
@@ -24,16 +28,102 @@ _TOLERANCE = 1e-3
 MAX_DIFFERING_ROWS = 0.05
 
 
-def used_steps(pipeline: Pipeline) -> list[tuple[str, Any]]:
+Steps = list[tuple[str, Any]]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Steps that each take some of the columns, with their outputs side by side.
+
+    Attributes
+    ----------
+    parts : list of (slice, steps, weight)
+        Columns of the input, the fitted steps after them, and the factor of the output.
+    """
+
+    parts: list[tuple[slice, Steps, float]]
+
+    def transform(self, rows: np.ndarray) -> np.ndarray:
+        """Transform all parts."""
+        outputs = []
+        for columns, steps, weight in self.parts:
+            part = rows[:, columns]
+            for _, step in steps:
+                part = transformed(step, part)
+            outputs.append(part * np.float32(weight))
+        return np.concatenate(outputs, axis=1)
+
+    def add(self, graph: HeadGraph, tensor: str, rows: np.ndarray) -> str:
+        """Add the nodes of all parts."""
+        outputs = []
+        for columns, steps, weight in self.parts:
+            index = np.arange(rows.shape[1])[columns]
+            output = graph.node("Gather", tensor, graph.constant(index, "i8"), axis=1)
+            part = rows[:, columns]
+            for name, step in steps:
+                with naming(name, step):
+                    output = add_transformer(graph, step, output, part)
+                    part = transformed(step, part)
+            if weight != 1:
+                output = graph.node("Mul", output, graph.constant(weight))
+            outputs.append(output)
+        return graph.node("Concat", *outputs, axis=1)
+
+
+@contextmanager
+def naming(name: str, step: Any) -> Iterator[None]:
+    """Name the step in errors, and suppress warnings.
+
+    skl2onnx reads parameters that scikit-learn deprecates, and the rows have no feature
+    names; the user can change neither.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        if isinstance(error, _StepError):  # of a step inside of this one
+            raise
+        hint = ""
+        if not isinstance(error, ExportError):
+            hint = (
+                " Expected a step that skl2onnx converts, such as StandardScaler, PCA "
+                "or Normalizer before LogisticRegression, LinearSVC, SVC or "
+                "KNeighborsClassifier."
+            )
+        raise _StepError(
+            f"step {name!r} ({type(step).__name__}) cannot be converted to ONNX: "
+            f"{first_line(error).rstrip('.')}.{hint}"
+        ) from error
+
+
+class _StepError(ExportError):
+    """An ExportError that names its step."""
+
+    __module__, __qualname__ = ExportError.__module__, ExportError.__qualname__
+
+
+def unwrapped(estimator: Any) -> Any:
+    """The fitted estimator inside of searches and of FrozenEstimator."""
+    while True:
+        if isinstance(estimator, FrozenEstimator):
+            estimator = estimator.estimator
+        elif hasattr(estimator, "best_estimator_"):
+            estimator = estimator.best_estimator_
+        else:
+            return estimator
+
+
+def used_steps(pipeline: Pipeline) -> Steps:
     """The steps of a pipeline, without None and "passthrough"."""
     return [s for s in pipeline.steps if s[1] is not None and s[1] != "passthrough"]
 
 
-def flat_steps(steps: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+def flat_steps(steps: Iterable[tuple[str, Any]]) -> Steps:
     """Flatten steps: nested pipelines are replaced by their own steps."""
-    flat: list[tuple[str, Any]] = []
+    flat: Steps = []
     for name, step in steps:
-        step = getattr(step, "best_estimator_", step)
+        step = unwrapped(step)
         if isinstance(step, Pipeline):
             flat += [(f"{name}__{n}", s) for n, s in flat_steps(used_steps(step))]
         else:
@@ -67,6 +157,8 @@ def converted(
 
 def add_transformer(graph: HeadGraph, step: Any, tensor: str, rows: np.ndarray) -> str:
     """Add the nodes of a transformer, after comparing them with it on `rows`."""
+    if isinstance(step, SideBySide):
+        return step.add(graph, tensor, rows)
     piece = converted(step, rows, graph.opset)
     wanted = transformed(step, rows)
     compare(run_model(piece, rows)[0], wanted, "values")

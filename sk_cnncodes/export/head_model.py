@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import is_classifier, is_regressor
 
-from sk_cnncodes.base.exceptions import ExportError, first_line
+from sk_cnncodes.base.exceptions import ExportError
 from sk_cnncodes.export.classifier_scores import decision, probabilities
+from sk_cnncodes.export.composition import THRESHOLD_CLASSIFIERS, threshold_of
 from sk_cnncodes.export.conversion import (
     MAX_DIFFERING_ROWS,
     add_transformer,
     as_matrix,
     compare,
     converted,
+    naming,
     run_model,
     transformed,
 )
@@ -66,31 +66,6 @@ def build_head(
     return model
 
 
-@contextmanager
-def naming(name: str, step: Any) -> Iterator[None]:
-    """Name the step in errors, and suppress warnings.
-
-    skl2onnx reads parameters that scikit-learn deprecates, and the rows have no feature
-    names; the user can change neither.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except Exception as error:
-        hint = ""
-        if not isinstance(error, ExportError):
-            hint = (
-                " Expected a step that skl2onnx converts, such as StandardScaler, PCA "
-                "or Normalizer before LogisticRegression, LinearSVC, SVC or "
-                "KNeighborsClassifier."
-            )
-        raise ExportError(
-            f"step {name!r} ({type(step).__name__}) cannot be converted to ONNX: "
-            f"{first_line(error).rstrip('.')}.{hint}"
-        ) from error
-
-
 def _predictions(
     graph: HeadGraph, estimator: Any, tensor: str, rows: np.ndarray
 ) -> dict[str, Output]:
@@ -110,7 +85,9 @@ def _predictions(
     kind = scores_name(estimator)
     make = probabilities if kind == "probabilities" else decision
     label, scores = make(graph, estimator, tensor, rows)
-    if label is None or element in (onnx.TensorProto.BOOL, onnx.TensorProto.DOUBLE):
+    if isinstance(estimator, THRESHOLD_CLASSIFIERS):
+        label = _label_by_threshold(graph, estimator, tensor, rows, classes)
+    elif label is None or element in (onnx.TensorProto.BOOL, onnx.TensorProto.DOUBLE):
         if kind == "probabilities" and hasattr(estimator, "decision_function"):
             # Decision values still differ where probabilities are saturated.
             _, ranked = decision(graph, estimator, tensor, rows)
@@ -155,6 +132,28 @@ def _predicted_label(
     else:
         index = graph.node("ArgMax", scores, axis=1, keepdims=0)
     return graph.node("Gather", graph.constant(classes, classes.dtype), index, axis=0)
+
+
+def _label_by_threshold(
+    graph: HeadGraph, estimator: Any, tensor: str, rows: np.ndarray, classes: np.ndarray
+) -> str:
+    """Add the label of a classifier with a threshold of its own."""
+    import onnx
+
+    threshold = threshold_of(estimator)
+    positive = threshold.positive
+    if threshold.method == "predict_proba":
+        _, scores = probabilities(graph, estimator, tensor, rows)
+        scores = graph.node("Gather", scores, graph.constant([positive], "i8"), axis=1)
+    else:
+        _, scores = decision(graph, estimator, tensor, rows)
+        if positive == 0:
+            scores = graph.node("Neg", scores)
+    below = graph.node("Less", scores, graph.constant(threshold.value))
+    index = graph.node("Cast", below, to=onnx.TensorProto.INT64)
+    index = graph.node("Reshape", index, graph.constant([-1], "i8"))
+    labels = classes[[positive, 1 - positive]]
+    return graph.node("Gather", graph.constant(labels, labels.dtype), index, axis=0)
 
 
 def scores_name(estimator: Any) -> str:

@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 from sklearn.base import is_classifier
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import Normalizer
 from sklearn.utils.validation import check_is_fitted
 
 from sk_cnncodes._version import __version__
-from sk_cnncodes.backbones.code_graph import CodeGraph
 from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.base.exceptions import ExportError
 from sk_cnncodes.base.files import atomic_write, check_not_an_input
 from sk_cnncodes.base.public import public
-from sk_cnncodes.codes.transformer import CNNCodeTransformer
 from sk_cnncodes.engines.devices import CPU, usable_threads
 from sk_cnncodes.engines.onnxruntime import load_session
-from sk_cnncodes.export.conversion import flat_steps, transformed
+from sk_cnncodes.export.composition import Sources, model_steps
+from sk_cnncodes.export.conversion import naming, transformed
 from sk_cnncodes.export.exported_model import (
     CLASSES_KEY,
     DIGEST_KEY,
@@ -31,7 +28,8 @@ from sk_cnncodes.export.exported_model import (
     digest_of,
 )
 from sk_cnncodes.export.head_graph import at_opset
-from sk_cnncodes.export.head_model import build_head, check_predictions, naming
+from sk_cnncodes.export.head_model import build_head, check_predictions
+from sk_cnncodes.export.joint_codes import code_length, joint_code_graph
 from sk_cnncodes.export.onnx_classifier import run_images
 from sk_cnncodes.graphs.builder import merge_opsets
 from sk_cnncodes.graphs.view import default_opset
@@ -41,9 +39,6 @@ if TYPE_CHECKING:
 
 # Tried in turn if a head needs a newer operator set than the backbone has.
 _NEWER_OPSETS = (13, 18)
-# Parameters of the transformer that must have these values: the model takes one view
-# of an image, and other precisions depend on the device.
-_REQUIRED_PARAMETERS = {"views": "center", "precision": "float32"}
 _CHECK_IMAGES = 12
 _CHECK_ROWS = 100
 _RESERVED = {"label", "probabilities", "decision", "values"}
@@ -60,7 +55,11 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     ----------
     model : Pipeline or fitted search
         A fitted `Pipeline` that starts with a `CNNCodeTransformer` and ends in a
-        classifier or regressor; for a search, its `best_estimator_` is used.
+        classifier or regressor. It may also start with a `FeatureUnion` of
+        transformers and pipelines that do, or a `ColumnTransformer` of them that takes
+        one column of images; their backbones must resize and crop alike. Of a search
+        its `best_estimator_` is used. FrozenEstimator, FixedThresholdClassifier and
+        TunedThresholdClassifierCV may stand around the pipeline or its head.
     path : str, path-like or None, default=None
         File to write; None writes no file.
 
@@ -119,21 +118,21 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     ['label', 'probabilities']
     """
     _require_skl2onnx()
-    steps = _steps(model)
-    transformer = steps[0][1]
+    check_is_fitted(model)
+    steps = model_steps(model)
+    sources = Sources(lambda transformer: code_length(*transformer.fitted_spec()))
+    after = sources.split(steps)
+    backbones = [transformer.backbone for _, transformer in sources.transformers]
     if path is not None:
-        check_not_an_input(Path(path), [transformer.backbone])
-    spec, code_graph, session = transformer.code_graph()
-    images = _test_images(spec.preprocessing.crop_size)
-    codes = session.run(images)[0]
-    after = steps[1:]
-    if spec.norm == "l2":
-        after = [("norm", Normalizer("l2").fit(codes)), *after]
-    merged = _merged(code_graph, after, _with_mixtures(codes))
+        check_not_an_input(Path(path), backbones)
+    joint = joint_code_graph(sources.transformers)
+    images = _test_images(joint.preprocessing.crop_size)
+    codes = run_images(load_session(joint.content, CPU, usable_threads(-1)), images)[0]
+    merged = _merged(joint.content, after, _with_mixtures(codes))
     head_input = _input_of_last(after, codes)
     _check_model(merged, steps[-1], images, head_input)
-    metadata = spec.preprocessing.to_metadata()
-    metadata |= _metadata(transformer, spec, steps, head_input)
+    metadata = joint.preprocessing.to_metadata()
+    metadata |= _metadata(backbones, joint.specs, steps, head_input)
     del merged.metadata_props[:]
     for key, value in metadata.items():
         merged.metadata_props.add(key=key, value=value)
@@ -154,49 +153,16 @@ def _require_skl2onnx() -> None:
         ) from error
 
 
-def _steps(model: Any) -> list[tuple[str, Any]]:
-    """Check a fitted pipeline; return its flat steps, the transformer first."""
-    check_is_fitted(model)
-    inner = getattr(model, "best_estimator_", model)
-    if not isinstance(inner, Pipeline):
-        raise ExportError(
-            f"model: got {type(model).__name__}. Expected a fitted Pipeline that "
-            "starts with a CNNCodeTransformer, or a search over one."
-        )
-    steps = flat_steps([("model", inner)])
-    steps = [(name.removeprefix("model__"), step) for name, step in steps]
-    name, first = steps[0]
-    if not isinstance(first, CNNCodeTransformer):
-        raise ExportError(
-            f"model: its first step {name!r} is {type(first).__name__}. Expected a "
-            "CNNCodeTransformer."
-        )
-    for parameter, required in _REQUIRED_PARAMETERS.items():
-        value = getattr(first, parameter)
-        if value != required:
-            raise ExportError(
-                f"model: its step {name!r} (CNNCodeTransformer) has {parameter}="
-                f"{value!r}, which cannot be exported. Expected "
-                f"{parameter}={required!r}, with the head fitted on such codes."
-            )
-    if len(steps) == 1:
-        raise ExportError(
-            f"model: it ends with its step {name!r} (CNNCodeTransformer). Expected a "
-            "classifier or regressor after it."
-        )
-    return steps
-
-
 # -- one graph ---------------------------------------------------------------
 
 
 def _merged(
-    code_graph: CodeGraph, steps: list[tuple[str, Any]], rows: np.ndarray
+    code_graph: bytes, steps: list[tuple[str, Any]], rows: np.ndarray
 ) -> onnx.ModelProto:
     """Join code graph and head at the first operator set that works for both."""
     import onnx
 
-    codes = onnx.load_model_from_string(code_graph.model)
+    codes = onnx.load_model_from_string(code_graph)
     own = default_opset(codes)
     fault: ExportError | None = None
     for opset in (own, *(o for o in _NEWER_OPSETS if o > own)):
@@ -231,20 +197,26 @@ def _joined(codes: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _metadata(
-    transformer: CNNCodeTransformer,
-    spec: CodeSpec,
+    backbones: list[str | os.PathLike[str]],
+    specs: list[CodeSpec],
     steps: list[tuple[str, Any]],
     head_input: np.ndarray,
 ) -> dict[str, str]:
     """Metadata entries of model and classes."""
     head = steps[-1][1]
+    codes = [
+        {
+            "backbone": os.fspath(backbone),
+            "backbone_sha256": spec.backbone_sha256,
+            "layer": spec.layer,
+            "pooling": spec.pooling,
+            "norm": spec.norm,
+        }
+        for backbone, spec in zip(backbones, specs, strict=True)
+    ]
     facts: dict[str, Any] = {
         "version": __version__,
-        "backbone": os.fspath(transformer.backbone),
-        "backbone_sha256": spec.backbone_sha256,
-        "layer": spec.layer,
-        "pooling": spec.pooling,
-        "norm": spec.norm,
+        **(codes[0] if len(codes) == 1 else {"codes": codes}),
         "steps": [[name, type(step).__name__] for name, step in steps],
     }
     if is_classifier(head):

@@ -35,6 +35,13 @@ def layer_grid(
     TypeError
         If `layers` is a single layer.
 
+    Notes
+    -----
+    A plain grid over `layer` needs one forward pass per image too, without a helper's
+    parameter in `best_params_` and `cv_results_`: a search stores the codes of all
+    numbered layers. `layer_grid` stores these layers alone, and serves tensors that are
+    given by name.
+
     Examples
     --------
     >>> from sk_cnncodes import layer_grid

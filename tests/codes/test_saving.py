@@ -364,7 +364,7 @@ def test_a_stored_graph_of_another_version_has_another_digest(
         if (spec := stored_module.stored_backbone(stored, parameters).spec)
     }
     assert len(digests) == 2
-    assert fitted.code_graph()[0].digest in digests
+    assert fitted.fitted_spec()[1].digest in digests
 
 
 # -- copies ------------------------------------------------------------------
