@@ -44,6 +44,7 @@ _MODULE_OF = {
     "list_backbones": "backbones.catalogue",
     "load_backbone": "backbones.loading",
     "load_model": "export.loading",
+    "save_model": "export.saving",
     "score_table": "heads.selection",
     "to_onnx": "export.pipeline",
     "verdict": "heads.selection",

@@ -60,6 +60,7 @@ from sk_cnncodes.export.loading import (
 )
 from sk_cnncodes.export.onnx_classifier import OnnxClassifier as OnnxClassifier
 from sk_cnncodes.export.pipeline import to_onnx as to_onnx
+from sk_cnncodes.export.saving import save_model as save_model
 from sk_cnncodes.heads.grids import layer_grid as layer_grid
 from sk_cnncodes.heads.selection import (
     HEADS as HEADS,
@@ -113,6 +114,7 @@ __all__ = [
     "list_backbones",
     "load_backbone",
     "load_model",
+    "save_model",
     "score_table",
     "to_onnx",
     "verdict",

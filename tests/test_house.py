@@ -42,14 +42,17 @@ LATE_MODULES = {
     "cli.benchmark": {"cli.measurement"},
     "cli.doctor": {"cli.diagnosis"},
     "cli.embed": {"codes.transformer"},
-    "cli.models": {"cache.code_cache", "codes.transformer"},
+    "cli.models": {"cache.code_cache", "codes.persistence", "codes.saving"},
     "cli.predict": {"export.loading", "export.onnx_classifier"},
     "cli.report": {"heads.selection"},
     "cli.similar": {
         *("base.exceptions", "codes.transformer"),
         *("export.loading", "export.onnx_classifier"),
     },
-    "cli.train": {"codes.transformer", "export.pipeline", "heads.selection"},
+    "cli.train": {
+        *("codes.transformer", "export.pipeline", "export.saving"),
+        "heads.selection",
+    },
     "engines.execution": {"engines.openvino"},
     "engines.session": {
         *("engines.openvino", "engines.precision", "engines.quantisation"),

@@ -127,6 +127,30 @@ def build_code_graphs(
         )
 
 
+def with_outputs(model: bytes, numbers: list[int]) -> bytes:
+    """Cut a code graph to some of its outputs, in the given order.
+
+    Parameters
+    ----------
+    model : bytes
+        A serialised code graph.
+    numbers : list of int
+        Positions of the outputs.
+    """
+    import onnx
+
+    whole = onnx.load_model_from_string(model)
+    kept = [whole.graph.output[number] for number in numbers]
+    renamed = {value.name: f"{CODE_OUTPUT}{new}" for new, value in enumerate(kept)}
+    cut = cut_model(whole, list(renamed))
+    rename_tensors(cut.graph, lambda name: renamed.get(name, name))
+    del cut.graph.output[:]
+    for value in kept:
+        value.name = renamed[value.name]
+        cut.graph.output.append(value)
+    return bytes(cut.SerializeToString())
+
+
 def _cut(
     model: onnx.ModelProto, folder: Path, outputs: list[str]
 ) -> tuple[onnx.ModelProto, onnx.ValueInfoProto]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sk_cnncodes.backbones.backbone import Backbone
-from sk_cnncodes.backbones.code_graph import CodeGraph
+from sk_cnncodes.backbones.code_graph import CodeGraph, with_outputs
 from sk_cnncodes.backbones.spec import CODE_VERSION, CodeSpec
 from sk_cnncodes.engines.devices import CPU, usable_threads
 from sk_cnncodes.engines.session import CodeSession, open_session
@@ -18,11 +18,26 @@ from sk_cnncodes.images.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class StoredBackbone:
-    """A backbone that has only the code graph of one layer."""
+    """A backbone that has only the code graph of some layers.
+
+    Attributes
+    ----------
+    spec : CodeSpec
+        Of the codes of the transformer that it belongs to.
+    length : int
+        Length of these codes.
+    graph : CodeGraph
+    outputs : tuple of (str, str)
+        Layer and pooling of each output of the graph.
+    sha256 : str
+        Of the graph.
+    """
 
     spec: CodeSpec
     length: int
     graph: CodeGraph
+    outputs: tuple[tuple[str, str], ...]
+    sha256: str
     description = "stored backbone"
 
     def code_length(self, spec: CodeSpec) -> int:
@@ -30,12 +45,20 @@ class StoredBackbone:
         return self.length
 
     def code_graphs(self, specs: list[CodeSpec]) -> Iterator[CodeGraph]:
-        """Yield the stored graph."""
-        yield self.graph
+        """Yield the stored graph, cut to the outputs of some specs."""
+        wanted = [self.outputs.index((spec.layer, spec.pooling)) for spec in specs]
+        if wanted == list(range(len(self.outputs))):
+            yield self.graph
+        else:
+            yield replace(self.graph, model=with_outputs(self.graph.model, wanted))
 
 
 def store_graph(
-    parameters: Mapping[str, Any], spec: CodeSpec, length: int, graph: CodeGraph
+    parameters: Mapping[str, Any],
+    spec: CodeSpec,
+    length: int,
+    graph: CodeGraph,
+    outputs: list[CodeSpec],
 ) -> dict[str, Any]:
     """Turn a code graph into plain values that can be saved.
 
@@ -47,10 +70,13 @@ def store_graph(
     length : int
         Length of a code.
     graph : CodeGraph
+    outputs : list of CodeSpec
+        Of the outputs of the graph, without norm.
     """
     stored = {
         "parameters": dict(parameters),
         "spec": asdict(spec),
+        "outputs": [[output.layer, output.pooling] for output in outputs],
         "code_length": length,
         "batch_size": graph.batch_size,
         "sha256": hashlib.sha256(graph.model).hexdigest(),
@@ -69,9 +95,18 @@ def stored_backbone(
     if values["version"] != CODE_VERSION:
         # Its codes may differ from those of either version alone.
         values["version"] = f"graph of {values['version']}, run by {CODE_VERSION}"
+    if values["norm"] is not None and "outputs" not in stored:
+        # Graphs normalised their codes once: these are not the codes without norm.
+        values["version"] = f"{values['version']}, normalised by the graph"
     spec = CodeSpec(**values)
-    graph = CodeGraph(stored["model"], stored["batch_size"])
-    return StoredBackbone(spec, stored["code_length"], graph)
+    outputs = stored.get("outputs", [[spec.layer, spec.pooling]])
+    return StoredBackbone(
+        spec,
+        stored["code_length"],
+        CodeGraph(stored["model"], stored["batch_size"]),
+        tuple((layer, pooling) for layer, pooling in outputs),
+        stored["sha256"],
+    )
 
 
 def is_intact(record: Mapping[str, Any]) -> bool:

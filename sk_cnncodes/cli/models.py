@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +13,24 @@ if TYPE_CHECKING:
 _PART_BYTES = 128 * 2**20
 
 
-def code_transformers(model: Any) -> list[CNNCodeTransformer]:
-    """The transformers of a fitted model, in the order of its parameters."""
-    from sk_cnncodes.codes.transformer import CNNCodeTransformer
+def different_transformers(found: list[CNNCodeTransformer]) -> list[CNNCodeTransformer]:
+    """The fitted transformers that compute different codes; if none is fitted, all."""
+    from sk_cnncodes.codes.persistence import is_fitted
+    from sk_cnncodes.codes.saving import code_parameters
 
-    model = getattr(model, "best_estimator_", model)
-    if isinstance(model, CNNCodeTransformer):
-        return [model]
-    if not hasattr(model, "get_params"):
-        return []
-    values = model.get_params(deep=True).values()
-    found = [value for value in values if isinstance(value, CNNCodeTransformer)]
-    return list({id(transformer): transformer for transformer in found}.values())
+    fitted = [each for each in found if is_fitted(each)] or found
+    different = {
+        json.dumps(code_parameters(each.get_params(deep=False)), sort_keys=True): each
+        for each in fitted
+    }
+    return list(different.values())
 
 
 def set_up(
-    model: Any, cache: Path | None, device: str | None, limit: dict[str, Any]
+    transformers: list[CNNCodeTransformer],
+    cache: Path | None,
+    device: str | None,
+    limit: dict[str, Any],
 ) -> None:
     """Configure the transformers of a model for a command.
 
@@ -36,9 +39,10 @@ def set_up(
     """
     from sk_cnncodes.cache.code_cache import CodeCache
 
-    for transformer in code_transformers(model):
+    shared = CodeCache(max_bytes=_PART_BYTES) if cache is None else cache
+    for transformer in transformers:
         transformer.set_params(
-            cache=CodeCache(max_bytes=_PART_BYTES) if cache is None else cache,
+            cache=shared,
             cache_layers=None,
             on_error="raise",
             verbose=False,

@@ -30,7 +30,7 @@ from sk_cnncodes.cli.image_arguments import (
     listed_paths,
     pixel_limit,
 )
-from sk_cnncodes.cli.models import code_transformers, set_up
+from sk_cnncodes.cli.models import set_up
 
 if TYPE_CHECKING:
     from sk_cnncodes.export.onnx_classifier import OnnxClassifier
@@ -151,19 +151,19 @@ def _predictor(
     path: Path, cache: Path | None, device: str | None, max_pixels: int | None
 ) -> Callable[[list[str]], list[Prediction]]:
     """Load a model; return a function that predicts images."""
-    from sk_cnncodes.export.loading import load_model
+    from sk_cnncodes.export.loading import load_with_transformers
     from sk_cnncodes.export.onnx_classifier import OnnxClassifier
 
-    model = load_model(path)
+    model, transformers = load_with_transformers(path)
     if not hasattr(model, "predict"):
         raise ValueError(
             f"model {str(path)!r}: contains a {type(model).__name__}, which "
             "cannot predict. Expected a fitted pipeline that ends with a classifier."
         )
-    if not isinstance(model, OnnxClassifier) and not code_transformers(model):
+    if not isinstance(model, OnnxClassifier) and not transformers:
         raise ValueError(
             f"model {str(path)!r}: contains a {type(model).__name__}, which takes no "
-            "images. Expected a pipeline that starts with a CNNCodeTransformer."
+            "images. Expected a model with a CNNCodeTransformer."
         )
     if isinstance(model, OnnxClassifier):
         if cache is not None:
@@ -175,7 +175,7 @@ def _predictor(
         if max_pixels is not None:
             model.max_pixels = pixel_limit(max_pixels)["max_pixels"]
         return lambda images: _onnx_predictions(model, images)
-    set_up(model, cache, device, pixel_limit(max_pixels))
+    set_up(transformers, cache, device, pixel_limit(max_pixels))
     return lambda images: _predictions(model, images)
 
 

@@ -28,7 +28,7 @@ from sk_cnncodes.cli.image_arguments import (
     listed_paths,
     pixel_limit,
 )
-from sk_cnncodes.cli.models import code_transformers
+from sk_cnncodes.cli.models import different_transformers
 
 if TYPE_CHECKING:
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
@@ -133,7 +133,7 @@ def _transformer(model: str, layer: str | None) -> CNNCodeTransformer:
     """The transformer of a saved model, or a new one for a backbone."""
     from sk_cnncodes.base.exceptions import BackboneError
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
-    from sk_cnncodes.export.loading import load_model
+    from sk_cnncodes.export.loading import load_with_transformers
 
     if Path(model).suffix.lower() not in (".joblib", ".pkl", ".pickle", ".skops"):
         transformer = CNNCodeTransformer(model, layer=parse_layer(layer or "-1"))
@@ -150,10 +150,10 @@ def _transformer(model: str, layer: str | None) -> CNNCodeTransformer:
         raise typer.BadParameter(
             f"{model!r} has its own layer. Expected --layer only with a backbone."
         )
-    found = code_transformers(load_model(model))
+    found = different_transformers(load_with_transformers(model)[1])
     if len(found) != 1:
         raise ValueError(
-            f"model {model!r}: contains {len(found)} CNNCodeTransformers. "
+            f"model {model!r}: contains {len(found)} different CNNCodeTransformers. "
             "Expected one, or a backbone."
         )
     return found[0]

@@ -215,9 +215,8 @@ def train(
         search.best_estimator_["codes"].set_params(
             cache="memory",
             cache_layers=None,
-            store_backbone=store_backbone,
         )
-        _save(search.best_estimator_, output, onnx)
+        _save(search.best_estimator_, output, onnx, store_backbone)
     if as_json:
         files = {"model": str(output), "onnx": None if onnx is None else str(onnx)}
         rest = {"ignored": found.ignored, "unreadable": images.bad}
@@ -355,12 +354,12 @@ def _check_counts(counts: Counter[str], least: int, purpose: str) -> None:
 # -- files -------------------------------------------------------------------
 
 
-def _save(pipeline: Any, output: Path, onnx: Path | None) -> None:
+def _save(pipeline: Any, output: Path, onnx: Path | None, store_backbone: bool) -> None:
     """Write the model to both files, or to none on an error."""
-    import joblib
+    from sk_cnncodes.export.saving import save_model
 
     with atomic_write(output) as part:
-        joblib.dump(pipeline, part)
+        save_model(pipeline, part, store_backbone)
         if onnx is not None:
             from sk_cnncodes.export.pipeline import to_onnx
 

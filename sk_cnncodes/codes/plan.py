@@ -186,6 +186,8 @@ def _plan(
             others=others,
             max_bytes=max_bytes,
         )
+    elif isinstance(backbone, StoredBackbone) and state["cache"] is not None:
+        outputs = _stored_outputs(backbone, others, max_bytes)
     n_threads = usable_threads(state["n_jobs"])
     logger.debug(
         "%s (sha256 %s), preprocessing from %s; layer %s, pooling %s, norm %s, views "
@@ -231,14 +233,44 @@ def load_fitted(state: State) -> Backbone | StoredBackbone:
     if stored is not None:
         return stored
     if reference["parameter"] == backbone_text(state["backbone"]):
-        return find_backbone(reference, state["preprocessing"])
+        return find_backbone(reference, state["preprocessing"], _advice(state))
     return load_backbone(state["backbone"], state["preprocessing"])
+
+
+def _advice(state: State) -> str:
+    """What saving could do, or what it did, about a missing file."""
+    stored = state.get(STORED_KEY)
+    if stored is not None:
+        now = code_parameters(state)
+        then = ", ".join(
+            f"{name}={value!r}"
+            for name, value in stored["parameters"].items()
+            if now.get(name) != value
+        )
+        return f"or set the parameters back for which the network was stored: {then}."
+    if state["store_backbone"]:
+        return "and save the pipeline again, so that store_backbone=True stores it."
+    return "or save the pipeline with store_backbone=True where the file is."
 
 
 def _stored(state: State) -> StoredBackbone | None:
     """The stored backbone; None if there is none for these parameters."""
     stored = state.get(STORED_KEY)
     return None if stored is None else stored_backbone(stored, code_parameters(state))
+
+
+def _stored_outputs(
+    backbone: StoredBackbone, others: Sequence[State], max_bytes: float
+) -> list[CodeSpec]:
+    """What a pass of a stored network computes: for others that share it, too."""
+    found = {backbone.spec.without_norm: backbone.length}
+    for other in others:
+        theirs = _stored(other)
+        if theirs is not None and theirs.sha256 == backbone.sha256:
+            found[theirs.spec.without_norm] = theirs.length
+    if 4 * sum(found.values()) > max_bytes:
+        return [backbone.spec.without_norm]
+    return sorted(found, key=lambda spec: (spec.layer, spec.pooling))
 
 
 # -- specs, engine, calibration ----------------------------------------------

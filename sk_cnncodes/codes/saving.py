@@ -75,7 +75,9 @@ def make_reference(
 
 
 def find_backbone(
-    reference: Reference, preprocessing: Preprocessing | Mapping[str, Any] | None
+    reference: Reference,
+    preprocessing: Preprocessing | Mapping[str, Any] | None,
+    advice: str,
 ) -> Backbone:
     """Find the backbone that a transformer was fitted with.
 
@@ -87,6 +89,8 @@ def find_backbone(
     reference : dict
     preprocessing : Preprocessing, dict or None
         None uses the preprocessing of the reference.
+    advice : str
+        For the error: how the file is not needed.
 
     Returns
     -------
@@ -131,10 +135,13 @@ def find_backbone(
         except DownloadError as error:
             fault = error
     searched = ", ".join(repr(str(path)) for path in candidates)
+    folders = os.environ.get(FOLDERS_VARIABLE)
+    cure = f"Set {FOLDERS_VARIABLE} to the folder that contains it"
+    if folders:
+        cure = f"Add the folder that contains it to {FOLDERS_VARIABLE}={folders!r}"
     raise BackboneError(
         f"backbone={reference['parameter']!r}: its file (sha256 {reference['sha256']}) "
-        f"was not found. Expected it at one of {searched}. Set {FOLDERS_VARIABLE} to "
-        "the folder that contains it, or save the pipeline with store_backbone=True."
+        f"was not found. Expected it at one of {searched}. {cure}, {advice}"
         f"{f' Downloading it failed: {fault}' if fault else ''}"
     ) from fault
 
@@ -214,6 +221,9 @@ def restored_state(state: Mapping[str, Any], kind: type) -> dict[str, Any]:
                 "original record; save the pipeline again."
             )
     stored = restored.get(STORED_KEY)
+    if stored is not None and not isinstance(stored["model"], bytes):
+        # An array, which skops stores once.
+        restored[STORED_KEY] = stored = stored | {"model": bytes(stored["model"])}
     if stored is not None and _needs_other_files(stored["model"]):
         raise SavedModelError(
             f"a {kind.__name__} saved by sk_cnncodes {version}: its stored network "

@@ -12,36 +12,27 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 
 from sk_cnncodes.backbones.backbone import Backbone
-from sk_cnncodes.backbones.stored import store_graph, working_graph
 from sk_cnncodes.base.public import public
 from sk_cnncodes.cache.code_cache import CodeCache, resolve_cache
 from sk_cnncodes.codes.calibration import calibrate
 from sk_cnncodes.codes.embedding import EmbeddingMixin
 from sk_cnncodes.codes.parameters import check_parameters
+from sk_cnncodes.codes.persistence import SavingMixin
 from sk_cnncodes.codes.plan import (
     execution_of,
-    fitted_spec,
     plan_fit,
     plan_transform,
     state_of,
 )
-from sk_cnncodes.codes.saving import (
-    STORED_KEY,
-    code_parameters,
-    make_reference,
-    restored_state,
-    saved_state,
-)
+from sk_cnncodes.codes.saving import code_parameters, make_reference
 from sk_cnncodes.codes.shared_pass import SHARED_PARAMETERS, register, siblings
 from sk_cnncodes.images.containers import as_image_sequence
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.images.safe_open import MAX_PIXELS
 
-_NOT_SAVED = ("_searched", "_search_is_over", "_fitted_on")
-
 
 @public
-class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
+class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEstimator):
     """Turn images into CNN codes: activations of one layer of a pretrained network.
 
     Each image is decoded, resized and normalised as the backbone requires, run through
@@ -366,29 +357,8 @@ class CNNCodeTransformer(EmbeddingMixin, TransformerMixin, BaseEstimator):
         """
         super().set_params(**params)
         self._searched |= SHARED_PARAMETERS.intersection(params)
+        self._note_set(params)
         return self
-
-    # -- saving --------------------------------------------------------------
-
-    def __getstate__(self) -> dict[str, Any]:
-        saved = saved_state(super().__getstate__())
-        for name in _NOT_SAVED:
-            saved.pop(name, None)
-        if not self.store_backbone or not hasattr(self, "fitted_backbone_"):
-            saved.pop(STORED_KEY, None)
-            return saved
-        state = state_of(self)
-        check_parameters(state)
-        backbone, spec = fitted_spec(state)
-        if isinstance(backbone, Backbone):
-            graph, _ = working_graph(backbone, [spec])
-            length = backbone.code_length(spec)
-            saved[STORED_KEY] = store_graph(code_parameters(state), spec, length, graph)
-        return saved
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(restored_state(state, type(self)))
-        register(self)
 
     # -- scikit-learn's conventions --------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import joblib
@@ -11,10 +12,15 @@ import joblib
 from sk_cnncodes.base.exceptions import SavedModelError, first_line
 from sk_cnncodes.base.files import working_folder
 from sk_cnncodes.base.public import public
+from sk_cnncodes.cache.code_cache import CodeCache
+from sk_cnncodes.codes.parameters import check_parameters
+from sk_cnncodes.codes.persistence import Visit, visiting
+from sk_cnncodes.codes.plan import state_of
 from sk_cnncodes.export.onnx_classifier import OnnxClassifier
 
 # Types in pipelines of this library that skops.io does not trust by default: the
-# transformer and its parameters, and private parts of calibrated classifiers and MLPs.
+# transformer and its parameters, and parts of calibrated classifiers, MLPs, searches,
+# votes and stacks.
 SKOPS_TRUSTED_TYPES = (
     "sk_cnncodes.CNNCodeTransformer",
     "sk_cnncodes.Preprocessing",
@@ -23,20 +29,47 @@ SKOPS_TRUSTED_TYPES = (
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.calibration._TemperatureScaling",
+    "sklearn.metrics._classification.balanced_accuracy_score",
+    "sklearn.metrics._scorer._CurveScorer",
+    "sklearn.metrics._scorer._PassthroughScorer",
+    "sklearn.metrics._scorer._Scorer",
+    "sklearn.model_selection._search_successive_halving.HalvingGridSearchCV",
+    "sklearn.model_selection._search_successive_halving.HalvingRandomSearchCV",
+    "sklearn.model_selection._split.GroupKFold",
+    "sklearn.model_selection._split.KFold",
+    "sklearn.model_selection._split.StratifiedGroupKFold",
+    "sklearn.model_selection._split.StratifiedKFold",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.utils._bunch.Bunch",
+    "sklearn.utils._metadata_requests.MetadataRequest",
+    "sklearn.utils._metadata_requests.MethodMetadataRequest",
 )
 
 
 @public
-def load_model(path: str | os.PathLike[str]) -> Any:
-    """Load a saved pipeline from a joblib, pickle, skops or ONNX file.
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    device: str | list[str] | None = None,
+    cache: str | os.PathLike[str] | CodeCache | EllipsisType | None = ...,
+    n_jobs: int | None = None,
+) -> Any:
+    """Load a saved model from a joblib, pickle, skops or ONNX file.
 
     Parameters
     ----------
     path : str or path-like
         The suffix decides: ``.skops`` is a file of `skops.io.dump`, ``.onnx`` one of
-        `to_onnx`, and any other one of `joblib.dump` or `pickle.dump`. Loading joblib
-        and pickle files runs the code in them: load only files that you trust.
+        `to_onnx`, and any other one of `joblib.dump` or `pickle.dump`; `save_model`
+        writes all but ``.onnx``. Loading joblib and pickle files runs the code in them:
+        load only files that you trust.
+    device : str, list of str or None, default=None
+        Parameter of all `CNNCodeTransformer` in the model, wherever they are. None
+        leaves what was saved.
+    cache : "memory", str, path-like, CodeCache or None, default=...
+        Likewise; ``...`` leaves what was saved, and None disables caching.
+    n_jobs : int or None, default=None
+        Number of threads of all `CNNCodeTransformer`. None leaves what was saved.
 
     Returns
     -------
@@ -47,9 +80,16 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     ------
     SavedModelError
         If the file is missing, damaged, edited, or saved by a newer version, or
-        contains types that `skops` does not trust.
+        contains types that `skops` does not trust; or if it has no transformer for
+        `device`, `cache` or `n_jobs`.
     ExportError
         If an ``.onnx`` file was not written by `to_onnx`.
+    TypeError, ValueError
+        If `device`, `cache` or `n_jobs` is invalid.
+
+    See Also
+    --------
+    save_model : Save a model, with the backbones of all transformers in it.
 
     Examples
     --------
@@ -59,8 +99,39 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = os.path.join(folder, "codes.joblib")
     ...     _ = joblib.dump(CNNCodeTransformer(layer=-2), path)
-    ...     load_model(path)
-    CNNCodeTransformer(layer=-2)
+    ...     load_model(path, n_jobs=1)
+    CNNCodeTransformer(layer=-2, n_jobs=1)
+    """
+    model, transformers = load_with_transformers(path)
+    changes: dict[str, Any] = {"device": device, "cache": cache, "n_jobs": n_jobs}
+    unchanged = {"device": None, "cache": ..., "n_jobs": None}
+    changes = {n: v for n, v in changes.items() if v is not unchanged[n]}
+    if isinstance(model, OnnxClassifier):
+        if "cache" in changes:
+            raise SavedModelError(
+                f"model {str(path)!r}: an OnnxClassifier computes labels, and no codes "
+                "to cache. Expected cache only for other files."
+            )
+        return OnnxClassifier(path, **changes) if changes else model
+    if changes and not transformers:
+        raise SavedModelError(
+            f"model {str(path)!r}: contains no CNNCodeTransformer that has "
+            f"{' and '.join(changes)}. Expected a model with some."
+        )
+    for transformer in transformers:
+        transformer.set_params(**changes)
+        if changes:
+            check_parameters(state_of(transformer))
+    return model
+
+
+def load_with_transformers(path: str | os.PathLike[str]) -> tuple[Any, list[Any]]:
+    """Load a saved model, and list the transformers in it at any depth.
+
+    Raises
+    ------
+    SavedModelError, ExportError
+        As `load_model`.
     """
     file = Path(path)
     if file.is_dir():
@@ -71,10 +142,11 @@ def load_model(path: str | os.PathLike[str]) -> Any:
             f"{working_folder()}."
         )
     if file.suffix.lower() == ".onnx":
-        return OnnxClassifier(file)
+        return OnnxClassifier(file), []
     load = _load_skops if file.suffix.lower() == ".skops" else joblib.load
     try:
-        return load(file)
+        with visiting(Visit()) as visit:
+            return load(file), list(visit.found.values())
     except (ImportError, MemoryError, SavedModelError):
         raise
     except Exception as error:
