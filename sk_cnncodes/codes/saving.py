@@ -2,7 +2,7 @@
 
 A saved transformer holds a **reference** to the backbone used in `fit`: name, path,
 SHA-256 and preprocessing. With ``store_backbone=True`` it also holds the **stored
-graph**: the backbone cut at the layer, with pooling and normalisation.
+graph**: the backbone cut at the layer, with preprocessing and pooling.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
     store_backbone : bool, default=False
         Whether a saved transformer includes the part of the backbone that its codes
         need, so that it works without the backbone's file. It can be set after `fit`,
-        before saving.
+        before saving; `save_model` sets it for all transformers of a model.
 
     Attributes
     ----------
@@ -143,6 +143,7 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
     --------
     load_backbone : Layers and preprocessing of a backbone.
     CodeCache : Code cache with a bounded size, in memory or in a file.
+    save_model : Save a model, with the backbones of all transformers in it.
     layer_grid : Grid over layers that runs the backbone once for all of them.
     Preprocessing : Resize, crop and normalisation.
 
