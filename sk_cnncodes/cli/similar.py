@@ -152,8 +152,9 @@ def _transformer(model: str, layer: str | None) -> CNNCodeTransformer:
         )
     found = different_transformers(load_with_transformers(model)[1])
     if len(found) != 1:
+        which = " of different codes" if found else ""
         raise ValueError(
-            f"model {model!r}: contains {len(found)} different CNNCodeTransformers. "
+            f"model {model!r}: contains {len(found)} CNNCodeTransformers{which}. "
             "Expected one, or a backbone."
         )
     return found[0]

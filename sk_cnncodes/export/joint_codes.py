@@ -68,13 +68,11 @@ def joint_code_graph(
     groups: dict[Any, tuple[Backbone | StoredBackbone, list[CodeSpec]]] = {}
     places = []
     for backbone, spec in found:
-        # A stored graph has the output of one spec.
+        # Only transformers that were saved together share a stored graph.
         is_stored = isinstance(backbone, StoredBackbone)
-        key = (
-            spec.without_norm
-            if is_stored
-            else (spec.backbone_sha256, spec.preprocessing)
-        )
+        key: Any = (spec.backbone_sha256, spec.preprocessing)
+        if isinstance(backbone, StoredBackbone):
+            key = backbone.sha256
         wanted = groups.setdefault((is_stored, key), (backbone, []))[1]
         if spec.without_norm not in wanted:
             wanted.append(spec.without_norm)

@@ -294,6 +294,18 @@ def test_layers_of_one_network_share_a_pass_after_loading(
         )
 
 
+def test_a_stored_network_of_several_layers_is_exported_once(
+    net: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    model = union(net).fit(images, LABELS)
+    path = save_model(model, tmp_path / "m.joblib", store_backbone=True)
+    to_onnx(load_model(path), tmp_path / "m.onnx")
+    stem = onnx.load(net).graph.initializer[0].raw_data
+    assert (tmp_path / "m.onnx").read_bytes().count(stem) == 1
+    found = load_model(tmp_path / "m.onnx").predict(list(images))
+    np.testing.assert_array_equal(found, model.predict(images))
+
+
 def test_what_is_saved_is_saved_again_without_the_file(
     net: Path, images: np.ndarray, tmp_path: Path
 ) -> None:
