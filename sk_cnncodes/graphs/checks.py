@@ -299,13 +299,18 @@ def check_repeatable(graph: onnx.GraphProto) -> None:
     BackboneError
         Naming the operator.
     """
+    fixed: set[str] = set()  # computed from weights alone
     for each in all_graphs(graph):
         true = {t.name for t in each.initializer if _is_true(t)}
+        fixed.update(t.name for t in each.initializer)
         for node in each.node:
+            if node.input and fixed.issuperset(filter(None, node.input)):
+                fixed.update(node.output)
             trains = node.op_type == "Dropout" and not true.isdisjoint(node.input[2:3])
             if node.op_type == "BatchNormalization":
                 trains = any(a.name == "training_mode" and a.i for a in node.attribute)
-            if trains:
+            # Weight standardisation, as in NFNet, normalises weights in this way.
+            if trains and node.input[0] not in fixed:
                 raise BackboneError(
                     f"its {node.op_type} {list(node.output[:1])} is in training mode: "
                     "the code of an image would depend on the other images of its "

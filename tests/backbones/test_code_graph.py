@@ -484,6 +484,21 @@ def test_a_network_in_training_mode_is_refused(
     transformer.set_params(layer="stem").fit_transform(photographs)
 
 
+def test_weights_that_are_normalised_are_no_training(
+    photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
+) -> None:
+    """Convolutions with standardised weights, as in NFNet, normalise them like this."""
+    net = networks.Net()
+    weights = net.constant(np.ones((1, 8, 27), np.float32))
+    shape = net.constant(np.array([8, 3, 3, 3], np.int64))
+    kernel = net.op("Reshape", _normalised(net, weights), shape)
+    x = net.op("GlobalAveragePool", net.op("Conv", "data", kernel))
+    model = net.model(net.dense(net.op("Flatten", x), 8, 10))
+    path = networks.save(model, tmp_path / "net.onnx")
+    transformer = CNNCodeTransformer(path, preprocessing=plain, cache=None)
+    assert transformer.fit_transform(photographs).shape == (len(photographs), 8)
+
+
 def test_fixed_batches_with_dependent_rows_are_refused(
     photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
 ) -> None:
