@@ -228,7 +228,7 @@ def _decides_by_batch(model: onnx.ModelProto, input_name: str) -> bool:
     dependent = GraphView(model, input_name).image_dependent
     return any(
         node.op_type in _SCALED_BY_BATCH
-        or (node.op_type == "If" and node.input[0] in dependent)
+        or (node.op_type == "If" and not dependent.isdisjoint(node.input[:1]))
         for node in model.graph.node
     )
 

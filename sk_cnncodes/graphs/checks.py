@@ -310,7 +310,7 @@ def check_repeatable(graph: onnx.GraphProto) -> None:
             if node.op_type == "BatchNormalization":
                 trains = any(a.name == "training_mode" and a.i for a in node.attribute)
             # Weight standardisation, as in NFNet, normalises weights in this way.
-            if trains and node.input[0] not in fixed:
+            if trains and fixed.isdisjoint(node.input[:1]):
                 raise BackboneError(
                     f"its {node.op_type} {list(node.output[:1])} is in training mode: "
                     "the code of an image would depend on the other images of its "
