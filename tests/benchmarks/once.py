@@ -23,7 +23,7 @@ from joblib import parallel_config
 from joblib.externals.loky import get_reusable_executor
 from sklearn.ensemble import BaggingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
@@ -84,7 +84,7 @@ def rows(net: str, folder: Path) -> list[tuple[str, float, float]]:
     def model(cache: Any = "memory", **parameters: Any) -> Pipeline:
         # With a batch size, so that none is measured on images that are not counted.
         codes = CountingTransformer(net, cache=cache, batch_size=16, **parameters)
-        return Pipeline([("codes", codes), ("head", LogisticRegression(C=1e-3))])
+        return Pipeline([("codes", codes), ("head", RidgeClassifier())])
 
     def grid(model: Any, n_jobs: int | None = None, cv: int = 3, **values: Any) -> Any:
         found = {name.replace("codes_", "codes__"): v for name, v in values.items()}
@@ -101,7 +101,7 @@ def rows(net: str, folder: Path) -> list[tuple[str, float, float]]:
         )
 
     poolings, norms = ["avg", "max", "gem"], ["l2", None]
-    halving = {"codes__layer": LAYERS, "head__C": [1e-4, 1e-3]}
+    halving = {"codes__layer": LAYERS, "head__alpha": [1.0, 10.0]}
     repeated = np.tile(images, (10, 1, 1, 1))
     drawn = resample(np.arange(N_IMAGES), random_state=0)
     n_drawn = len(set(drawn))
@@ -161,11 +161,11 @@ def rows(net: str, folder: Path) -> list[tuple[str, float, float]]:
         lambda: Pipeline(
             [
                 ("codes", CountingTransformer(net)),
-                ("head", BaggingClassifier(LogisticRegression(), 5, random_state=0)),
+                ("head", BaggingClassifier(RidgeClassifier(), 5, random_state=0)),
             ]
         ).fit(images, labels),
     )
-    values = {"head__C": [1e-5, 1e-4, 1e-3]}
+    values = {"head__alpha": [1.0, 10.0, 100.0]}
     for backend in ("loky", "multiprocessing", "threading"):
 
         def in_parallel(cache: Any, backend: str = backend) -> None:
@@ -196,7 +196,7 @@ def rows(net: str, folder: Path) -> list[tuple[str, float, float]]:
         size = int(share * whole.info().bytes)
         small = CodeCache(max_bytes=size)
         row(
-            f"cache in memory of {share:.0%} of 5 folds x 3 C",
+            f"cache in memory of {share:.0%} of 5 folds x 3 alphas",
             lambda small=small: grid(model(small), cv=5, **values),
             most,
         )
