@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+import weakref
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,13 @@ _DROPPED_SECONDS = 3600.0
 CLAIM_SECONDS = 120.0
 # Spec digest, image digests, and float32 codes of shape (n_images, code_length).
 Row = tuple[str, Sequence[bytes], np.ndarray]
+
+
+class Owner(str):
+    """Name of an owner of claims, which end with the object."""
+
+
+living_owners: weakref.WeakValueDictionary[str, Owner] = weakref.WeakValueDictionary()
 
 _DROPPED = """
 CREATE TABLE IF NOT EXISTS dropped (spec INTEGER, image BLOB, size INTEGER, time REAL,
@@ -163,7 +171,8 @@ class FileStore:
     # -- claims --------------------------------------------------------------
 
     def claim(self, spec: str, images: Sequence[bytes], owner: str) -> set[bytes]:
-        return self._database.use(lambda db: self._claim(db, spec, images, owner))
+        name = str(owner)
+        return self._database.use(lambda db: self._claim(db, spec, images, name))
 
     def _claim(
         self, db: sqlite3.Connection, spec: str, images: Sequence[bytes], owner: str
@@ -192,7 +201,7 @@ class FileStore:
         return set(mine)
 
     def release(self, owner: str) -> None:
-        self._database.use(lambda db: self._release(db, owner))
+        self._database.use(lambda db: self._release(db, str(owner)))
 
     def _release(self, db: sqlite3.Connection, owner: str) -> None:
         if not self._database.read_only:
@@ -320,6 +329,8 @@ def _checksum(spec: str, image: bytes, code: bytes) -> int:
 
 def _is_alive(owner: str) -> bool:
     """Whether the process that an owner names exists."""
+    if owner.startswith(f"{os.getpid()}-"):
+        return owner in living_owners
     if os.name == "nt":
         return True  # there, a signal of 0 is no question
     try:

@@ -11,7 +11,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from sk_cnncodes.base.forks import fork_safe_lock
-from sk_cnncodes.cache.file_store import CLAIM_SECONDS, FileState, Row
+from sk_cnncodes.cache.file_store import (
+    CLAIM_SECONDS,
+    FileState,
+    Owner,
+    Row,
+    living_owners,
+)
 
 # Bytes that a row takes in memory besides its values: keys, objects, dictionary slot.
 _ROW_OVERHEAD = 450
@@ -151,7 +157,7 @@ class MemoryStore:
     # -- claims --------------------------------------------------------------
 
     def claim(self, spec: str, images: Sequence[bytes], owner: str) -> set[bytes]:
-        now = time.monotonic()
+        now, owner = time.monotonic(), str(owner)
         mine = set()
         with self._lock:
             for image in images:
@@ -199,11 +205,14 @@ class MemoryStore:
 _numbers = itertools.count()
 
 
-def new_owner() -> str:
+def new_owner() -> Owner:
     """A name for the owner of claims: the process, and a number in it."""
-    return f"{os.getpid()}-{next(_numbers)}"
+    owner = Owner(f"{os.getpid()}-{next(_numbers)}")
+    living_owners[str(owner)] = owner
+    return owner
 
 
 def _is_of_this_process(owner: str) -> bool:
     """Whether an owner's threads exist: those of a parent do not after a fork."""
-    return owner.startswith(f"{os.getpid()}-")
+    # One that an interrupt kept from releasing its claims is gone.
+    return owner.startswith(f"{os.getpid()}-") and owner in living_owners
