@@ -98,7 +98,7 @@ class CodeCache:
     """Cache of codes, in memory or in an SQLite file.
 
     The key of a code is the digest of its code spec (backbone, layer, pooling,
-    normalisation, preprocessing) and the digest of its image. It does not include
+    preprocessing; without norm) and the digest of its image. It does not include
     batch size, device and number of threads.
 
     Parameters
@@ -108,8 +108,9 @@ class CodeCache:
         file, created if needed, which persists and is shared between processes; in an
         existing folder, the file is `sk_cnncodes.sqlite3`. It must be on a local disk.
     max_bytes : int or None, default=None
-        Size above which the least recently used codes are dropped. None means 512 MiB
-        in memory and 10 GiB in a file.
+        Largest size of the codes. Above it, new codes replace the least recently used;
+        if those in use do not fit, some are kept and the others computed each time.
+        None means 512 MiB in memory and 10 GiB in a file.
 
     Raises
     ------

@@ -75,7 +75,8 @@ class FileStore:
     ----------
     path : str
     max_bytes : int
-        Size above which the least recently used codes are dropped.
+        Size above which codes are dropped: of specs that were not used lately, then
+        the oldest.
     """
 
     def __init__(self, path: str, max_bytes: int) -> None:

@@ -57,7 +57,7 @@ class ProcessStore:
     def __init__(self, max_bytes: int) -> None:
         self._memory = MemoryStore(max_bytes)
         self._file: FileStore | None = None
-        self._file_of = (0, False)
+        self._file_root = 0
         self._watched = 0
         self._lock = fork_safe_lock()
         self.needed_bytes = 0
@@ -132,10 +132,9 @@ class ProcessStore:
         if not exists and not make:
             return None
         with self._lock:
-            if self._file is None or self._file_of != (root, exists):
+            if self._file is None or self._file_root != root or not exists:
                 try:
-                    if not exists:
-                        _make_folder(folder, root)
+                    _make_folder(folder, root)
                     free = shutil.disk_usage(folder).free
                 except OSError as error:
                     logger.debug("no temporary file for codes: %s", error)
@@ -143,7 +142,7 @@ class ProcessStore:
                 limit = min(MAX_FILE_BYTES, int(_MAX_DISK_SHARE * free))
                 path = str(folder / "codes.sqlite3")
                 self._file = FileStore(path, max(limit, 1))
-                self._file_of = (root, True)
+                self._file_root = root
                 if root not in (os.getpid(), self._watched) and root == os.getppid():
                     self._watched = root
                     _watch_parent(root, folder)
@@ -202,12 +201,18 @@ def _status(pid: int) -> list[str]:
 
 
 def _make_folder(folder: Path, root: int) -> None:
-    """Create the folder for this user alone, and see to it that it is removed."""
+    """Create the folder for this user alone, and see to it that it is removed.
+
+    Raises
+    ------
+    PermissionError
+        If another user made it, who could have written codes into it.
+    """
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     if hasattr(os, "getuid") and folder.lstat().st_uid != os.getuid():
         raise PermissionError(f"{str(folder)!r} belongs to another user")
-    if root == os.getpid():
+    if root == os.getpid() and folder not in _registered:
         from joblib.externals.loky.backend import resource_tracker
 
         # Removes it if this process is killed.

@@ -16,6 +16,7 @@ from sk_cnncodes.base.exceptions import BackboneError, ImageError
 from sk_cnncodes.base.logs import logger
 from sk_cnncodes.base.progress import progress_bar
 from sk_cnncodes.cache.code_cache import CodeCache
+from sk_cnncodes.cache.file_store import Owner
 from sk_cnncodes.cache.memory_store import new_owner
 from sk_cnncodes.codes.digests import Digest, ImageDigests
 from sk_cnncodes.codes.elements import Elements
@@ -122,7 +123,8 @@ class Extraction:
         self._open_session = open_session
         self._session: CodeSession | None = None
         self._cache = cache
-        self._claims = new_owner()
+        # Made by the first claim: a transform that finds all codes writes nothing.
+        self._claims: Owner | None = None
         self._options = options
         self._only_store = code_length is None
         self._make_room = out if callable(out) else None
@@ -189,7 +191,7 @@ class Extraction:
                 if len(self._deferred) == before:
                     time.sleep(_POLL_SECONDS)
         finally:
-            if self._cache is not None:
+            if self._cache is not None and self._claims is not None:
                 self._cache.release(self._claims)
 
     def _run(self, missing: Iterator[tuple[int, Key]], workers: Workers) -> None:
@@ -297,6 +299,7 @@ class Extraction:
         new = [key for _, key in group if isinstance(key, bytes)]
         # Candidates that share their passes have the first output in common.
         images = list(dict.fromkeys(new))
+        self._claims = self._claims or new_owner()
         return self._cache.claim(self._spec_digests[0], images, self._claims)
 
     def _look_up(self, digests: list[Digest]) -> list[np.ndarray | None]:

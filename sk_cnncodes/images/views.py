@@ -82,9 +82,9 @@ def take_views(
 def average_views(codes: np.ndarray, n_views: int) -> np.ndarray:
     """Average the codes of the views of each image.
 
-    Codes are averaged before they are normalised. With norm="l2" a code has unit
-    length, like the descriptors averaged over crops in Chatfield et al. (2014),
-    arXiv:1405.3531, and each view is weighted by how strongly it activates the layer.
+    A norm comes after the average, as for the descriptors averaged over crops in
+    Chatfield et al. (2014), arXiv:1405.3531: each view is weighted by how strongly it
+    activates the layer.
 
     Parameters
     ----------

@@ -115,6 +115,19 @@ def test_without_a_temporary_folder_codes_are_only_dropped(
     assert 0 < len(found) < 30
 
 
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs owners of files")
+def test_a_folder_of_another_user_is_not_used(
+    temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shared_folder(os.getpid())
+    folder.mkdir()
+    monkeypatch.setattr(process_store.os, "getuid", lambda: folder.stat().st_uid + 1)
+    store = ProcessStore(5000)
+    images, codes = rows_of(30)
+    store.put([("spec", images, codes)])
+    assert list(folder.iterdir()) == []
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 @pytest.mark.parametrize("ending", ["end", "kill"])
 def test_the_file_goes_with_its_process(ending: str, tmp_path: Path) -> None:

@@ -178,6 +178,22 @@ def test_a_full_cache_needs_no_session(
     assert forwards.sessions == 1
 
 
+def test_a_transform_that_finds_all_codes_writes_nothing(
+    net: str,
+    photograph_files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    transformer = CNNCodeTransformer(net, cache=tmp_path / "codes.sqlite3")
+    codes = transformer.fit_transform(photograph_files)
+
+    def no_write(*_: Any) -> None:
+        raise AssertionError("a transaction")
+
+    monkeypatch.setattr("sk_cnncodes.cache.file_store.transaction", no_write)
+    np.testing.assert_array_equal(transformer.transform(photograph_files), codes)
+
+
 def test_workers_share_one_file(
     net: str, photograph_files: list[Path], forwards: Forwards, tmp_path: Path
 ) -> None:
