@@ -26,7 +26,7 @@ class CodeSpec:
         Name of the tensor.
     pooling : str
         Pooling at the layer; "auto" is resolved.
-    norm : "l2" or None
+    norm : "l2", "power" or None
     preprocessing : Preprocessing
     views : {"center", "flip", "five_crop", "ten_crop"}
     precision : str, default="float32"

@@ -56,7 +56,10 @@ def embed(
     ] = "auto",
     norm: Annotated[
         str | None,
-        typer.Option(help="l2: scale codes to unit length.", show_default=False),
+        typer.Option(
+            help="l2: scale codes to unit length; power: signed square roots first.",
+            show_default=False,
+        ),
     ] = None,
     max_pixels: MaxPixelsOption = None,
     cache: CacheOption = None,

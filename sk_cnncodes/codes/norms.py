@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-NORMS: tuple[str | None, ...] = ("l2", None)
+NORMS: tuple[str | None, ...] = ("l2", "power", None)
 
 
 def apply_norm(codes: np.ndarray, norm: str | None) -> np.ndarray:
@@ -13,8 +13,9 @@ def apply_norm(codes: np.ndarray, norm: str | None) -> np.ndarray:
     Parameters
     ----------
     codes : ndarray of float32, shape (n_images, d)
-    norm : "l2" or None
-        "l2" scales each code to unit Euclidean length; a code of zeros stays one.
+    norm : "l2", "power" or None
+        "l2" scales each code to unit Euclidean length, "power" the signed square roots
+        of its values; a code of zeros stays one.
 
     Returns
     -------
@@ -22,6 +23,14 @@ def apply_norm(codes: np.ndarray, norm: str | None) -> np.ndarray:
     """
     if norm is None:
         return codes
+    if norm == "power":
+        codes = signed_roots(codes)
     lengths = np.linalg.norm(codes, axis=1, keepdims=True)
     scaled: np.ndarray = codes / np.where(lengths == 0, 1, lengths)
     return scaled
+
+
+def signed_roots(codes: np.ndarray) -> np.ndarray:
+    """The square roots of the magnitudes of values, with the signs of the values."""
+    roots: np.ndarray = np.copysign(np.sqrt(np.abs(codes)), codes)
+    return roots

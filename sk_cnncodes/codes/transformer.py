@@ -63,8 +63,13 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
         - ``"cls"``: class token.
         - ``"mean"``: mean of all tokens.
         - ``"flatten"``: all values, in row-major order.
-    norm : {"l2"} or None, default=None
-        With ``"l2"``, each code is scaled to unit Euclidean length.
+    norm : {"l2", "power"} or None, default=None
+        What is done to each code at the end.
+
+        - ``"l2"``: it is scaled to unit Euclidean length.
+        - ``"power"``: its values are replaced by their signed square roots, then it is
+          scaled to unit length [2]_. This keeps a few large activations from deciding
+          distances, and helps most at earlier layers.
     views : str, default="center"
         Test-time augmentation: the crops of each image whose codes are averaged,
         before `norm` is applied. Each image is decoded once.
@@ -173,6 +178,8 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
     ----------
     .. [1] F. Radenovic, G. Tolias, O. Chum, "Fine-tuning CNN Image Retrieval with No
        Human Annotation", TPAMI 2018, arXiv:1711.02512.
+    .. [2] F. Perronnin, J. Sanchez, T. Mensink, "Improving the Fisher Kernel for
+       Large-Scale Image Classification", ECCV 2010.
 
     Examples
     --------

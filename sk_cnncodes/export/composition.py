@@ -15,7 +15,13 @@ from sklearn.preprocessing import Normalizer
 
 from sk_cnncodes.base.exceptions import ExportError
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
-from sk_cnncodes.export.conversion import SideBySide, Steps, flat_steps, unwrapped
+from sk_cnncodes.export.conversion import (
+    SideBySide,
+    SignedRoots,
+    Steps,
+    flat_steps,
+    unwrapped,
+)
 
 THRESHOLD_CLASSIFIERS = (FixedThresholdClassifier, TunedThresholdClassifierCV)
 # Parameters of the transformer that must have these values: the model takes one view
@@ -89,6 +95,15 @@ def _has_one_fold(model: CalibratedClassifierCV) -> bool:
     return len(model.calibrated_classifiers_) == 1
 
 
+def _norm_steps(name: str, norm: str | None, length: int) -> Steps:
+    """Steps that compute a norm of codes without one."""
+    if norm is None:
+        return []
+    unit_length = Normalizer("l2").fit(np.zeros((1, length), np.float32))
+    steps: Steps = [(f"{name}__norm", unit_length)]
+    return [(f"{name}__roots", SignedRoots()), *steps] if norm == "power" else steps
+
+
 class Sources:
     """The transformers of images that a model starts with, in the order of codes.
 
@@ -133,10 +148,7 @@ class Sources:
             self._check(name, first)
             self.transformers.append((name, first))
             length = self._code_length(first)
-            if first.norm is not None:
-                zeros = np.zeros((1, length), np.float32)
-                rest = [(f"{name}__norm", Normalizer(first.norm).fit(zeros)), *rest]
-            return rest, length
+            return [*_norm_steps(name, first.norm, length), *rest], length
         if isinstance(first, FeatureUnion):
             branches = [(n, b) for n, b in first.transformer_list if b != "drop"]
         elif isinstance(first, ColumnTransformer):

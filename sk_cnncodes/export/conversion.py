@@ -13,6 +13,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 from sk_cnncodes.base.exceptions import ExportError, first_line
+from sk_cnncodes.codes.norms import signed_roots
 from sk_cnncodes.engines.devices import CPU, usable_threads
 from sk_cnncodes.engines.onnxruntime import load_session
 from sk_cnncodes.export.head_graph import HeadGraph
@@ -68,6 +69,22 @@ class SideBySide:
                 output = graph.node("Mul", output, graph.constant(weight))
             outputs.append(output)
         return graph.node("Concat", *outputs, axis=1)
+
+
+class SignedRoots:
+    """The first step of ``norm="power"``."""
+
+    def transform(self, rows: np.ndarray) -> np.ndarray:
+        """The signed square roots of codes."""
+        return signed_roots(rows)
+
+    def add(self, graph: HeadGraph, tensor: str, rows: np.ndarray) -> str:
+        """Add their nodes, of operators that all operator sets have."""
+        positive, negative = (
+            graph.node("Sqrt", graph.node("Relu", part))
+            for part in (tensor, graph.node("Neg", tensor))
+        )
+        return graph.node("Sub", positive, negative)
 
 
 @contextmanager
@@ -157,7 +174,7 @@ def converted(
 
 def add_transformer(graph: HeadGraph, step: Any, tensor: str, rows: np.ndarray) -> str:
     """Add the nodes of a transformer, after comparing them with it on `rows`."""
-    if isinstance(step, SideBySide):
+    if isinstance(step, (SideBySide, SignedRoots)):
         return step.add(graph, tensor, rows)
     piece = converted(step, rows, graph.opset)
     wanted = transformed(step, rows)

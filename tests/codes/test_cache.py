@@ -238,7 +238,7 @@ def test_every_parameter_that_affects_a_code_is_in_the_key(
         {"layer": -2},
         {"pooling": "max"},
         {"views": "flip"},
-        {"views": "ten_crop", "norm": "l2"},
+        {"views": "ten_crop", "norm": "power"},
         {"preprocessing": other},
         {"backbone": save_net(tmp_path / "other.onnx", plain, seed=1)},
     ]

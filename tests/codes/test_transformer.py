@@ -261,7 +261,7 @@ def test_a_grid_scores_every_backbone_and_layer(
         ({"layer": None}, TypeError, "layer: expected"),
         ({"pooling": "sum"}, ValueError, r"pooling: expected one of \['auto'"),
         ({"layer": -2, "pooling": "cls"}, LayerError, "pooling='cls'.*a map of shape"),
-        ({"norm": "l1"}, ValueError, r"norm: expected one of \['l2', None\]"),
+        ({"norm": "l1"}, ValueError, r"norm: expected one of \['l2', 'power'"),
         ({"on_error": "skip"}, ValueError, "on_error: expected.*'skip'"),
         ({"max_pixels": 0}, ValueError, "max_pixels: expected None or.*got 0"),
         ({"max_pixels": 1e6}, ValueError, "max_pixels: expected"),

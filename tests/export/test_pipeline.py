@@ -39,6 +39,9 @@ from sk_cnncodes import (
     load_backbone,
     to_onnx,
 )
+from sk_cnncodes.codes.norms import signed_roots
+from sk_cnncodes.export.conversion import SignedRoots, run_model
+from sk_cnncodes.export.head_graph import INPUT, HeadGraph
 
 CACHE = CodeCache()
 # Unit length lets every solver converge quickly.
@@ -280,3 +283,27 @@ def test_a_stored_backbone_is_exported(
     assert list(OnnxClassifier(tmp_path / "m.onnx").predict(X[:20])) == list(
         loaded.predict(X[:20])
     )
+
+
+@pytest.mark.parametrize("norm", ["l2", "power", None])
+def test_norms(
+    norm: str | None, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    X, y = digits
+    codes = CNNCodeTransformer(layer=-3, norm=norm, cache=CACHE)
+    pipeline = make_pipeline(codes, SVC()).fit(X, y)
+    to_onnx(pipeline, tmp_path / "model.onnx")
+    loaded = OnnxClassifier(tmp_path / "model.onnx")
+    assert loaded.metadata["norm"] == norm
+    np.testing.assert_allclose(
+        loaded.decision_function(X), pipeline.decision_function(X), atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("opset", [7, 13])
+def test_signed_roots_of_negative_values(opset: int) -> None:
+    rows = np.array([[4, -9, 0, -1e-12]], np.float32)
+    graph = HeadGraph(opset)
+    roots = SignedRoots().add(graph, INPUT, rows)
+    model = graph.finish(4, {"values": (roots, onnx.TensorProto.FLOAT, ["N", 4])})
+    np.testing.assert_array_equal(run_model(model, rows)[0], signed_roots(rows))
