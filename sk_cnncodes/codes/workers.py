@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -12,17 +12,27 @@ import numpy as np
 
 from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.base.exceptions import ImageError
-from sk_cnncodes.base.threads import OrderedThreadPool
-from sk_cnncodes.codes.digests import Digest, content_digest, pixel_digest
+from sk_cnncodes.base.logs import logger
+from sk_cnncodes.base.threads import OrderedThreadPool, ResourcePool
+from sk_cnncodes.codes.digests import Digest
 from sk_cnncodes.codes.elements import Elements
-from sk_cnncodes.images.decode import decode_content, read_rgb
+from sk_cnncodes.codes.preparation import (
+    DecodeProcess,
+    Outcome,
+    Preparation,
+    Prepared,
+    Task,
+    can_start_processes,
+)
 from sk_cnncodes.images.safe_open import MAX_PIXELS
-from sk_cnncodes.images.sources import holds_content, read_content
-from sk_cnncodes.images.views import VIEWS, average_views, take_views
+from sk_cnncodes.images.views import VIEWS, average_views
 
 # Cache key of an image: None without a cache; the error if it cannot be read.
 Key = Digest | ImageError | None
 T = TypeVar("T")
+# Images and threads from which on processes decode for a GPU. Threads keep up with
+# fewer cores, and the processes start within the time of some hundred images.
+_MIN_IMAGES, _MIN_THREADS = 1024, 4
 
 
 class Session(Protocol):
@@ -31,29 +41,10 @@ class Session(Protocol):
     @property
     def n_concurrent_runs(self) -> int: ...
 
+    @property
+    def on_cpu(self) -> bool: ...
+
     def run(self, images: np.ndarray) -> list[np.ndarray]: ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of decoding an image.
-
-    Attributes
-    ----------
-    index : int
-        Position of the image.
-    digest : bytes or None
-        Digest by which it was looked up.
-    changed : bytes or None
-        Current digest, if it differs from `digest`.
-    fault : ImageError or None
-        Why the image cannot be decoded.
-    """
-
-    index: int
-    digest: Digest | None = None
-    changed: Digest | None = None
-    fault: ImageError | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +69,9 @@ class Workers:
 
     If the session supports as many concurrent runs as there are threads, each thread
     decodes a batch and runs it. Otherwise (a GPU, or an engine that uses all cores by
-    itself) all threads decode ahead of the few threads that run batches. Either way
-    memory is bounded by a few batches, and results come in the order of the images.
+    itself) all threads decode ahead of the few threads that run batches; for many
+    images and a GPU, each of them by a process of its own. Either way memory is bounded
+    by a few batches, and results come in the order of the images.
 
     Parameters
     ----------
@@ -108,10 +100,11 @@ class Workers:
         if not elements.is_stream:
             self.n_threads = min(n_threads, elements.count)
         self._elements = elements
-        self._preprocessing = spec.preprocessing
+        self._preparation = Preparation(spec.preprocessing, spec.views, max_pixels)
         self._views = spec.views
         self._stop_at_fault = stop_at_fault
-        self._max_pixels = max_pixels
+        self._started: list[DecodeProcess] = []
+        self._processes: ResourcePool[DecodeProcess] | None = None
         self._workers = OrderedThreadPool(self.n_threads, "sk_cnncodes-worker")
         self._runners: OrderedThreadPool | None = None
         self._stopping = False
@@ -130,6 +123,8 @@ class Workers:
         for threads in (self._workers, self._runners):
             if threads is not None:
                 threads.__exit__(kind, error, trace)
+        for process in self._started:
+            process.close()
 
     def map(
         self, function: Callable[[Any], Any], items: Iterable[Any]
@@ -152,9 +147,14 @@ class Workers:
                 2 * self.n_threads,
             )
             return
-        prepared = self._workers.in_order(
-            lambda item: self._prepare(*item), items, 2 * batch_size
+        self._start_processes(session)
+        size = 1 if self._processes is None else self._preparation.chunk_size
+        chunks = self._workers.in_order(
+            self._prepare,
+            _chunks(items, size),
+            2 * max(batch_size // size, self.n_threads),
         )
+        prepared = chain.from_iterable(chunks)
         self._runners = OrderedThreadPool(
             session.n_concurrent_runs, "sk_cnncodes-runner"
         )
@@ -164,49 +164,60 @@ class Workers:
             session.n_concurrent_runs + 1,
         )
 
+    def _start_processes(self, session: Session) -> None:
+        """Start a decoding process for each thread, if a GPU would wait for them."""
+        elements = self._elements
+        many = elements.is_stream or elements.count >= _MIN_IMAGES
+        if (
+            self._started
+            or session.on_cpu
+            or not (many and self.n_threads >= _MIN_THREADS)
+            or not can_start_processes()
+        ):
+            return
+        try:
+            for _ in range(self.n_threads):
+                self._started.append(DecodeProcess(self._preparation))
+        except OSError as error:
+            logger.debug("threads decode: processes cannot be started (%s)", error)
+            return
+        self._processes = ResourcePool(self._started)
+
     def run_now(self, items: Iterable[tuple[int, Key]], session: Session) -> Batch:
         """Decode and run images as one batch in the calling thread."""
         prepared = []
-        for index, key in items:
-            outcome, pixels = self._prepare(index, key)
+        for item in items:
+            ((outcome, pixels),) = self._prepare([item])
             prepared.append((outcome, pixels))
             if outcome.fault is not None and self._stop_at_fault:
                 break
         return self._forward(prepared, session)
 
-    def _prepare(self, index: int, key: Key) -> tuple[Outcome, np.ndarray | None]:
-        """Decode an image and take its views; the pixels are None if it is bad."""
-        if self._stopping:
-            raise RuntimeError("stopped")  # this result is not used
-        if isinstance(key, ImageError):
-            self._elements.drop(index)
-            return Outcome(index, fault=key), None
-        digest, changed = key, None
-        how = (
-            self._max_pixels,
-            self._preprocessing.min_decode_size,
-            self._preprocessing.color,
-        )
-        try:
-            image = self._elements.take(index)
-            if digest is not None and holds_content(image):
-                # The code must be stored under the digest of the content decoded
-                # here: the file may have changed since the look-up.
-                content = read_content(image, index)
-                now = content_digest(content)
-                changed = now if now != digest else None
-                rgb = decode_content(content, image, index, *how).rgb
-            else:
-                if isinstance(image, np.ndarray) and digest is not None:
-                    image = image.copy()  # the caller may overwrite it meanwhile
-                rgb = read_rgb(image, index, *how)
-                if digest is not None:
-                    now = pixel_digest(image, rgb)
-                    changed = now if now != digest else None
-            pixels = take_views(rgb, self._preprocessing, self._views)
-        except ImageError as error:
-            return Outcome(index, digest, changed, error), None
-        return Outcome(index, digest, changed), pixels
+    def _prepare(self, items: Sequence[tuple[int, Key]]) -> list[Prepared]:
+        """Decode images and take their views; the pixels are None of bad ones."""
+        prepared: list[Prepared] = []
+        tasks: list[Task] = []
+        for index, key in items:
+            if self._stopping:
+                raise RuntimeError("stopped")  # this result is not used
+            try:
+                if isinstance(key, ImageError):
+                    self._elements.drop(index)
+                    raise key
+                tasks.append((index, self._elements.take(index), key))
+                prepared.append((Outcome(index, key), None))
+            except ImageError as error:
+                digest = None if isinstance(key, ImageError) else key
+                prepared.append((Outcome(index, digest, fault=error), None))
+        done = iter(self._prepare_elements(tasks))
+        return [pair if pair[0].fault is not None else next(done) for pair in prepared]
+
+    def _prepare_elements(self, tasks: list[Task]) -> list[Prepared]:
+        if self._processes is not None and tasks:
+            found = self._processes.use(lambda process: process.prepare(tasks))
+            if found is not None:
+                return found
+        return [self._preparation.prepare(*task) for task in tasks]
 
     def _forward(
         self, prepared: list[tuple[Outcome, np.ndarray | None]], session: Session

@@ -20,8 +20,9 @@ from sk_cnncodes.engines.onnxruntime import (
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# Batches in flight on a GPU: one is copied while another is computed.
-_IN_FLIGHT = 2
+# Batches in flight on a GPU: one is copied while another is computed, and a third is
+# gathered.
+_IN_FLIGHT = 3
 
 
 class CpuRunner:

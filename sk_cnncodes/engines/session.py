@@ -99,6 +99,10 @@ class CodeSession:
         Fixed batch size of the graph; None if it is dynamic.
     on_cpu : bool, default=True
         Whether the network runs on the CPU, where the best batch size is measured.
+
+    Attributes
+    ----------
+    on_cpu : bool
     """
 
     def __init__(
@@ -109,7 +113,7 @@ class CodeSession:
         self.n_concurrent_runs = runner.n_concurrent_runs
         self.provider = runner.provider
         self.image_shape = runner.image_shape
-        self._on_cpu = on_cpu
+        self.on_cpu = on_cpu
         self._measure_lock = threading.Lock()
         self._limit_lock = threading.Lock()
         self._measured_batch_size: int | None = None
@@ -124,7 +128,7 @@ class CodeSession:
         """
         if self.batch_size is not None:
             return self.batch_size
-        if not self._on_cpu:
+        if not self.on_cpu:
             return min(GPU_BATCH_SIZE, self._max_batch_size or GPU_BATCH_SIZE)
         if n_images < _MIN_IMAGES_TO_MEASURE:
             return _UNMEASURED_BATCH_SIZE
@@ -207,9 +211,9 @@ class CodeSession:
 
     def _halve_batch(self, n_images: int, error: Exception) -> None:
         """Halve the batch size after a batch did not fit in memory; warn once."""
-        memory = "memory" if self._on_cpu else "GPU memory"
+        memory = "memory" if self.on_cpu else "GPU memory"
         if n_images == 1:
-            alternative = "" if self._on_cpu else ", or device='cpu'"
+            alternative = "" if self.on_cpu else ", or device='cpu'"
             raise DeviceError(
                 f"{self.provider}: a batch of one image does not fit in {memory} "
                 f"({first_line(error)}). Expected more free memory, a smaller "

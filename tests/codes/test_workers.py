@@ -23,6 +23,7 @@ class Mean:
 
     def __init__(self, n_concurrent_runs: int, fail_at: int | None = None) -> None:
         self.n_concurrent_runs = n_concurrent_runs
+        self.on_cpu = True
         self.fail_at = fail_at
         self.sizes: list[int] = []
         self.callers: set[str] = set()

@@ -84,7 +84,7 @@ def test_batches_are_padded_to_few_shapes(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_threads_do_not_mix_up_batches() -> None:
     runner = gpu_runner()
-    assert runner.n_concurrent_runs == 2
+    assert runner.n_concurrent_runs == 3
 
     def work(seed: int) -> None:
         X = images(1 + seed % 9, seed)
