@@ -146,6 +146,8 @@ class _PinnedBuffer:
 
     def __init__(self, size: int, gpu: int) -> None:
         self.array = np.zeros(size, np.uint8)
+        # At the end of the interpreter, `ctypes` of an array can no longer be used.
+        self._address = ctypes.c_void_p(self.array.ctypes.data)
         self._driver = cuda_driver() if size else None
         self._pinned = False
         if self._driver is not None:
@@ -153,7 +155,7 @@ class _PinnedBuffer:
 
     def __del__(self) -> None:
         if self._pinned and self._driver is not None:
-            self._driver.cuMemHostUnregister(ctypes.c_void_p(self.array.ctypes.data))
+            self._driver.cuMemHostUnregister(self._address)
 
 
 def _pin(driver: ctypes.CDLL, array: np.ndarray, gpu: int) -> bool:
