@@ -112,6 +112,15 @@ class _Slot:
 
     def run(self, images: np.ndarray, padded_rows: int) -> list[np.ndarray]:
         """Codes of a batch padded with copies of its last image."""
+        try:
+            return self._run(images, padded_rows)
+        except Exception:
+            # What did not fit must not take the memory of smaller batches.
+            self._device_tensors.clear()
+            self._staging = _PinnedBuffer(0, self._gpu)
+            raise
+
+    def _run(self, images: np.ndarray, padded_rows: int) -> list[np.ndarray]:
         shape = (padded_rows, *images.shape[1:])
         size = int(np.prod(shape))
         if size > len(self._staging.array):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -203,6 +204,24 @@ def test_gpu_without_memory_for_one_image() -> None:
         pytest.raises(DeviceError, match="one image does not fit"),
     ):
         session.run(images(2))
+
+
+def test_a_batch_that_did_not_fit_keeps_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = gpu_runner()
+    with monkeypatch.context() as patch:
+
+        def no_memory(*_: object) -> None:
+            raise RuntimeError(OUT_OF_MEMORY[0])
+
+        patch.setattr(runner._session, "run_with_iobinding", no_memory)
+        with pytest.raises(RuntimeError, match=re.escape(OUT_OF_MEMORY[0])):
+            runner.run(images(50))
+    while not runner._slots._free.empty():
+        slot = runner._slots._free.get()
+        assert not slot._device_tensors
+        assert not slot._staging.array.size
 
 
 def test_other_errors_are_not_retried() -> None:
