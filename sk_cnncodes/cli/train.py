@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -205,6 +206,7 @@ def train(
             n_jobs=jobs,
             cache=codes,
             device=device,
+            verbose=sys.stderr is not None and sys.stderr.isatty(),
         )
         search.estimator["codes"].set_params(**pixel_limit(max_pixels))
         search.fit(split.paths, split.labels)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import getclosurevars
 from pathlib import Path
 from typing import Any, Self
 
 from sklearn.base import ClassifierMixin, clone
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, ParameterGrid, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
+from sk_cnncodes.base.progress import progress_bar
 from sk_cnncodes.base.public import public
 from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
@@ -58,13 +60,54 @@ class CodeSearch(GridSearchCV):
     More threads slow down the many small products of a head: logistic regression on
     480 codes of length 512 took 0.04 s with one and 0.8 s with two. Networks and
     decoding have threads of their own.
+
+    With `verbose`, a progress bar on standard error takes the place of a message on
+    standard output.
     """
+
+    verbose: bool
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> Self:
         """Fit all candidates, and the best one on all images."""
         with threadpool_limits(1, user_api="blas"):
             super().fit(X, y, **params)
         return self
+
+    def _run_search(
+        self, evaluate_candidates: Callable[..., Any], *, callback_ctx: Any = None
+    ) -> None:
+        """Compare all candidates; the bar counts their fits."""
+        # Since scikit-learn 1.9.
+        context = {} if callback_ctx is None else {"callback_ctx": callback_ctx}
+        verbose, self.verbose = self.verbose, False
+        try:
+            with _fit_bar(self, evaluate_candidates, disable=not verbose):
+                super()._run_search(evaluate_candidates, **context)
+        finally:
+            self.verbose = verbose
+
+
+def _fit_bar(
+    search: GridSearchCV, evaluate_candidates: Callable[..., Any], disable: bool
+) -> Any:
+    """A progress bar of the fits that a function of `GridSearchCV.fit` starts."""
+    # Only the function has the `joblib.Parallel` that runs them, and which calls
+    # `print_progress` in this process when some have ended in whatever process.
+    scope = dict[str, Any]()
+    if not disable:
+        scope |= getclosurevars(evaluate_candidates).nonlocals
+    # Before scikit-learn 1.9, the attribute is that of the fit before.
+    n_splits = scope.get("n_splits", getattr(search, "n_splits_", 0))
+    bar = progress_bar(
+        total=len(ParameterGrid(search.param_grid)) * n_splits or None,
+        desc="Compare",
+        unit="fit",
+        dynamic_ncols=True,
+        disable=disable,
+    )
+    if parallel := scope.get("parallel"):
+        parallel.print_progress = lambda: bar.update(parallel.n_completed_tasks - bar.n)
+    return bar
 
 
 @public
@@ -78,6 +121,7 @@ def code_search(
     n_jobs: int | None = None,
     cache: str | os.PathLike[str] | CodeCache = "memory",
     device: str = "auto",
+    verbose: bool = False,
 ) -> GridSearchCV:
     """Build a search over backbones, layers and heads.
 
@@ -101,6 +145,9 @@ def code_search(
         As in `CNNCodeTransformer`.
     device : str, default="auto"
         As in `CNNCodeTransformer`.
+    verbose : bool, default=False
+        Whether `fit` shows a progress bar of the fits that are compared. The first
+        ones also compute the codes.
 
     Returns
     -------
@@ -137,6 +184,7 @@ def code_search(
         grid,
         cv=StratifiedKFold(cv, shuffle=True, random_state=seed),
         n_jobs=n_jobs,
+        verbose=verbose,
         error_score="raise",
     )
 

@@ -42,7 +42,7 @@ def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
         text=True,
         check=False,
         timeout=120,
-        env=_environment() | variables,
+        env=environment() | variables,
     )
 
 
@@ -57,7 +57,7 @@ def start(
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-        env=_environment(),
+        env=environment(),
         start_new_session=True,
     )
 
@@ -78,6 +78,7 @@ def wait_until(process: subprocess.Popen[str], done: Callable[[], bool]) -> None
         time.sleep(0.02)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Variables with which a new process finds the package."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return os.environ | {"PYTHONPATH": path}

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import joblib
@@ -18,7 +22,7 @@ from sk_cnncodes.cli.report import confusions
 from sk_cnncodes.cli.train import LAYERS, Head
 from sk_cnncodes.export import pipeline as export
 from sk_cnncodes.heads.selection import DEFAULT_LAYERS, HEADS
-from tests.cli.commands import invoke
+from tests.cli.commands import environment, invoke, only_posix
 from tests.forwards import counted_forwards
 
 FAST = ("--layer", "-1", "--layer", "-2", "--head", "svm", "--head", "knn", "--cv", "2")
@@ -119,6 +123,40 @@ def test_several_processes(photos: Path, tmp_path: Path) -> None:
         json.loads(invoke(*arguments, "--jobs", jobs).stdout) for jobs in ("1", "2")
     )
     assert alone == together
+
+
+@only_posix
+def test_a_terminal_shows_the_fits_of_the_comparison(
+    photos: Path, tmp_path: Path
+) -> None:
+    """The bar is on standard error alone, and comes after that of the embedding."""
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (30, 100))
+    command = [sys.executable, "-m", "sk_cnncodes", "train", str(photos), *FAST]
+    with subprocess.Popen(
+        [*command, "-o", str(tmp_path / "m.joblib")],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=environment(),
+        text=True,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # how Linux tells that the other end is closed
+            while part := os.read(ours, 4096):
+                shown += part
+        os.close(ours)
+        assert process.stdout is not None
+        report = process.stdout.read()
+    assert process.returncode == 0, shown
+    embedded, _, compared = shown.decode().partition("Comparing 4 combinations")
+    assert "Embed: 100%" in embedded
+    assert re.findall(r"Compare:.*?(\d+)/8", compared)[-1] == "8"
+    assert report.startswith("24 images of 2 classes")
+    assert "Compare:" not in report
 
 
 def test_all_images_train_without_held_out_images(photos: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,41 @@ def test_each_image_takes_one_forward_pass(digits: tuple[Any, Any]) -> None:
             images, labels
         )
     assert count.images <= len(images)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_bar_counts_the_fits(
+    n_jobs: int, digits: tuple[Any, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    search = code_search(
+        ["cnncodes-mini"], [-1, -2], ["svm"], cv=3, n_jobs=n_jobs, verbose=True
+    )
+    search.fit(*digits)
+    out, err = capfd.readouterr()
+    assert out == ""
+    bar = re.findall(r"Compare:.*?(\d+)/6", err)
+    assert (bar[0], bar[-1]) == ("0", "6")
+    assert search.verbose is True
+
+
+def test_an_error_ends_the_bar(
+    digits: tuple[Any, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    search = code_search(["cnncodes-mini"], [-1], ["svm"], cv=2, verbose=True)
+    search.set_params(param_grid={"head__C": [1.0, -1.0]})
+    with pytest.raises(ValueError, match="'C' parameter"):
+        search.fit(*digits)
+    out, err = capfd.readouterr()
+    assert (out, err.endswith("\n")) == ("", True)
+    assert re.findall(r"(\d+)/4", err)[-1] == "2"
+    assert search.verbose is True
+
+
+def test_a_search_is_silent(
+    digits: tuple[Any, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    code_search(["cnncodes-mini"], [-1], ["svm"], cv=2).fit(*digits)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_short_name() -> None:
