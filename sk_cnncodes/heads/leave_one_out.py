@@ -1,0 +1,402 @@
+"""Exact leave-one-out predictions of ridge regression, for many alphas at once.
+
+Ridge regression with an intercept, linear or with a kernel, is linear in its targets Y:
+its predictions are H Y, and I - H is zero on the constant vector. What a model without
+the samples of a group G predicts for them follows without fitting it:
+
+    Y_G - inverse((I - H)_GG) ((I - H) Y)_G
+
+For a group of one sample this is its residual over 1 - h_ii. H is the same for all
+targets, and one eigendecomposition gives it for all alphas. With centred codes X and
+columns V, eigenvectors of X'X with the eigenvalues l,
+
+    I - H = I - 11'/n - X V diag(1 / (l + alpha)) (X V)'
+
+and with the eigenvectors Q of the centred kernel matrix, orthogonal to the constant
+vector,
+
+    I - H = alpha Q diag(1 / (l + alpha)) Q'
+
+The first is used for the linear kernel and fewer features than samples, the second
+otherwise. All is computed in float64 and equal to refits within rounding: for each left
+out group the intercept, or the centre of the kernel, is that of the other samples.
+
+References: R. M. Rifkin, R. A. Lippert, "Notes on Regularized Least Squares",
+MIT-CSAIL-TR-2007-025; for groups, S. An, W. Liu, S. Venkatesh, "Fast cross-validation
+algorithms for least squares support vector machine and kernel ridge regression",
+Pattern Recognition 40, 2007.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+# Bytes of the rows that are computed at once.
+_CHUNK_BYTES = 2**26
+# Bound of the memory of these matrices: 6,192 samples, or features.
+MAX_BYTES = 2**31
+# Bytes for each pair of samples or features: to decompose a float64 matrix takes four
+# times its size, and the products, the matrix and the result before are kept.
+_PAIR_BYTES = 56
+
+# Rows of a block, and their predictions, shape (n_alphas, n_rows, n_targets).
+Block = tuple[slice | np.ndarray, np.ndarray]
+
+
+def signed_targets(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Targets of ridge classification: 1 for each class of a sample, otherwise -1.
+
+    Parameters
+    ----------
+    y : ndarray, shape (n_samples,) or (n_samples, n_labels)
+        The class of each sample; or which labels it has, as 0 and 1.
+
+    Returns
+    -------
+    targets : ndarray of int8, shape (n_samples, n_classes)
+        The predicted class is that of the largest prediction; a label is predicted
+        where the prediction is positive.
+    classes : ndarray, shape (n_classes,)
+        The sorted classes, or the numbers of the labels.
+    """
+    if np.ndim(y) == 2:
+        return np.where(np.asarray(y) > 0, 1, -1).astype(np.int8), np.arange(len(y[0]))
+    classes, numbers = np.unique(y, return_inverse=True)
+    targets = np.full((len(numbers), len(classes)), -1, np.int8)
+    targets[np.arange(len(numbers)), numbers] = 1
+    return targets, classes
+
+
+def ridge_decompositions(
+    codes: np.ndarray,
+    gammas: Sequence[float | None] = (None,),
+    *,
+    max_bytes: int = MAX_BYTES,
+) -> Iterator[RidgeDecomposition]:
+    """Yield one eigendecomposition for each kernel, from which all else follows.
+
+    Parameters
+    ----------
+    codes : ndarray or memmap, shape (n_samples, n_features)
+        Read in chunks; it must not change while a decomposition is used.
+    gammas : sequence of float or None, default=(None,)
+        None is the linear kernel, a number the kernel ``exp(-gamma * |a - b|**2)``.
+    max_bytes : int, default=2**31
+        Bound of the memory of a decomposition, which is 56 * m**2 bytes, with m the
+        number of samples, or of the features if they are fewer and the kernel is
+        linear: 92 MB for any number of codes of length 1,280, and 2 GiB for 6,192
+        samples with an RBF kernel. The chunks take about 100 MB more; with groups,
+        also three float64 copies of the codes of the largest group.
+
+    Yields
+    ------
+    RidgeDecomposition
+        In the order of `gammas`. All kernels share the products of the codes.
+
+    Raises
+    ------
+    ValueError
+        If the codes are no finite matrix of at least 2 rows, a gamma is not positive,
+        or more than `max_bytes` are needed.
+    """
+    if codes.ndim != 2 or len(codes) < 2 or codes.shape[1] < 1:
+        raise ValueError(
+            f"codes: expected a matrix of at least 2 rows, got the shape {codes.shape}."
+        )
+    for gamma in gammas:
+        if gamma is not None and not (np.isfinite(gamma) and gamma > 0):
+            raise ValueError(f"gammas: expected positive numbers or None, got {gamma}.")
+    gram: np.ndarray | None = None
+    for gamma in gammas:
+        if gamma is None and codes.shape[1] < len(codes):
+            _check_memory(codes.shape[1], max_bytes, "features")
+            yield _OfFeatures(codes)
+            continue
+        _check_memory(len(codes), max_bytes, "samples")
+        gram = _gram_of_samples(codes) if gram is None else gram
+        yield _OfSamples(gram.copy() if gamma is None else _rbf(gram, gamma))
+
+
+class RidgeDecomposition(ABC):
+    """The eigendecomposition of a ridge regression, for all targets and alphas.
+
+    Attributes
+    ----------
+    n_samples : int
+    """
+
+    n_samples: int
+    _values: np.ndarray
+
+    def predictions(
+        self,
+        targets: np.ndarray,
+        alphas: Sequence[float] | np.ndarray,
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """What the models without a sample, or its group, predict for it.
+
+        Parameters
+        ----------
+        targets : ndarray, shape (n_samples,) or (n_samples, n_targets)
+            Values to regress, or `signed_targets`.
+        alphas : sequence of float, shape (n_alphas,)
+            Regularisations, as `alpha` of scikit-learn's `Ridge` and `KernelRidge`.
+        groups : ndarray of shape (n_samples,), or None, default=None
+            The group of each sample; None leaves out one sample at a time.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_alphas, n_samples, n_targets)
+            Equal to the predictions of models that are fitted again and again.
+
+        Raises
+        ------
+        ValueError
+            If the lengths differ, an alpha is not positive, or there is one group only.
+        """
+        n_targets = 1 if np.ndim(targets) == 1 else targets.shape[1]
+        found = np.empty((len(alphas), self.n_samples, n_targets))
+        for rows, block in self.blocks(targets, alphas, groups):
+            found[:, rows] = block
+        return found
+
+    def blocks(
+        self,
+        targets: np.ndarray,
+        alphas: Sequence[float] | np.ndarray,
+        groups: np.ndarray | None = None,
+    ) -> Iterator[Block]:
+        """Yield the predictions of some samples after the other, in bounded memory.
+
+        Parameters are those of `predictions`.
+
+        Yields
+        ------
+        rows : slice or ndarray of int
+            Positions of the samples: a chunk, or a group.
+        predictions : ndarray of float64, shape (n_alphas, n_rows, n_targets)
+        """
+        targets = _as_matrix(targets, self.n_samples)
+        alphas = np.asarray(alphas, float)
+        if alphas.ndim != 1 or not (np.isfinite(alphas) & (alphas > 0)).all():
+            raise ValueError(f"alphas: expected positive numbers, got {alphas}.")
+        shrunk = 1 / (self._values[:, None] + alphas)
+        mean = targets.mean(axis=0, dtype=float)
+        projected = self._project(targets, mean)
+        # Of all alphas side by side: one product for each chunk.
+        weights = np.einsum("va,vt->vat", shrunk, projected).reshape(len(shrunk), -1)
+        row_bytes = 8 * (2 * len(shrunk) + 3 * weights.shape[1])
+        for rows in _rows_of(groups, self.n_samples, _CHUNK_BYTES // row_bytes):
+            z = self._coordinates(rows)
+            y = targets[rows].astype(float)
+            shape = (len(z), len(alphas), y.shape[1])
+            fitted = (z @ weights).reshape(shape).transpose(1, 0, 2)
+            residuals = self._residuals(y - mean, fitted)
+            if groups is None:
+                divisors = self._diagonal((z**2) @ shrunk).T[:, :, None]
+                yield rows, y - residuals / divisors
+            else:
+                yield rows, y - self._solve(z, shrunk.T, residuals)
+
+    @abstractmethod
+    def _coordinates(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Samples in the basis of the eigenvectors, shape (n_rows, n_values)."""
+
+    @abstractmethod
+    def _project(self, targets: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        """The centred targets in that basis, shape (n_values, n_targets)."""
+
+    @abstractmethod
+    def _residuals(self, y: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+        """(I - H) Y of some rows, up to a factor that `_solve` has too."""
+
+    @abstractmethod
+    def _diagonal(self, diagonal: np.ndarray) -> np.ndarray:
+        """The diagonal of I - H, from that of Z diag(1 / (l + alpha)) Z'."""
+
+    @abstractmethod
+    def _solve(
+        self, z: np.ndarray, shrunk: np.ndarray, residuals: np.ndarray
+    ) -> np.ndarray:
+        """The inverse of a block of I - H, that of a group, times residuals."""
+
+
+class _OfSamples(RidgeDecomposition):
+    """Of the centred kernel matrix of the samples, which is overwritten."""
+
+    def __init__(self, kernel: np.ndarray) -> None:
+        self.n_samples = len(kernel)
+        centre = kernel.mean(axis=0)
+        kernel -= centre
+        kernel -= (centre - centre.mean())[:, None]
+        # The constant vector becomes the eigenvector of the largest eigenvalue, so that
+        # it can be left out: that of 0 would be mixed with others of 0.
+        kernel += (1 + 2 * np.trace(kernel)) / len(kernel)
+        values, vectors = np.linalg.eigh(kernel)
+        self._values = np.maximum(values[:-1], 0)
+        self._vectors = vectors[:, :-1]
+
+    def _coordinates(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self._vectors[rows]
+
+    def _project(self, targets: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        projected: np.ndarray = self._vectors.T @ (targets - mean)
+        return projected
+
+    # The factor alpha of I - H is left out: it cancels, and no digits with it.
+
+    def _residuals(self, y: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+        return fitted
+
+    def _diagonal(self, diagonal: np.ndarray) -> np.ndarray:
+        return diagonal
+
+    def _solve(
+        self, z: np.ndarray, shrunk: np.ndarray, residuals: np.ndarray
+    ) -> np.ndarray:
+        solved = np.empty_like(residuals)
+        for part in _slices(len(shrunk), _CHUNK_BYTES // (8 * z.size)):
+            blocks = (z * shrunk[part, None, :]) @ z.T
+            solved[part] = np.linalg.solve(blocks, residuals[part])
+        return solved
+
+
+class _OfFeatures(RidgeDecomposition):
+    """Of the d x d matrix of centred codes, which are read again in chunks."""
+
+    def __init__(self, codes: np.ndarray) -> None:
+        self.n_samples, n_features = codes.shape
+        self._codes = codes
+        self._chunks = list(_slices(self.n_samples, _CHUNK_BYTES // (16 * n_features)))
+        self._mean = np.zeros(n_features)
+        for rows in self._chunks:
+            part = _finite(codes[rows], rows)
+            self._mean += part.sum(axis=0, dtype=float) / self.n_samples
+        gram = np.zeros((n_features, n_features))
+        for rows in self._chunks:
+            part = codes[rows] - self._mean
+            gram += part.T @ part
+        values, self._vectors = np.linalg.eigh(gram)
+        self._values = np.maximum(values, 0)
+
+    def _coordinates(self, rows: slice | np.ndarray) -> np.ndarray:
+        coordinates: np.ndarray = (self._codes[rows] - self._mean) @ self._vectors
+        return coordinates
+
+    def _project(self, targets: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        products = np.zeros((len(self._values), targets.shape[1]))
+        for rows in self._chunks:
+            part = self._codes[rows] - self._mean
+            products += part.T @ (targets[rows] - mean)
+        projected: np.ndarray = self._vectors.T @ products
+        return projected
+
+    def _residuals(self, y: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+        residuals: np.ndarray = y - fitted
+        return residuals
+
+    def _diagonal(self, diagonal: np.ndarray) -> np.ndarray:
+        return 1 - 1 / self.n_samples - diagonal
+
+    def _solve(
+        self, z: np.ndarray, shrunk: np.ndarray, residuals: np.ndarray
+    ) -> np.ndarray:
+        # With the constant vector as a column, I - H is I - A diag(w) A'.
+        a = np.column_stack([np.full(len(z), self.n_samples**-0.5), z])
+        w = np.column_stack([np.ones(len(shrunk)), shrunk])
+        solved = np.empty_like(residuals)
+        gram = a.T @ a if len(a) > a.shape[1] else None
+        for number, (weights, right) in enumerate(zip(w, residuals, strict=True)):
+            if gram is None:
+                block = np.eye(len(a)) - (a * weights) @ a.T
+                solved[number] = np.linalg.solve(block, right)
+                continue
+            # Woodbury's identity: a smaller system for a group of many samples.
+            root = np.sqrt(weights)
+            inner = np.eye(len(gram)) - root[:, None] * gram * root
+            middle = np.linalg.solve(inner, root[:, None] * (a.T @ right))
+            solved[number] = right + a @ (root[:, None] * middle)
+        return solved
+
+
+# -- kernels and chunks --------------------------------------------------------
+
+
+def _gram_of_samples(codes: np.ndarray) -> np.ndarray:
+    """Products of all pairs of centred codes, computed by chunks of features."""
+    gram = np.zeros((len(codes), len(codes)))
+    for columns in _slices(codes.shape[1], _CHUNK_BYTES // (16 * len(codes))):
+        part = _finite(codes[:, columns], slice(0, len(codes))).astype(float)
+        part -= part.mean(axis=0)
+        gram += part @ part.T
+    return gram
+
+
+def _rbf(gram: np.ndarray, gamma: float) -> np.ndarray:
+    """The kernel exp(-gamma |a - b|^2) of all pairs, from their products."""
+    squares = np.diag(gram)
+    kernel = gram * -2
+    kernel += squares
+    kernel += squares[:, None]
+    np.maximum(kernel, 0, out=kernel)
+    kernel *= -gamma
+    exponential: np.ndarray = np.exp(kernel, out=kernel)
+    return exponential
+
+
+def _finite(codes: np.ndarray, rows: slice) -> np.ndarray:
+    """The codes of some rows, if they are finite."""
+    good = np.isfinite(codes).all(axis=1)
+    if not good.all():
+        raise ValueError(
+            f"codes: expected finite numbers, got others in row "
+            f"{rows.start + int(np.argmin(good))}."
+        )
+    return codes
+
+
+def _as_matrix(targets: np.ndarray, n_samples: int) -> np.ndarray:
+    targets = np.asarray(targets)
+    if len(targets) != n_samples or targets.ndim not in (1, 2):
+        raise ValueError(
+            f"targets: expected one row for each of the {n_samples} samples, got the "
+            f"shape {targets.shape}."
+        )
+    return targets.reshape(n_samples, -1)
+
+
+def _rows_of(
+    groups: np.ndarray | None, n_samples: int, size: int
+) -> Iterable[slice | np.ndarray]:
+    """The rows of each group; without groups, chunks of rows."""
+    if groups is None:
+        return _slices(n_samples, size)
+    if np.shape(groups) != (n_samples,):
+        raise ValueError(
+            f"groups: expected one for each of the {n_samples} samples, got the shape "
+            f"{np.shape(groups)}."
+        )
+    found, numbers = np.unique(groups, return_inverse=True)
+    if len(found) < 2:
+        raise ValueError(f"groups: expected at least 2, got {found}.")
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(numbers))[:-1])
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
+    return (slice(start, start + size) for start in range(0, total, size))
+
+
+def _check_memory(order: int, max_bytes: int, what: str) -> None:
+    needed = _PAIR_BYTES * order**2
+    if needed > max_bytes:
+        raise ValueError(
+            f"{order} {what} need {needed / 2**30:.1f} GiB for their eigenvectors, "
+            f"more than max_bytes={max_bytes} allows. Expected fewer samples, shorter "
+            "codes, or a larger max_bytes."
+        )
