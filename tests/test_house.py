@@ -40,6 +40,7 @@ LATE_MODULES = {
         *("backbones.loading", "backbones.code_graph", "layers.multiply_adds"),
     },
     "cli.benchmark": {"cli.measurement"},
+    "cli.diagnosis": {"codes.sessions"},
     "cli.doctor": {"cli.diagnosis"},
     "cli.embed": {"codes.transformer"},
     "cli.models": {"cache.code_cache", "codes.persistence", "codes.saving"},

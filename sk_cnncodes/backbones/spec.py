@@ -35,6 +35,9 @@ class CodeSpec:
     engine : str or None, default=None
         Inference engine. It does not matter in float32; in 8 bits, codes of two engines
         differ by 1%.
+    decoder : str, default="pillow"
+        "gpu" if large JPEG files are decoded on a GPU, which changes codes by more than
+        rounding.
     version : int or str
         Version of the code computation: `CODE_VERSION`, except for a stored graph from
         another version.
@@ -49,6 +52,7 @@ class CodeSpec:
     precision: str = "float32"
     calibration: str | None = None
     engine: str | None = None
+    decoder: str = "pillow"
     version: int | str = CODE_VERSION
 
     @property
@@ -71,6 +75,8 @@ def _exact_digest(spec: CodeSpec) -> str:
     """SHA-256 of a spec for the same codes in float32."""
     values = asdict(spec) | {"preprocessing": spec.preprocessing.to_dict()}
     del values["precision"], values["calibration"], values["engine"]
+    if spec.decoder == "pillow":
+        del values["decoder"]  # a later parameter: digests of before stay the same
     if order_matters(spec.preprocessing, spec.views):
         # Distinct from codes of the version that left the order to Pillow.
         values["resize_order"] = "rows first"

@@ -73,9 +73,12 @@ def store_graph(
     outputs : list of CodeSpec
         Of the outputs of the graph, without norm.
     """
+    values = asdict(spec)
+    if spec.decoder == "pillow":
+        del values["decoder"]  # for versions that do not know it
     stored = {
         "parameters": dict(parameters),
-        "spec": asdict(spec),
+        "spec": values,
         "outputs": [[output.layer, output.pooling] for output in outputs],
         "code_length": length,
         "batch_size": graph.batch_size,

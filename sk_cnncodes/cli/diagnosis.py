@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sk_cnncodes.base.exceptions import DownloadError, first_line
+from sk_cnncodes.base.exceptions import DeviceError, DownloadError, first_line
 from sk_cnncodes.base.home import HOME_VARIABLE, cache_dir, is_offline
 from sk_cnncodes.engines.devices import count_gpus
 from sk_cnncodes.engines.execution import working_precisions
+from sk_cnncodes.engines.jpeg_decoder import check_gpu_decoding
 from sk_cnncodes.engines.onnxruntime import import_onnxruntime, session_options
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Diagnosis:
         Whether a session ran on each execution provider of ONNX Runtime.
     precisions : dict of str to str
         Why a precision does not work here; "" for one that does.
+    gpu_decoding : str
+        Why a GPU does not decode JPEG files here; "" if it does.
     home : str
         Folder of downloaded backbones.
     offline : bool
@@ -59,6 +62,7 @@ class Diagnosis:
     gpus: int
     providers: dict[str, bool]
     precisions: dict[str, str]
+    gpu_decoding: str
     home: str
     offline: bool
     problems: list[str] = field(default_factory=list)
@@ -93,10 +97,23 @@ def diagnose() -> Diagnosis:
         gpus,
         providers,
         working_precisions(),
+        gpu_decoding_fault(),
         home,
         is_offline(),
         problems,
     )
+
+
+def gpu_decoding_fault() -> str:
+    """Why ``decoder="gpu"`` does not work here; "" if it does."""
+    try:
+        check_gpu_decoding()
+        from sk_cnncodes.codes.sessions import gpu_views
+
+        gpu_views(0)
+    except (DeviceError, ImportError) as error:
+        return str(error).removeprefix("decoder='gpu': ")
+    return ""
 
 
 def _version(package: str) -> str:
@@ -238,6 +255,10 @@ def as_text(found: Diagnosis) -> str:
     for precision, fault in found.precisions.items():
         state = f"does not work here: {fault}" if fault else "works"
         lines.append(f"{'precision':<13} {precision}: {state}")
+    state = "works"
+    if found.gpu_decoding:
+        state = f"does not work here: {found.gpu_decoding.removesuffix('.')}"
+    lines.append(f"{'decoder':<13} gpu: {state}")
     lines.append(f"{'home':<13} {found.home}{' (offline)' if found.offline else ''}")
     lines += [f"Problem: {problem}." for problem in found.problems]
     if not found.problems:

@@ -220,6 +220,7 @@ class EmbeddingMixin:
             on_error="nan" if on_error == "nan" else "raise",
             verbose=verbose,
             max_pixels=None if self.max_pixels is None else int(self.max_pixels),
+            decoding_gpu=plan.decoding_gpu,
         )
         return Extraction(
             images,

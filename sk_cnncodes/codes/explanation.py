@@ -16,9 +16,10 @@ from sk_cnncodes.base.public import public
 from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.codes.digests import image_digest
 from sk_cnncodes.codes.plan import CodePlan
-from sk_cnncodes.images.decode import read_image
+from sk_cnncodes.codes.sessions import gpu_views
+from sk_cnncodes.images.decode import MinDecodeSize, plain_jpeg, read_image
 from sk_cnncodes.images.preprocessing import Preprocessing
-from sk_cnncodes.images.sources import describe_source
+from sk_cnncodes.images.sources import describe_source, holds_content, read_content
 from sk_cnncodes.images.views import take_views
 
 _TURNS = {
@@ -57,6 +58,8 @@ class Explanation:
         EXIF orientation that was undone, 1 to 8. 1 is upright.
     decode_scale : int
         1, 2, 4 or 8. A large JPEG is decoded at 1/`decode_scale` of its size.
+    decoder : str
+        "Pillow", or what of a GPU decodes this file.
     decoded_size : (int, int)
         Size after decoding, upright.
     resized_size : (int, int)
@@ -103,6 +106,7 @@ class Explanation:
     conversion: str
     orientation: int
     decode_scale: int
+    decoder: str
     decoded_size: tuple[int, int]
     resized_size: tuple[int, int]
     crop_corner: tuple[int, int]
@@ -163,6 +167,7 @@ class Explanation:
         values = self.preprocessing
         turn = f"{_TURNS[self.orientation]} (EXIF orientation {self.orientation})"
         scale = f", at 1/{self.decode_scale} of its size" * (self.decode_scale > 1)
+        scale += f", on the GPU ({self.decoder})" * (self.decoder != "Pillow")
         converted = f", {self.conversion}" * (self.conversion != "none")
         name = f"{self.backbone_name}, " if self.backbone_name else ""
         length = float(np.linalg.norm(self.code))
@@ -280,7 +285,18 @@ def describe_code(
     spec = plan.spec
     preprocessing = spec.preprocessing
     color = preprocessing.color
-    read = read_image(image, 0, max_pixels, preprocessing.min_decode_size, color)
+    smaller: MinDecodeSize | None = preprocessing.min_decode_size
+    crops, decoder = None, "Pillow"
+    if plan.decoding_gpu is not None and holds_content(image):
+        jpeg = plain_jpeg(read_content(image, 0), max_pixels, color)
+        if jpeg is not None:
+            smaller = None
+            on_gpu = gpu_views(plan.decoding_gpu)
+            crops = on_gpu.take(jpeg, preprocessing, spec.views)
+            decoder = decoder if crops is None else on_gpu.engines
+    read = read_image(image, 0, max_pixels, smaller, color)
+    if crops is None:
+        crops = take_views(read.rgb, preprocessing, spec.views)
     decoded = (read.rgb.height, read.rgb.width)
     resized = preprocessing.resized_size(*decoded)
     digest = image_digest(image, 0, max_pixels, color)
@@ -295,10 +311,11 @@ def describe_code(
         "conversion": read.conversion,
         "orientation": read.orientation,
         "decode_scale": read.scale,
+        "decoder": decoder,
         "decoded_size": decoded,
         "resized_size": resized,
         "crop_corner": preprocessing.crop_corner(*resized),
-        "crops": take_views(read.rgb, preprocessing, spec.views),
+        "crops": crops,
         "spec": spec,
         "engine": plan.execution.engine,
         "device": ", ".join(map(str, plan.execution.devices)),

@@ -60,6 +60,8 @@ class ExtractionOptions:
         Whether to show a progress bar.
     max_pixels : int or None
         An image with more pixels is a bad image. None sets no limit.
+    decoding_gpu : int or None
+        The GPU that decodes large JPEG files; None for Pillow alone.
     """
 
     batch_size: int | None
@@ -67,6 +69,7 @@ class ExtractionOptions:
     on_error: OnError
     verbose: bool
     max_pixels: int | None = MAX_PIXELS
+    decoding_gpu: int | None = None
 
 
 class Extraction:
@@ -167,6 +170,7 @@ class Extraction:
                 options.n_threads,
                 stop_at_fault=options.on_error == "raise",
                 max_pixels=options.max_pixels,
+                decoding_gpu=options.decoding_gpu,
             ) as workers,
         ):
             self._compute(workers)

@@ -15,11 +15,13 @@ from sk_cnncodes.engines.execution import check_execution
 from sk_cnncodes.images.safe_open import check_max_pixels
 from sk_cnncodes.images.views import VIEWS
 
+DECODERS = ("auto", "pillow", "gpu")
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "pooling": ("auto", "avg", "max", "gem", "cls", "mean", "flatten"),
     "norm": NORMS,
     "views": tuple(VIEWS),
     "on_error": ("raise", "nan"),
+    "decoder": DECODERS,
 }
 
 

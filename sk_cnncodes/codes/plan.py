@@ -32,6 +32,7 @@ from sk_cnncodes.codes.sessions import code_session
 from sk_cnncodes.codes.shared_pass import pass_outputs
 from sk_cnncodes.engines.devices import usable_threads
 from sk_cnncodes.engines.execution import Execution, resolve_execution
+from sk_cnncodes.engines.jpeg_decoder import check_gpu_decoding
 from sk_cnncodes.engines.quantisation import Calibration
 from sk_cnncodes.engines.session import CodeSession
 
@@ -85,6 +86,13 @@ class CodePlan:
             calibration=None if self.calibration is None else self.calibration.digest,
             engine=self.execution.engine,
         )
+
+    @property
+    def decoding_gpu(self) -> int | None:
+        """The GPU that decodes images; None for Pillow alone."""
+        if self.float32_spec.decoder != "gpu":
+            return None
+        return self.execution.devices[0].gpu or 0
 
     @property
     def code_length(self) -> int:
@@ -295,7 +303,8 @@ def _spec(
     """The float32 spec of the codes."""
     if isinstance(backbone, StoredBackbone):
         return backbone.spec
-    return backbone.spec(layer, state["pooling"], state["norm"], state["views"])
+    spec = backbone.spec(layer, state["pooling"], state["norm"], state["views"])
+    return replace(spec, decoder="gpu") if state["decoder"] == "gpu" else spec
 
 
 def _builtin_layer(layer: Any) -> int | str:
@@ -323,6 +332,8 @@ def execution_of(state: State) -> Execution:
     DeviceError
         If this machine does not have the device or does not support the precision.
     """
+    if state["decoder"] == "gpu":
+        check_gpu_decoding()
     tensorrt = "tensorrt" in str(state["device"])
     folder = str(cache_dir() / "tensorrt") if tensorrt else ""
     return resolve_execution(

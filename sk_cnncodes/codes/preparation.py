@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PosixPath
@@ -27,7 +27,13 @@ from PIL import Image, ImageFile
 from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.base.logs import logger
 from sk_cnncodes.codes.digests import Digest, content_digest, pixel_digest
-from sk_cnncodes.images.decode import decode_content, read_rgb
+from sk_cnncodes.images.decode import (
+    MinDecodeSize,
+    PlainJpeg,
+    decode_content,
+    plain_jpeg,
+    read_rgb,
+)
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.images.sources import holds_content, read_content
 from sk_cnncodes.images.views import VIEWS, take_views
@@ -65,6 +71,8 @@ class Outcome:
 
 
 Prepared = tuple[Outcome, np.ndarray | None]
+# Views of a file; None if it must be decoded here.
+TakeViews = Callable[[PlainJpeg, Preprocessing, str], np.ndarray | None]
 # Position, element, and the digest by which it was looked up.
 Task = tuple[int, Any, Digest | None]
 
@@ -79,11 +87,14 @@ class Preparation:
     views : str
     max_pixels : int or None
         An image with more pixels is a bad image. None sets no limit.
+    on_gpu : callable or None
+        Takes the views of a JPEG file on a GPU; None for Pillow alone.
     """
 
     preprocessing: Preprocessing
     views: str
     max_pixels: int | None
+    on_gpu: TakeViews | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,18 +110,28 @@ class Preparation:
     def prepare(self, index: int, image: Any, digest: Digest | None) -> Prepared:
         """Decode an image and take its views; the pixels are None if it is bad."""
         changed = None
-        how = (
+        how: tuple[int | None, MinDecodeSize | None, str] = (
             self.max_pixels,
             self.preprocessing.min_decode_size,
             self.preprocessing.color,
         )
         try:
-            if digest is not None and holds_content(image):
+            if holds_content(image):
                 # The code must be stored under the digest of the content decoded
                 # here: the file may have changed since the look-up.
                 content = read_content(image, index)
-                now = content_digest(content)
-                changed = now if now != digest else None
+                if digest is not None:
+                    now = content_digest(content)
+                    changed = now if now != digest else None
+                jpeg = None
+                if self.on_gpu is not None:
+                    jpeg = plain_jpeg(content, self.max_pixels, how[2])
+                if self.on_gpu is not None and jpeg is not None:
+                    pixels = self.on_gpu(jpeg, self.preprocessing, self.views)
+                    if pixels is not None:
+                        return Outcome(index, digest, changed), pixels
+                    # At full size, as the GPU would have decoded it.
+                    how = (self.max_pixels, None, how[2])
                 rgb = decode_content(content, image, index, *how).rgb
             else:
                 if isinstance(image, np.ndarray) and digest is not None:

@@ -165,6 +165,8 @@ def _candidate_paths(reference: Reference) -> Iterator[Path]:
 def code_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that affect the codes, as built-in types."""
     found = {name: parameters[name] for name in _CODE_PARAMETERS}
+    if parameters.get("decoder") == "gpu":
+        found["decoder"] = "gpu"  # a later parameter: models saved before lack it
     found["backbone"] = backbone_text(found["backbone"])
     if isinstance(found["preprocessing"], Mapping):
         found["preprocessing"] = Preprocessing.from_dict(found["preprocessing"])

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sk_cnncodes.backbones.backbone import Backbone
@@ -28,7 +29,10 @@ from sk_cnncodes.base.exceptions import LayerError
 # Parameters whose candidates share a pass.
 SHARED_PARAMETERS = frozenset({"layer", "pooling"})
 # What transformers must have in common to share one.
-_COMMON = ("backbone", "preprocessing", "views", "precision", "engine", "cache")
+_COMMON = (
+    *("backbone", "preprocessing", "views", "decoder", "precision", "engine"),
+    "cache",
+)
 
 # All transformers of this process, by `id`.
 _living: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -121,7 +125,8 @@ def pass_outputs(
 
 def _spec_of(backbone: Backbone, like: CodeSpec, layer: Any, pooling: str) -> CodeSpec:
     layer = layer if isinstance(layer, str) else int(layer)
-    return backbone.spec(layer, pooling, None, like.views)
+    spec = backbone.spec(layer, pooling, None, like.views)
+    return replace(spec, decoder=like.decoder)
 
 
 def _fitting(

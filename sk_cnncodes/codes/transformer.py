@@ -136,6 +136,19 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
         Whether a saved transformer includes the part of the backbone that its codes
         need, so that it works without the backbone's file. It can be set after `fit`,
         before saving; `save_model` sets it for all transformers of a model.
+    decoder : {"auto", "pillow", "gpu"}, default="auto"
+        What decodes JPEG files.
+
+        - ``"auto"``, ``"pillow"``: Pillow, on the CPU. Both give the same codes on
+          every machine: ``"auto"`` would use a GPU only if codes did not change.
+        - ``"gpu"``: an NVIDIA GPU decodes and resizes large JPEG files, with
+          nvImageCodec (``pip install 'sk-cnncodes[nvimgcodec]'``): baseline files of at
+          least a megapixel, gray or YCbCr. Pillow decodes all others, as always.
+          Such files are always decoded at full size, by other rounding than Pillow's;
+          Pillow mostly decodes them at 1/2 to 1/8 of it, so that codes differ by 1 to
+          4%. Codes are cached apart from Pillow's, and a model should use the decoder
+          that it was fitted with. A file that the GPU does not read is decoded by
+          Pillow at full size. Which files the GPU decodes depends on the file alone.
 
     Attributes
     ----------
@@ -233,6 +246,7 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
         n_jobs: int | None = -1,
         verbose: bool = False,
         store_backbone: bool = False,
+        decoder: str = "auto",
     ) -> None:
         self.backbone = backbone
         self.layer = layer
@@ -251,6 +265,7 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
         self.n_jobs = n_jobs
         self.verbose = verbose
         self.store_backbone = store_backbone
+        self.decoder = decoder
         register(self)
 
     def fit(self, X: Any, y: Any = None) -> Self:

@@ -24,6 +24,7 @@ from sk_cnncodes.codes.preparation import (
     Task,
     can_start_processes,
 )
+from sk_cnncodes.codes.sessions import take_on_gpu
 from sk_cnncodes.images.safe_open import MAX_PIXELS
 from sk_cnncodes.images.views import VIEWS, average_views
 
@@ -85,6 +86,8 @@ class Workers:
         Whether to skip running a batch that contains a bad image.
     max_pixels : int or None
         An image with more pixels is a bad image. None sets no limit.
+    decoding_gpu : int or None
+        The GPU that decodes large JPEG files; None for Pillow alone.
     """
 
     def __init__(
@@ -95,12 +98,18 @@ class Workers:
         *,
         stop_at_fault: bool,
         max_pixels: int | None = MAX_PIXELS,
+        decoding_gpu: int | None = None,
     ) -> None:
         self.n_threads = n_threads
         if not elements.is_stream:
             self.n_threads = min(n_threads, elements.count)
         self._elements = elements
-        self._preparation = Preparation(spec.preprocessing, spec.views, max_pixels)
+        self._preparation = Preparation(
+            spec.preprocessing,
+            spec.views,
+            max_pixels,
+            None if decoding_gpu is None else take_on_gpu(decoding_gpu),
+        )
         self._views = spec.views
         self._stop_at_fault = stop_at_fault
         self._started: list[DecodeProcess] = []
@@ -171,6 +180,7 @@ class Workers:
         if (
             self._started
             or session.on_cpu
+            or self._preparation.on_gpu is not None  # which belongs to this process
             or not (many and self.n_threads >= _MIN_THREADS)
             or not can_start_processes()
         ):

@@ -190,6 +190,12 @@ class Sources:
         return branches
 
     def _check(self, name: str, transformer: CNNCodeTransformer) -> None:
+        if transformer.decoder == "gpu":
+            raise ExportError(
+                f"model: its step {name!r} (CNNCodeTransformer) has decoder='gpu', "
+                "which cannot be exported: OnnxClassifier decodes with Pillow. "
+                "Expected decoder='auto', with the head fitted on such codes."
+            )
         for parameter, required in _REQUIRED_PARAMETERS.items():
             value = getattr(transformer, parameter)
             if value != required:

@@ -7,16 +7,24 @@ original format, size and orientation, and the decoding scale.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin
 
 from sk_cnncodes.base.exceptions import ImageError
-from sk_cnncodes.images.file_parts import read_jpeg_frame
+from sk_cnncodes.images.file_parts import (
+    BASELINE_FRAME,
+    FRAMES,
+    START_OF_SCAN,
+    jpeg_segments,
+    read_jpeg_frame,
+)
 from sk_cnncodes.images.formats import RefusedError, format_of, unpacked_bmp
 from sk_cnncodes.images.halftones import (
     has_hard_edges,
@@ -65,6 +73,16 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 # Pillow's messages for what it does not read.
 _UNSUPPORTED = re.compile("unsupported|cannot handle|not supported", re.IGNORECASE)
+
+# What GPUs decode: files of a megapixel, below which they are no faster than a CPU, and
+# the samplings of the channels that their decoders know, horizontal and vertical.
+_LARGE = 2**20
+_SAMPLINGS = [
+    [(1, 1)],
+    *([luma, (1, 1), (1, 1)] for luma in ((1, 1), (2, 1), (1, 2), (2, 2))),
+]
+# Segments before the pixels of a photograph, with much metadata.
+_MOST_SEGMENTS, _END_OF_IMAGE = 1000, b"\xff\xd9"
 
 # Maps height and width of an image to the smallest ones it may be decoded at.
 MinDecodeSize = Callable[[int, int], tuple[int, int]]
@@ -250,8 +268,8 @@ def _decode(
     conversion = describe_conversion(opened, profile)
     rgb = as_rgb(opened, name, index, profile)
     del opened  # frees its pixels before the transposed copy is made
-    upright = _upright(rgb, orientation)
-    return DecodedImage(upright, kind, size, conversion, orientation, scale)
+    rgb = upright(rgb, orientation)
+    return DecodedImage(rgb, kind, size, conversion, orientation, scale)
 
 
 def _from_pil(
@@ -268,8 +286,8 @@ def _from_pil(
             f"PIL image {image.mode}",
             describe_conversion(image, profile),
         )
-        upright = _upright(as_rgb(image, name, index, profile), orientation)
-        return DecodedImage(upright, kind, image.size, conversion, orientation)
+        rgb = upright(as_rgb(image, name, index, profile), orientation)
+        return DecodedImage(rgb, kind, image.size, conversion, orientation)
     except (ImageError, DarkValuesWarning):
         raise
     except RefusedError as error:
@@ -353,5 +371,71 @@ def _load_draft(
     return (full, 1) if has_hard_edges(full) else (draft, scale)
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Undo an EXIF orientation."""
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+# -- JPEG files for a GPU ------------------------------------------------------
+
+
+class PlainJpeg(NamedTuple):
+    """A JPEG file as most cameras write it; height and width are those stored."""
+
+    content: bytes
+    size: tuple[int, int]
+    orientation: int
+
+
+def plain_jpeg(
+    content: bytes, max_pixels: int | None, color: str = "ignore"
+) -> PlainJpeg | None:
+    """Whether a file is a large JPEG that GPUs decode as Pillow does; None if not.
+
+    It is if it has one scan of Huffman-coded 8-bit values (baseline), gray or YCbCr
+    with a common sampling, at least a megapixel, its end, and no colour profile that is
+    to be applied. It depends on the file and the parameters alone, and not on the
+    machine, as they decide how an image is decoded.
+
+    Parameters
+    ----------
+    content : bytes
+    max_pixels : int or None
+        Larger files are None, whatever smaller size they can be decoded at.
+    color : {"ignore", "srgb"}
+        Whether colours are converted from an embedded profile to sRGB.
+    """
+    if not _is_baseline(content):
+        return None
+    try:
+        opened = JpegImagePlugin.JpegImageFile(io.BytesIO(content))
+        check_jpeg_size(opened, opened.size, False, max_pixels)
+    except Exception:  # decoding by Pillow says what it is
+        return None
+    width, height = opened.size
+    if width * height < _LARGE or width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+        return None
+    sampling = [(across, down) for _, across, down, _ in opened.layer]
+    # As in libjpeg, channels with these names, or that Adobe says are so, are RGB.
+    is_rgb = [channel for channel, *_ in opened.layer] == [*b"RGB"]
+    is_rgb |= opened.info.get("adobe_transform", 1) != 1
+    has_profile = color == "srgb" and "icc_profile" in opened.info
+    if sampling not in _SAMPLINGS or is_rgb or has_profile:
+        return None
+    return PlainJpeg(content, (height, width), _orientation(opened))
+
+
+def _is_baseline(content: bytes) -> bool:
+    """Whether a JPEG file has the end of an image, and one scan of 8-bit values."""
+    if not content.startswith(b"\xff\xd8\xff"):
+        return False
+    n_channels = 0
+    for marker, start in islice(jpeg_segments(content), _MOST_SEGMENTS):
+        if marker == START_OF_SCAN:
+            has_end = content.rfind(_END_OF_IMAGE, start) >= 0
+            return has_end and content[start : start + 1] == bytes([n_channels])
+        if marker in FRAMES:
+            if marker != BASELINE_FRAME or content[start : start + 1] != b"\x08":
+                return False
+            (n_channels,) = content[start + 5 : start + 6] or b"\0"
+    return False

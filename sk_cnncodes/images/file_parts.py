@@ -17,7 +17,7 @@ _TIFF_OFFSETS = (273, 324)
 # Bytes per value of each type of TIFF tag.
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4}
 _TIFF_SIZES |= {12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-START_OF_SCAN, _END_OF_IMAGE, APP1 = 0xDA, 0xD9, 0xE1
+START_OF_SCAN, _END_OF_IMAGE, APP1, BASELINE_FRAME = 0xDA, 0xD9, 0xE1, 0xC0
 # Starts of a frame: the others of these markers are tables and an extension.
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _LOSSLESS_FRAMES = (0xC3, 0xC7, 0xCB, 0xCF)

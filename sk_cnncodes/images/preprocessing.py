@@ -17,6 +17,7 @@ from sk_cnncodes.images.resizing import (
     INTERPOLATIONS,
     aspect_ratio_box,
     bilinear_crops,
+    five_corners,
     resized_crops,
     resized_part,
 )
@@ -254,13 +255,8 @@ class Preprocessing:
             Top left, top right, bottom left, bottom right, centre.
         """
         full = self.resized_size(image.height, image.width)
-        top, left = self.crop_corner(*full)
-        # Along a side no longer than the crop, all crops have the same position.
-        bottom, right = full[0] - self.crop_size[0], full[1] - self.crop_size[1]
-        tops = (0, bottom) if bottom > 0 else (top, top)
-        lefts = (0, right) if right > 0 else (left, left)
-        corners = [(y, x) for y in tops for x in lefts]
-        return self._crops(image, [*corners, (top, left)])
+        corners = five_corners(full, self.crop_size, self.crop_corner(*full))
+        return self._crops(image, corners)
 
     def _crops(self, image: Image.Image, corners: list[tuple[int, int]]) -> np.ndarray:
         """Resize an image, and take crops with these corners (top, left)."""

@@ -7,6 +7,8 @@ own libraries do, but pixels outside of the crop are rarely computed.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -31,6 +33,9 @@ _MAX_RESIZED_PIXELS = 2**24
 # Largest first pass in pixels, in parts, which takes seconds. Only images of more than
 # about 300,000 rows pass it, and Pillow chooses their order.
 _MAX_FIRST_PASS = 2**26
+
+# Largest matrix of coefficients, in values of 4 bytes.
+_MAX_COEFFICIENTS = 2**23
 
 Size = tuple[int, int]
 
@@ -86,6 +91,19 @@ def resized_crops(
         ]
     arrays = [np.asarray(part) for part in parts]
     return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+
+
+def five_corners(full: Size, crop: Size, center: Size) -> list[Size]:
+    """Top and left of the crops at the four corners of an image, and the central one.
+
+    Top left, top right, bottom left, bottom right, centre.
+    """
+    top, left = center
+    # Along a side no longer than the crop, all crops have the same position.
+    bottom, right = full[0] - crop[0], full[1] - crop[1]
+    tops = (0, bottom) if bottom > 0 else (top, top)
+    lefts = (0, right) if right > 0 else (left, left)
+    return [*((y, x) for y in tops for x in lefts), center]
 
 
 def _resized_crop(
@@ -230,3 +248,110 @@ def _blend(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarr
     start = first.astype(np.float32)
     blended: np.ndarray = start + (second.astype(np.float32) - start) * share
     return blended
+
+
+# -- the resize as matrices, for a GPU -----------------------------------------
+
+
+class Coefficients(NamedTuple):
+    """What resizes an image along a side: `matrix` times the pixels from `start` on.
+
+    `matrix` is read-only and of shape (n_resized, n_pixels).
+    """
+
+    matrix: np.ndarray
+    start: int
+
+
+@lru_cache(maxsize=8)
+def coefficients(
+    length: int,
+    resized: int,
+    first: int,
+    count: int,
+    interpolation: str,
+    box: tuple[int, int] | None = None,
+    mirrored: bool = False,
+) -> Coefficients | None:
+    """Pillow's coefficients for a part of the resized pixels along a side.
+
+    They sum to one in each row. Pillow rounds them to 22 bits, and each pass to whole
+    levels.
+
+    Parameters
+    ----------
+    length, resized : int
+        Pixels before and after the resize.
+    first, count : int
+        The part of the resized pixels.
+    interpolation : str
+        A key of `INTERPOLATIONS`.
+    box : (int, int) or None
+        Start and end of what is resized; the whole side by default. The filter sees
+        the pixels around it too.
+    mirrored : bool
+        Whether the pixels before the resize come in reverse order.
+
+    Returns
+    -------
+    Coefficients or None
+        None if the interpolation has none ("nearest"), or they take too much memory.
+    """
+    if interpolation not in _FILTERS:
+        return None
+    weight, radius = _FILTERS[interpolation]
+    start, end = box or (0, length)
+    factor = (end - start) / resized
+    stretch = max(factor, 1.0)
+    center = start + (np.arange(first, first + count) + 0.5) * factor
+    low = np.maximum(np.floor(center - radius * stretch + 0.5), 0).astype(np.intp)
+    high = np.minimum(np.floor(center + radius * stretch + 0.5), length).astype(np.intp)
+    begin, size = int(low.min()), int(high.max() - low.min())
+    if count * size > _MAX_COEFFICIENTS:
+        return None
+    taps = low[:, None] + np.arange(int((high - low).max()))
+    weights = weight((taps - center[:, None] + 0.5) / stretch)
+    weights *= taps < high[:, None]
+    weights /= weights.sum(axis=1, keepdims=True)
+    matrix = np.zeros((count, size), np.float32)
+    inside = taps < high[:, None]
+    rows = np.broadcast_to(np.arange(count)[:, None], taps.shape)
+    matrix[rows[inside], taps[inside] - begin] = weights[inside]
+    if mirrored:
+        begin = length - begin - size
+        matrix = np.ascontiguousarray(matrix[:, ::-1])
+    matrix.flags.writeable = False
+    return Coefficients(matrix, begin)
+
+
+def _box(x: np.ndarray) -> np.ndarray:
+    return ((x > -0.5) & (x <= 0.5)).astype(np.float64)
+
+
+def _bilinear(x: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(x) < 1, 1 - np.abs(x), 0)
+
+
+def _hamming(x: np.ndarray) -> np.ndarray:
+    window = 0.54 + 0.46 * np.cos(np.pi * x)
+    return np.where(np.abs(x) < 1, np.sinc(x) * window, 0)
+
+
+def _bicubic(x: np.ndarray) -> np.ndarray:
+    x = np.abs(x)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    return np.where((x >= -3) & (x < 3), np.sinc(x) * np.sinc(x / 3), 0)
+
+
+# Weight at a distance in pixels, and radius.
+_FILTERS = {
+    "box": (_box, 0.5),
+    "bilinear": (_bilinear, 1.0),
+    "hamming": (_hamming, 1.0),
+    "bicubic": (_bicubic, 2.0),
+    "lanczos": (_lanczos, 3.0),
+}
