@@ -20,9 +20,10 @@ class Net:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
-    def weight(self, *shape: int, name: str | None = None) -> str:
+    def weight(self, *shape: int, name: str | None = None, gain: float = 1) -> str:
         fan_in = max(1, int(np.prod(shape[1:]))) if len(shape) > 1 else 1
-        value = self.rng.normal(0, np.sqrt(2 / fan_in), shape).astype(np.float32)
+        deviation = gain * np.sqrt(2 / fan_in)
+        value = self.rng.normal(0, deviation, shape).astype(np.float32)
         return self.constant(value, name)
 
     def constant(self, value: np.ndarray, name: str | None = None) -> str:
@@ -36,9 +37,10 @@ class Net:
         return out
 
     def conv(self, x: str, c_in: int, c_out: int, kernel: int = 3, **attrs) -> str:
+        """Convolution; `gain` multiplies its kernel."""
         pad = kernel // 2
-        out = attrs.pop("out", None)
-        kernel_name = self.weight(c_out, c_in, kernel, kernel)
+        out, gain = attrs.pop("out", None), attrs.pop("gain", 1)
+        kernel_name = self.weight(c_out, c_in, kernel, kernel, gain=gain)
         bias = self.weight(c_out)
         attrs |= {"pads": [pad] * 4, "kernel_shape": [kernel] * 2}
         return self.op("Conv", x, kernel_name, bias, out=out, **attrs)

@@ -1,4 +1,4 @@
-"""ResNet-50, VGG-16 and ViT-S/16 as ONNX files, with random weights.
+"""ResNet-50, VGG-16, ViT-S/16 and ViT-B/16 as ONNX files, with random weights.
 
 python -m tests.benchmarks.networks FOLDER
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,23 +29,23 @@ IMAGENET = Preprocessing(
 )
 
 
-def resnet50() -> onnx.ModelProto:
-    """Bottleneck blocks 3, 4, 6, 3 (He et al., 2016, arXiv:1512.03385)."""
+def resnet(*stages: int) -> onnx.ModelProto:
+    """So many bottleneck blocks in each stage (arXiv:1512.03385)."""
     net = networks.Net()
     x = net.op("Relu", net.conv("data", 3, 64, 7, strides=[2, 2]))
     x = net.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     width = 64
-    for stage, blocks in enumerate([3, 4, 6, 3]):
+    for stage, blocks in enumerate(stages):
         inner, outer = 64 << stage, 256 << stage
         for block in range(blocks):
             stride = 2 if stage > 0 and block == 0 else 1
             y = net.op("Relu", net.conv(x, width, inner, 1))
             y = net.op("Relu", net.conv(y, inner, inner, 3, strides=[stride] * 2))
-            y = net.conv(y, inner, outer, 1)
+            # The variance grows at each of 16 sums; float16 has to have room for it.
+            y = net.conv(y, inner, outer, 1, gain=0.5)
             short = x
             if block == 0:
-                short = net.conv(x, width, outer, 1, strides=[stride] * 2)
-            # The variance doubles at each of 16 sums, which float32 has room for.
+                short = net.conv(x, width, outer, 1, strides=[stride] * 2, gain=0.5)
             x = net.op("Relu", net.op("Add", y, short))
             width = outer
     x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
@@ -66,9 +67,9 @@ def vgg16() -> onnx.ModelProto:
     return net.model(net.dense(x, 4096, 1000), shape=(3, 224, 224))
 
 
-def vit_s16() -> onnx.ModelProto:
-    """12 blocks of width 384 with 6 heads (arXiv:2010.11929, arXiv:2012.12877)."""
-    net, width, heads, tokens = networks.Net(), 384, 6, 197
+def vit(width: int, heads: int, depth: int = 12) -> onnx.ModelProto:
+    """Transformer blocks over 16x16 patches (arXiv:2010.11929, arXiv:2012.12877)."""
+    net, tokens = networks.Net(), 197
 
     def ints(*values: int) -> str:
         return net.constant(np.array(values, np.int64))
@@ -113,7 +114,7 @@ def vit_s16() -> onnx.ModelProto:
     token = net.op("Expand", net.weight(1, 1, width), shape)
     x = net.op("Concat", token, patches, axis=1)
     x = net.op("Add", x, net.weight(1, tokens, width))
-    for _ in range(12):
+    for _ in range(depth):
         x = net.op("Add", x, attention(normed(x)))
         inner = gelu(net.linear(normed(x), width, 4 * width))
         x = net.op("Add", x, net.linear(inner, 4 * width, width))
@@ -122,9 +123,10 @@ def vit_s16() -> onnx.ModelProto:
 
 
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
-    "resnet50": resnet50,
+    "resnet50": partial(resnet, 3, 4, 6, 3),
     "vgg16": vgg16,
-    "vit_s16": vit_s16,
+    "vit_s16": partial(vit, 384, 6),
+    "vit_b16": partial(vit, 768, 12),
 }
 
 
