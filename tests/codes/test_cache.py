@@ -372,9 +372,9 @@ def test_a_file_that_changes_between_look_up_and_decoding(
     photographs: list[np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from sk_cnncodes.codes import workers
+    from sk_cnncodes.codes import preparation
 
-    read = workers.read_content
+    read = preparation.read_content
     cache = CodeCache()
     old = own_files[2].read_bytes()
     X = [*own_files, own_files[2], old]
@@ -384,7 +384,7 @@ def test_a_file_that_changes_between_look_up_and_decoding(
             Image.fromarray(photographs[7][:40, :40]).save(own_files[2])
         return read(image, index)
 
-    monkeypatch.setattr(workers, "read_content", late_change)
+    monkeypatch.setattr(preparation, "read_content", late_change)
     codes = CNNCodeTransformer(net, cache=cache, n_jobs=1).transform(X)
     monkeypatch.undo()
     fresh = CNNCodeTransformer(net, cache=None).transform(X)
