@@ -59,16 +59,20 @@ def gpu_jpeg(context: Context) -> None:
     except ImportError as error:
         context.record("not there", why=str(error))
         return
+    if not context.gpu:
+        context.record("not there", why="no GPU")
+        return
     for kind, step in (("4000x3000", 64), ("500x375", 1024)):
         found = context.files(kind)
         images = list(islice(cycle(found), 64))
         expected = context.transformer("mobilenet_v2", decoder="pillow")
         codes = context.transformer("mobilenet_v2", decoder="gpu").transform(images)
-        values = compared(codes, expected.transform(images), 1e-2)
+        # The GPU decodes at full size, Pillow at an eighth of it or more.
+        values = compared(codes, expected.transform(images), 0.1)
         context.record(f"{kind}, codes of the two decoders", **values)
         # One after the other and again: the machine may change meanwhile.
         for turn in (1, 2):
-            for decoder in ("pillow", "gpu", "auto"):
+            for decoder in ("pillow", "gpu"):
                 transformer = context.transformer(
                     "resnet50",
                     precision=context.precision("float16"),
