@@ -2,7 +2,8 @@
 
 Python runs one thread at a time between the steps of a decoder. From about eight
 threads on, that bounds the images a second, and a GPU waits. `DecodeProcess` is a
-process that prepares images for one thread, which waits for it.
+process that prepares images for one thread, which waits for it; all of them are forked
+from one that has imported what they need.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import mmap
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -18,8 +20,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -44,7 +47,7 @@ _CHUNK_SIZE, _CHUNK_BYTES = 8, 2**24
 _SENT = (str, np.str_, bytes, PosixPath)
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from sk_cnncodes.codes.preparation import serve; serve(int(sys.argv[2]))"
+    "from sk_cnncodes.codes.preparation import serve; serve(json.loads(sys.argv[2]))"
 )
 
 
@@ -146,59 +149,97 @@ class Preparation:
         return Outcome(index, digest, changed), pixels
 
 
-class DecodeProcess:
-    """A process that prepares images for the thread that calls it.
+class DecodeProcesses:
+    """Processes that prepare images, all forked from one.
 
-    Pixels come through memory that both share, everything else through pipes. It ends
-    when its input is closed, also if this process is killed. Nothing depends on it:
-    until it has started, after it died, and for whatever it cannot prepare, `prepare`
-    returns None.
+    They end when their pipes are closed, also if this process is killed.
 
     Parameters
     ----------
     preparation : Preparation
+    count : int
+
+    Attributes
+    ----------
+    members : list of DecodeProcess
     """
 
-    def __init__(self, preparation: Preparation) -> None:
-        self._shape = (preparation.chunk_size, *preparation.shape)
-        size = int(np.prod(self._shape))
-        number = os.memfd_create("sk_cnncodes-pixels")
+    def __init__(self, preparation: Preparation, count: int) -> None:
+        self.members: list[DecodeProcess] = []
+        ends: list[list[int]] = []
         try:
-            os.ftruncate(number, size)
-            self._memory = mmap.mmap(number, size)
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-c", _PROGRAM),
-                    *(json.dumps(sys.path), str(number)),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=(number,),
-                start_new_session=True,  # Ctrl-C is for this process only
-            )
-        finally:
-            os.close(number)
-        self._pixels = np.frombuffer(self._memory, np.uint8).reshape(self._shape)
-        self._is_ready = threading.Event()
-        self._is_dead = False
-        state = (preparation, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
-        self._send(state)
-        # Only this thread waits for the start.
+            try:
+                for _ in range(count):
+                    ends.append([])
+                    self.members.append(DecodeProcess(preparation, ends[-1]))
+                self._process = _start(ends)
+            finally:
+                for number in chain.from_iterable(ends):
+                    os.close(number)
+        except BaseException:
+            for member in self.members:
+                member.close()
+            raise
         self._greeter = threading.Thread(target=self._greet, daemon=True)
         self._greeter.start()
 
     def _greet(self) -> None:
-        if self._receive() is not None:
-            self._is_ready.set()
+        """Wait until the processes have started."""
+        for member in self.members:
+            if member.receive() is not None:
+                member.is_ready.set()
+
+    def close(self) -> None:
+        """End the processes at once: they hold nothing that is needed."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._greeter.join()
+        for member in self.members:
+            member.close()
+
+
+class DecodeProcess:
+    """A process that prepares images for the thread that calls it.
+
+    Pixels come through memory that both share, everything else through pipes. Nothing
+    depends on it: until it has started, after it died, and for whatever it cannot
+    prepare, `prepare` returns None.
+
+    Parameters
+    ----------
+    preparation : Preparation
+    ends : list of int
+        Receives the file descriptors for the process: memory, requests and answers.
+    """
+
+    def __init__(self, preparation: Preparation, ends: list[int]) -> None:
+        self._shape = (preparation.chunk_size, *preparation.shape)
+        size = int(np.prod(self._shape))
+        ends.append(os.memfd_create("sk_cnncodes-pixels"))
+        os.ftruncate(ends[0], size)
+        memory = np.frombuffer(mmap.mmap(ends[0], size), np.uint8)
+        self._pixels = memory.reshape(self._shape)
+        theirs, ours = os.pipe()
+        ends.append(theirs)
+        self._requests = os.fdopen(ours, "wb")
+        ours, theirs = os.pipe()
+        ends.append(theirs)
+        self._answers = os.fdopen(ours, "rb")
+        self.is_ready = threading.Event()
+        self._is_dead = False
+        self._send(
+            (preparation, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
+        )
 
     def prepare(self, tasks: Sequence[Task]) -> list[Prepared] | None:
         """Prepare some images; None if this process cannot."""
-        if self._is_dead or not self._is_ready.is_set():
+        if self._is_dead or not self.is_ready.is_set():
             return None
         if not all(type(image) in _SENT for _, image, _ in tasks):
             return None
         self._send(tasks)
-        answer = self._receive()
+        answer = self.receive()
         if answer is None:
             return None
         outcomes, caught = answer
@@ -210,17 +251,16 @@ class DecodeProcess:
         ]
 
     def _send(self, message: Any) -> None:
-        assert self._process.stdin is not None
         try:
-            pickle.dump(message, self._process.stdin, pickle.HIGHEST_PROTOCOL)
-            self._process.stdin.flush()
+            pickle.dump(message, self._requests, pickle.HIGHEST_PROTOCOL)
+            self._requests.flush()
         except OSError:
             self._is_dead = True
 
-    def _receive(self) -> Any:
-        assert self._process.stdout is not None
+    def receive(self) -> Any:
+        """The next answer; None if there is none."""
         try:
-            return pickle.load(self._process.stdout)
+            return pickle.load(self._answers)
         except (EOFError, OSError, pickle.UnpicklingError):
             if not self._is_dead:
                 logger.debug("a decoding process ended: threads decode its images")
@@ -228,47 +268,72 @@ class DecodeProcess:
             return None
 
     def close(self) -> None:
-        """End the process at once: it holds nothing that is needed."""
+        """Close the pipes, when the process has ended."""
         self._is_dead = True
-        self._process.kill()
-        self._process.wait()
-        self._greeter.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
+        with suppress(OSError):
+            self._answers.read()  # until it has
+        for pipe in (self._requests, self._answers):
             with suppress(OSError):  # a broken pipe has data left
                 pipe.close()
 
 
+def _start(ends: list[list[int]]) -> subprocess.Popen[bytes]:
+    """Start the process that the others are forked from."""
+    arguments = (json.dumps(sys.path), json.dumps(ends))
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _PROGRAM, *arguments],
+        # Threads of OpenBLAS would be lost in the forks.
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=list(chain.from_iterable(ends)),
+        start_new_session=True,  # Ctrl-C is for the starting process only
+    )
+
+
 def can_start_processes() -> bool:
-    """Whether this system has what `DecodeProcess` needs."""
+    """Whether this system has what `DecodeProcesses` needs."""
     return hasattr(os, "memfd_create") and bool(sys.executable)
 
 
-def serve(number: int) -> None:
-    """Prepare images for the process at the other end of the standard streams.
+def serve(ends: list[list[int]]) -> None:
+    """Fork a process for each list of file descriptors, and wait for all."""
+    import sk_cnncodes.images.formats  # noqa: F401 - what decoding imports late
 
-    Parameters
-    ----------
-    number : int
-        File descriptor of the shared memory.
-    """
-    requests, answers = os.fdopen(0, "rb"), _private_output()
-    preparation, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = pickle.load(
-        requests
-    )
-    shape = (preparation.chunk_size, *preparation.shape)
-    memory = np.frombuffer(mmap.mmap(number, int(np.prod(shape))), np.uint8)
-    pixels = memory.reshape(shape)
-    _answer(answers, True)
-    while True:
-        try:
-            tasks = pickle.load(requests)
-        except (EOFError, OSError):
-            return
-        _answer(answers, _serve_once(preparation, tasks, pixels))
+    Image.preinit()
+    first, *others = ends
+    for end in others:
+        if os.fork() == 0:
+            first = end
+            others = []
+            break
+    for number in chain.from_iterable(ends):
+        if number not in first:
+            os.close(number)
+    _serve_one(*first)
+    for _ in others:
+        os.wait()
 
 
-def _serve_once(
+def _serve_one(memory: int, requests: int, answers: int) -> None:
+    """Prepare images for the thread at the other end of the pipes."""
+    with os.fdopen(requests, "rb") as source, os.fdopen(answers, "wb") as target:
+        state = pickle.load(source)
+        preparation, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = state
+        shape = (preparation.chunk_size, *preparation.shape)
+        shared = np.frombuffer(mmap.mmap(memory, int(np.prod(shape))), np.uint8)
+        answer: Any = True
+        while True:
+            try:
+                pickle.dump(answer, target, pickle.HIGHEST_PROTOCOL)
+                target.flush()
+                tasks = pickle.load(source)
+            except (EOFError, OSError):
+                return
+            answer = _prepare_all(preparation, tasks, shared.reshape(shape))
+
+
+def _prepare_all(
     preparation: Preparation, tasks: Sequence[Task], pixels: np.ndarray
 ) -> Any:
     """Outcomes and warnings; None if there was an error other than a bad image.
@@ -287,15 +352,3 @@ def _serve_once(
                 pixels[row] = views
             outcomes.append(outcome)
     return outcomes, [(str(entry.message), entry.category) for entry in caught]
-
-
-def _private_output() -> BinaryIO:
-    """The standard output for answers; what libraries print goes to the errors."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return answers
-
-
-def _answer(answers: BinaryIO, message: Any) -> None:
-    pickle.dump(message, answers, pickle.HIGHEST_PROTOCOL)
-    answers.flush()

@@ -18,6 +18,7 @@ from sk_cnncodes.codes.digests import Digest
 from sk_cnncodes.codes.elements import Elements
 from sk_cnncodes.codes.preparation import (
     DecodeProcess,
+    DecodeProcesses,
     Outcome,
     Preparation,
     Prepared,
@@ -112,7 +113,7 @@ class Workers:
         )
         self._views = spec.views
         self._stop_at_fault = stop_at_fault
-        self._started: list[DecodeProcess] = []
+        self._started: DecodeProcesses | None = None
         self._processes: ResourcePool[DecodeProcess] | None = None
         self._workers = OrderedThreadPool(self.n_threads, "sk_cnncodes-worker")
         self._runners: OrderedThreadPool | None = None
@@ -132,8 +133,8 @@ class Workers:
         for threads in (self._workers, self._runners):
             if threads is not None:
                 threads.__exit__(kind, error, trace)
-        for process in self._started:
-            process.close()
+        if self._started is not None:
+            self._started.close()
 
     def map(
         self, function: Callable[[Any], Any], items: Iterable[Any]
@@ -178,7 +179,7 @@ class Workers:
         elements = self._elements
         many = elements.is_stream or elements.count >= _MIN_IMAGES
         if (
-            self._started
+            self._started is not None
             or session.on_cpu
             or self._preparation.on_gpu is not None  # which belongs to this process
             or not (many and self.n_threads >= _MIN_THREADS)
@@ -186,12 +187,11 @@ class Workers:
         ):
             return
         try:
-            for _ in range(self.n_threads):
-                self._started.append(DecodeProcess(self._preparation))
+            self._started = DecodeProcesses(self._preparation, self.n_threads)
         except OSError as error:
             logger.debug("threads decode: processes cannot be started (%s)", error)
             return
-        self._processes = ResourcePool(self._started)
+        self._processes = ResourcePool(self._started.members)
 
     def run_now(self, items: Iterable[tuple[int, Key]], session: Session) -> Batch:
         """Decode and run images as one batch in the calling thread."""

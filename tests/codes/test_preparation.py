@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from sk_cnncodes.codes.digests import content_digest
 from sk_cnncodes.codes.elements import Elements
 from sk_cnncodes.codes.preparation import (
     DecodeProcess,
+    DecodeProcesses,
     Preparation,
     Prepared,
     Task,
@@ -35,10 +39,35 @@ pytestmark = pytest.mark.skipif(
 SMALL = Preprocessing(crop_size=(24, 32), resize_size=40, scale=1 / 255)
 
 
-def ready_process(preparation: Preparation) -> DecodeProcess:
-    process = DecodeProcess(preparation)
-    assert process._is_ready.wait(60)
-    return process
+@contextmanager
+def two_processes(how: Preparation) -> Iterator[list[DecodeProcess]]:
+    processes = DecodeProcesses(how, 2)
+    try:
+        for member in processes.members:
+            assert member.is_ready.wait(60)
+        yield processes.members
+    finally:
+        processes.close()
+    assert all_end(processes)
+
+
+def all_end(processes: Any) -> bool:
+    """Whether no process of a group is left; one that was killed takes a moment."""
+    deadline = time.monotonic() + 60
+    while children(processes) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not children(processes)
+
+
+def children(processes: Any) -> list[int]:
+    """The processes of a group that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == processes._process.pid and fields[0] != "Z":
+                found.append(int(path.parent.name))
+    return found
 
 
 def same(found: list[Prepared] | None, tasks: list[Task], how: Preparation) -> None:
@@ -75,49 +104,50 @@ def test_a_process_prepares_what_a_thread_does(
         (5, str(large), None),
         (6, np.str_(photograph_files[2]), None),
     ]
-    process = ready_process(how)
-    try:
-        for _ in range(2):  # the memory is used again
-            same(process.prepare(tasks), tasks, how)
+    with two_processes(how) as members:
+        for member in [*members, *members]:  # the memory is used again
+            same(member.prepare(tasks), tasks, how)
         array = np.zeros((50, 50, 3), np.uint8)
-        assert process.prepare([(7, array, None)]) is None
-    finally:
-        process.close()
-    assert process._process.returncode is not None
+        assert members[0].prepare([(7, array, None)]) is None
 
 
 def test_warnings_of_a_process_are_given(tmp_path: Path) -> None:
     how = Preparation(SMALL, "center", None)
     dark = tmp_path / "dark.png"
     Image.fromarray(np.full((8, 8), 900, np.uint16)).save(dark)
-    process = ready_process(how)
-    try:
-        with pytest.warns(UserWarning, match="below 4096"):
-            process.prepare([(0, str(dark), None)])
-    finally:
-        process.close()
+    with (
+        two_processes(how) as members,
+        pytest.warns(UserWarning, match="below 4096"),
+    ):
+        members[1].prepare([(0, str(dark), None)])
 
 
 def test_a_killed_process_prepares_nothing_more(photograph_files: list[Path]) -> None:
     how = Preparation(SMALL, "center", None)
-    process = ready_process(how)
+    processes = DecodeProcesses(how, 2)
     try:
-        os.kill(process._process.pid, signal.SIGKILL)
-        process._process.wait()
-        for _ in range(2):
-            assert process.prepare([(0, photograph_files[0], None)]) is None
+        assert processes.members[1].is_ready.wait(60)
+        first = processes._process.pid
+        while len(forked := set(children(processes)) - {first}) < 1:
+            time.sleep(0.01)
+        os.kill(forked.pop(), signal.SIGKILL)
+        tasks: list[Task] = [(0, photograph_files[0], None)]
+        while processes.members[1].prepare(tasks) is not None:
+            time.sleep(0.01)
+        assert processes.members[1].prepare(tasks) is None
+        same(processes.members[0].prepare(tasks), tasks, how)
     finally:
-        process.close()
+        processes.close()
 
 
 def test_a_process_that_is_not_ready_makes_nobody_wait(
     photograph_files: list[Path],
 ) -> None:
-    process = DecodeProcess(Preparation(SMALL, "center", None))
+    processes = DecodeProcesses(Preparation(SMALL, "center", None), 2)
     try:
-        assert process.prepare([(0, photograph_files[0], None)]) is None
+        assert processes.members[0].prepare([(0, photograph_files[0], None)]) is None
     finally:
-        process.close()
+        processes.close()
 
 
 class GpuStandIn:
@@ -146,10 +176,11 @@ def run(spec: CodeSpec, images: list[Any], *, stop_at_fault: bool) -> Any:
             if faults and stop_at_fault:
                 break
             codes += batch.outputs
-            for process in workers._started:
-                process._is_ready.wait(60)
-        started = [process._process for process in workers._started]
-    return rows, np.concatenate(codes), faults, started
+            if workers._started is not None:
+                workers._started.members[-1].is_ready.wait(60)
+    started = workers._started
+    ended = None if started is None else all_end(started)
+    return rows, np.concatenate(codes), faults, ended
 
 
 def test_many_images_for_a_gpu(
@@ -160,14 +191,13 @@ def test_many_images_for_a_gpu(
     images[3], images[77] = b"no image", "gone.jpg"
     images[40] = np.asarray(Image.open(images[40]))
     expected = run(spec, images, stop_at_fault=False)
-    assert not expected[3]
+    assert expected[3] is None  # too few
     monkeypatch.setattr(workers_module, "_MIN_IMAGES", 100)
     found = run(spec, images, stop_at_fault=False)
     assert found[0] == expected[0]
     np.testing.assert_array_equal(found[1], expected[1])
     assert [str(fault) for fault in found[2]] == [str(fault) for fault in expected[2]]
-    assert len(found[3]) == 4
-    assert all(process.returncode is not None for process in found[3])
+    assert found[3]
 
 
 def test_the_first_fault_ends_all(
@@ -176,10 +206,10 @@ def test_the_first_fault_ends_all(
     monkeypatch.setattr(workers_module, "_MIN_IMAGES", 100)
     images: list[Any] = [str(path) for path in photograph_files] * 30
     images[50] = images[51] = b"no image"
-    _, _, faults, started = run(spec, images, stop_at_fault=True)
+    _, _, faults, ended = run(spec, images, stop_at_fault=True)
     assert faults[0].index == 50
     assert isinstance(faults[0], ImageError)
-    assert all(process.returncode is not None for process in started)
+    assert ended
 
 
 def test_processes_that_cannot_be_started(
@@ -191,32 +221,27 @@ def test_processes_that_cannot_be_started(
     def no_memory(*_: Any) -> None:
         raise OSError("Cannot allocate memory")
 
-    monkeypatch.setattr(workers_module, "DecodeProcess", no_memory)
+    monkeypatch.setattr(workers_module, "DecodeProcesses", no_memory)
     rows, _, faults, _ = run(spec, images, stop_at_fault=True)
     assert rows == list(range(16))
     assert not faults
 
 
-def test_a_killed_parent_leaves_no_process(photograph_files: list[Path]) -> None:
+def test_a_killed_parent_leaves_no_process() -> None:
     program = (
-        "import sys, time; from sk_cnncodes import Preprocessing; "
-        "from sk_cnncodes.codes.preparation import DecodeProcess, Preparation; "
+        "import time; from sk_cnncodes import Preprocessing; "
+        "from sk_cnncodes.codes.preparation import DecodeProcesses, Preparation; "
         "how = Preparation(Preprocessing(crop_size=(8, 8)), 'center', None); "
-        "started = [DecodeProcess(how) for _ in range(2)]; "
-        "print(*(p._process.pid for p in started), flush=True); time.sleep(60)"
+        "started = DecodeProcesses(how, 3); started.members[-1].is_ready.wait(60); "
+        "print(started._process.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
-    numbers = [int(word) for word in parent.stdout.readline().split()]
+    group = SimpleNamespace(_process=SimpleNamespace(pid=int(parent.stdout.readline())))
+    assert len(children(group)) == 3
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{number}/cmdline").exists() for number in numbers):
-        still = [Path(f"/proc/{n}/stat").read_text().split()[2] for n in numbers]
-        if set(still) == {"Z"}:  # ended, and not collected by the first process
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert all_end(group)
