@@ -2,8 +2,8 @@
 
 skl2onnx converts most classifiers. A few are written here because its results differ
 from scikit-learn: linear discriminant analysis (probabilities of two classes), SGD
-(labels where probabilities are saturated), one-vs-rest without probabilities, and
-calibration by isotonic regression or temperature.
+(labels where probabilities are saturated), one-vs-rest without probabilities, nearest
+neighbours, and calibration by isotonic regression or temperature.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import SGDClassifier
 from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 
 from sk_cnncodes.base.exceptions import ExportError
@@ -27,6 +28,7 @@ from sk_cnncodes.export.conversion import (
     used_steps,
 )
 from sk_cnncodes.export.head_graph import HeadGraph
+from sk_cnncodes.export.neighbours import neighbour_probabilities
 
 # Added to probabilities before their logarithm, as scikit-learn's calibration does.
 _LOG_FLOOR = 1e-12
@@ -82,6 +84,8 @@ def probabilities(graph: HeadGraph, estimator: Any, x: str, rows: np.ndarray) ->
         return None, _normalized(
             graph, graph.node("Concat", *columns, axis=1), n_classes
         )
+    if isinstance(estimator, KNeighborsClassifier):
+        return None, neighbour_probabilities(graph, estimator, x, rows)
     if isinstance(estimator, CalibratedClassifierCV):
         parts = [
             _calibrated(graph, each, x, rows)

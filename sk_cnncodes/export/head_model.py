@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import is_classifier, is_regressor
+from sklearn.neighbors import KNeighborsRegressor
 
 from sk_cnncodes.base.exceptions import ExportError
 from sk_cnncodes.export.classifier_scores import decision, probabilities
@@ -22,6 +23,7 @@ from sk_cnncodes.export.conversion import (
     transformed,
 )
 from sk_cnncodes.export.head_graph import INPUT, HeadGraph, Output
+from sk_cnncodes.export.neighbours import neighbour_values
 
 if TYPE_CHECKING:
     import onnx
@@ -73,7 +75,10 @@ def _predictions(
     import onnx
 
     if is_regressor(estimator):
-        (values,) = graph.model(converted(estimator, rows, graph.opset), tensor)
+        if isinstance(estimator, KNeighborsRegressor):
+            values = neighbour_values(graph, estimator, tensor, rows)
+        else:
+            (values,) = graph.model(converted(estimator, rows, graph.opset), tensor)
         n_targets = as_matrix(estimator.predict(rows[:1])).shape[1]
         values = graph.node("Reshape", values, graph.constant([-1, n_targets], "i8"))
         return {"values": (values, onnx.TensorProto.FLOAT, ["N", n_targets])}

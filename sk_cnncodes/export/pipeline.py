@@ -100,6 +100,11 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     The steps are converted by skl2onnx to float32; labels of images on the boundary
     between two classes can differ from scikit-learn's, which computes in float64.
 
+    Nearest neighbours keep the training codes in the file, 4 bytes a value and less
+    than 2 GB in all. N images and n training codes need 4 N n bytes while they are
+    compared, and 4 N (k + 16) values of a code for the k nearest. Codes that differ by
+    rounding alone count as equal, at distance 0.
+
     Examples
     --------
     >>> import numpy as np

@@ -46,12 +46,22 @@ class GraphBuilder:
         self, op_type: str, *inputs: str, output: str | None = None, **attributes: Any
     ) -> str:
         """Add a node with one output and return the name of the output."""
+        output = output or self.new_name()
+        self.node_of_outputs(op_type, inputs, [output], **attributes)
+        return output
+
+    def node_of_outputs(
+        self,
+        op_type: str,
+        inputs: Iterable[str],
+        outputs: Iterable[str],
+        **attributes: Any,
+    ) -> None:
+        """Add a node with named outputs."""
         import onnx
 
-        output = output or self.new_name()
-        node = onnx.helper.make_node(op_type, list(inputs), [output], **attributes)
+        node = onnx.helper.make_node(op_type, [*inputs], [*outputs], **attributes)
         self.nodes.append(node)
-        return output
 
 
 def merge_opsets(

@@ -35,6 +35,10 @@ HEADS: dict[str, list[Any]] = {
     "linear svm": [StandardScaler(), LinearSVC(C=0.001)],
     "svc": [StandardScaler(), PCA(64, random_state=0), SVC()],
     "neighbours": [Normalizer(), KNeighborsClassifier(5)],
+    "neighbours by distance": [
+        Normalizer(),
+        KNeighborsClassifier(5, weights="distance"),
+    ],
     "ridge": [StandardScaler(), RidgeClassifier(alpha=100)],
     "lda": [
         StandardScaler(),
