@@ -298,8 +298,6 @@ def can_start_processes() -> bool:
 
 def serve(ends: list[list[int]]) -> None:
     """Fork a process for each list of file descriptors, and wait for all."""
-    import sk_cnncodes.images.formats  # noqa: F401 - what decoding imports late
-
     Image.preinit()
     first, *others = ends
     for end in others:

@@ -34,7 +34,9 @@ Key = Digest | ImageError | None
 T = TypeVar("T")
 # Images and threads from which on processes decode for a GPU. Threads keep up with
 # fewer cores, and the processes start within the time of some hundred images.
-_MIN_IMAGES, _MIN_THREADS = 1024, 4
+_MIN_IMAGES, _MIN_THREADS = 256, 4
+# Threads for each core while a GPU decodes: they wait for it most of the time.
+_WAITING_THREADS = 2
 
 
 class Session(Protocol):
@@ -101,6 +103,8 @@ class Workers:
         max_pixels: int | None = MAX_PIXELS,
         decoding_gpu: int | None = None,
     ) -> None:
+        if decoding_gpu is not None and n_threads > 1:
+            n_threads *= _WAITING_THREADS
         self.n_threads = n_threads
         if not elements.is_stream:
             self.n_threads = min(n_threads, elements.count)

@@ -87,16 +87,26 @@ def load_session(
     ort = import_onnxruntime()
     providers = providers or gpu_providers(model, device, "float32", None, "")
     reported = _load_nvidia_libraries(ort)
-    session = make_session(model, session_options(1), [*providers, CPU_PROVIDER])
-    if session.get_providers()[0] == providers[0][0]:
-        return session
+    # cuDNN's search for the fastest kernels is reported as a series of errors.
+    ort.set_default_logger_severity(4)
     name = "TensorRT" if device.tensorrt else "CUDA"
-    needed = "tensorrt" if device.tensorrt else "'sk-cnncodes[cuda]'"
-    reason = (
-        f"ONNX Runtime {ort.__version__} cannot use {name} on {device}"
-        f"{': ' + reported[0] if reported else ''}. Install the NVIDIA libraries that "
-        f"it needs: pip install {needed}"
-    )
+    try:
+        session = make_session(model, session_options(1), [*providers, CPU_PROVIDER])
+        if session.get_providers()[0] == providers[0][0]:
+            return session
+        needed = "tensorrt" if device.tensorrt else "'sk-cnncodes[cuda]'"
+        reason = (
+            f"ONNX Runtime {ort.__version__} cannot use {name} on {device}"
+            f"{': ' + reported[0] if reported else ''}. Install the NVIDIA libraries "
+            f"that it needs: pip install {needed}"
+        )
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (
+            f"{device}: too little of its memory is free to load the network. Expected "
+            "more free memory, or a smaller backbone"
+        )
     if device.required:
         raise DeviceError(f"{reason}, or use device='cpu'.")
     warnings.warn(f"{reason}. The CPU is used instead.", stacklevel=2)
@@ -118,6 +128,9 @@ def gpu_providers(
         # Other searches run for seconds for every new shape.
         "cudnn_conv_algo_search": "HEURISTIC",
     }
+    if precision == "float16":
+        # The layout of tensor cores; convolutions in float32 are slower in it.
+        cuda["prefer_nhwc"] = "1"
     if not device.tensorrt:
         return [(_CUDA, cuda)]
     Path(engine_cache).mkdir(parents=True, exist_ok=True)
@@ -197,12 +210,14 @@ def make_session(
     Raises
     ------
     RuntimeError
-        If the number of threads in the options cannot be started.
+        If the number of threads in the options cannot be started, or ONNX Runtime
+        fails.
     """
     _check_threads(options.intra_op_num_threads - 1)
     with fork_lock:
+        # Otherwise a session that fails on a GPU would go on with the CPU, unasked.
         return import_onnxruntime().InferenceSession(
-            model, options, providers=list(providers)
+            model, options, providers=list(providers), enable_fallback=0
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,11 @@ from sk_cnncodes.engines.onnxruntime import (
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# Batches in flight on a GPU: one is copied while another is computed, and a third is
-# gathered.
-_IN_FLIGHT = 3
+# Batches in flight on a GPU: one is copied while another is computed.
+_IN_FLIGHT = 2
+# Batches are padded to at most so many times their size, and new sizes up to so many
+# images are powers of two.
+_MAX_PADDING, _MAX_ROUNDED = 8, 32
 
 
 class CpuRunner:
@@ -57,8 +60,8 @@ class GpuRunner(CpuRunner):
     """A network on one GPU.
 
     Images are copied through pinned memory into a tensor that stays on the GPU while
-    another batch is computed. Batches are padded to the largest one so far or to a
-    power of two, so that the GPU sees few different shapes.
+    another batch is computed. Batches are padded to few sizes: for each new one cuDNN
+    chooses its kernels, which takes up to four seconds.
 
     Parameters
     ----------
@@ -81,28 +84,41 @@ class GpuRunner(CpuRunner):
     ) -> None:
         super().__init__(session, _IN_FLIGHT)
         self._fixed_batch = fixed_batch
-        self._largest = 1
+        self._sizes: set[int] = set()
+        # Runs at the same time are no faster, and take their memory each.
+        run_lock = threading.Lock()
         self._slots = ResourcePool(
-            _Slot(session, self._input.name, gpu, memory) for _ in range(_IN_FLIGHT)
+            _Slot(session, self._input.name, gpu, memory, run_lock)
+            for _ in range(_IN_FLIGHT)
         )
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """Codes of a batch, one array for each layer."""
         rows = len(images)
-        self._largest = max(self._largest, rows)
-        padded_rows = rows
-        if not self._fixed_batch:
-            padded_rows = min(1 << (rows - 1).bit_length(), self._largest)
+        padded_rows = rows if self._fixed_batch else self._padded_size(rows)
         outputs = self._slots.use(lambda slot: slot.run(images, padded_rows))
+        self._sizes.add(padded_rows)
         return [codes[:rows] for codes in outputs]
+
+    def _padded_size(self, rows: int) -> int:
+        """An earlier size that is not much larger; or a new one."""
+        power = 1 << (rows - 1).bit_length()
+        known = [size for size in self._sizes if rows <= size <= _MAX_PADDING * power]
+        return min(known, default=power if rows <= _MAX_ROUNDED else rows)
 
 
 class _Slot:
     """Buffers of one batch in flight."""
 
     def __init__(
-        self, session: ort.InferenceSession, name: str, gpu: int, memory: str
+        self,
+        session: ort.InferenceSession,
+        name: str,
+        gpu: int,
+        memory: str,
+        run_lock: threading.Lock,
     ) -> None:
+        self._run_lock = run_lock
         self._session = session
         self._name = name
         self._gpu = gpu
@@ -133,7 +149,8 @@ class _Slot:
         binding.bind_ortvalue_input(self._name, self._copy_to_device(staged))
         for output in self._session.get_outputs():
             binding.bind_output(output.name)
-        self._session.run_with_iobinding(binding)
+        with self._run_lock:
+            self._session.run_with_iobinding(binding)
         return list(binding.copy_outputs_to_cpu())
 
     def _copy_to_device(self, staged: np.ndarray) -> ort.OrtValue:

@@ -29,7 +29,7 @@ _BATCH_TOLERANCE = {
     "int8": 0.1,
 }
 _ENGINE_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-GPU_BATCH_SIZE = 64
+GPU_BATCH_SIZE = 128
 # On a CPU, most networks are fastest with one or two images per run, which stay in the
 # CPU caches. Large dense layers need more, so that their weights are read less often.
 _UNMEASURED_BATCH_SIZE = 2

@@ -73,9 +73,9 @@ def test_batches_are_padded_to_few_shapes(monkeypatch: pytest.MonkeyPatch) -> No
         return outputs
 
     monkeypatch.setattr(onnxruntime_runners._Slot, "run", recorded)
-    for count in (50, 50, 37, 20, 7, 1, 50):
+    for count in (2, 1, 50, 37, 7, 5, 50, 3, 60, 55, 1):
         assert len(runner.run(images(count))[0]) == count
-    assert sizes == [50, 50, 50, 32, 8, 1, 50]
+    assert sizes == [2, 2, 50, 50, 50, 50, 50, 4, 60, 60, 2]
     sizes.clear()
     fixed = gpu_runner(fixed_batch=True)
     fixed.run(images(5))
@@ -85,7 +85,7 @@ def test_batches_are_padded_to_few_shapes(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_threads_do_not_mix_up_batches() -> None:
     runner = gpu_runner()
-    assert runner.n_concurrent_runs == 3
+    assert runner.n_concurrent_runs == 2
 
     def work(seed: int) -> None:
         X = images(1 + seed % 9, seed)
@@ -115,11 +115,10 @@ def test_memory_is_pinned_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = gpu_runner()
     np.testing.assert_allclose(runner.run(images(3))[0], images(3).mean((1, 2)))
     assert calls[-1] == "cuMemHostRegister_v2"
-    for _ in range(2):  # in the other slots
-        runner.run(images(9))
+    runner.run(images(9))  # in the other slot
     assert calls.count("cuMemHostUnregister") == 0
     runner.run(images(9))  # in the first slot, which needs more memory
-    assert calls.count("cuMemHostRegister_v2") == 4
+    assert calls.count("cuMemHostRegister_v2") == 3
     assert calls.count("cuMemHostUnregister") == 1
     # If the driver refuses, codes are still correct.
     monkeypatch.setattr(

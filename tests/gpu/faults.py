@@ -52,11 +52,11 @@ def huge_batch(context: Context) -> None:
     """A batch that does not fit is halved, with one warning and right codes."""
     few = context.photographs(context.few(70, 5))
     expected = context.transformer("resnet50", device="cpu").transform(few)
-    images = context.photographs(context.few(6000, 20))
+    images = context.photographs(context.few(2500, 20))
     order = np.arange(len(images)) % 150 % len(few)
     images = [few[i] for i in order]
-    with memory_taken(context, 4000) as taken, GpuMeter() as meter:
-        transformer = context.transformer("resnet50", batch_size=context.few(4096, 16))
+    with memory_taken(context, 3000) as taken, GpuMeter() as meter:
+        transformer = context.transformer("resnet50", batch_size=context.few(1024, 16))
         start = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -69,7 +69,7 @@ def huge_batch(context: Context) -> None:
             context.gpu
         )
         context.record(
-            "batch of 4096 in 4 GB",
+            "batch of 1024 in 3 GB",
             **values,
             warnings=messages,
             other=len(caught) - len(messages),
