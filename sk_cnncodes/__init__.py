@@ -38,6 +38,7 @@ _MODULE_OF = {
     "PreprocessingError": "base.exceptions",
     "SavedModelError": "base.exceptions",
     "code_search": "heads.selection",
+    "code_union": "heads.grids",
     "download_backbone": "backbones.loading",
     "find_labelled_images": "images.folders",
     "layer_grid": "heads.grids",

@@ -61,7 +61,12 @@ from sk_cnncodes.export.loading import (
 from sk_cnncodes.export.onnx_classifier import OnnxClassifier as OnnxClassifier
 from sk_cnncodes.export.pipeline import to_onnx as to_onnx
 from sk_cnncodes.export.saving import save_model as save_model
-from sk_cnncodes.heads.grids import layer_grid as layer_grid
+from sk_cnncodes.heads.grids import (
+    code_union as code_union,
+)
+from sk_cnncodes.heads.grids import (
+    layer_grid as layer_grid,
+)
 from sk_cnncodes.heads.selection import (
     HEADS as HEADS,
 )
@@ -108,6 +113,7 @@ __all__ = [
     "PreprocessingError",
     "SavedModelError",
     "code_search",
+    "code_union",
     "download_backbone",
     "find_labelled_images",
     "layer_grid",

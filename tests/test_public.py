@@ -24,8 +24,8 @@ CALLABLES = [name for name in NAMES if callable(getattr(sk_cnncodes, name))]
 # What has an example in its docstring; exceptions and plain records have none.
 WITH_EXAMPLES = [
     *("CNNCodeTransformer", "CodeCache", "OnnxClassifier", "Preprocessing"),
-    *("code_search", "find_labelled_images", "layer_grid", "list_backbones"),
-    *("load_backbone", "load_model", "save_model", "to_onnx"),
+    *("code_search", "code_union", "find_labelled_images", "layer_grid"),
+    *("list_backbones", "load_backbone", "load_model", "save_model", "to_onnx"),
 ]
 
 
@@ -74,7 +74,10 @@ def test_a_public_name_is_documented(name: str) -> None:
         return
     if inspect.isfunction(thing):
         assert "Returns\n-------" in text
-        parameters = list(inspect.signature(thing).parameters)
+        parameters = [
+            "**" * (each.kind is each.VAR_KEYWORD) + each.name
+            for each in inspect.signature(thing).parameters.values()
+        ]
         assert not parameters or "Parameters\n----------" in text
         assert all(f"\n{each}" in text or f", {each}" in text for each in parameters)
     else:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sk_cnncodes.backbones.backbone import Backbone
-from sk_cnncodes.backbones.code_graph import CodeGraph, with_outputs
+from sk_cnncodes.backbones.code_graph import CodeGraph, Pooling, with_outputs
 from sk_cnncodes.backbones.spec import CODE_VERSION, CodeSpec
 from sk_cnncodes.engines.devices import CPU, usable_threads
 from sk_cnncodes.engines.session import CodeSession, open_session
@@ -22,10 +22,10 @@ class StoredBackbone:
 
     Attributes
     ----------
-    spec : CodeSpec
-        Of the codes of the transformer that it belongs to.
-    length : int
-        Length of these codes.
+    specs : tuple of CodeSpec
+        Of the codes of the transformer that it belongs to, one for each of its layers.
+    lengths : tuple of int
+        Lengths of these codes.
     graph : CodeGraph
     outputs : tuple of (str, str)
         Layer and pooling of each output of the graph.
@@ -33,20 +33,20 @@ class StoredBackbone:
         Of the graph.
     """
 
-    spec: CodeSpec
-    length: int
+    specs: tuple[CodeSpec, ...]
+    lengths: tuple[int, ...]
     graph: CodeGraph
     outputs: tuple[tuple[str, str], ...]
     sha256: str
     description = "stored backbone"
 
     def code_length(self, spec: CodeSpec) -> int:
-        """Length of the codes."""
-        return self.length
+        """Length of the codes of one of its specs."""
+        return self.lengths[[*map(_output, self.specs)].index(_output(spec))]
 
     def code_graphs(self, specs: list[CodeSpec]) -> Iterator[CodeGraph]:
         """Yield the stored graph, cut to the outputs of some specs."""
-        wanted = [self.outputs.index((spec.layer, spec.pooling)) for spec in specs]
+        wanted = [self.outputs.index(_output(spec)) for spec in specs]
         if wanted == list(range(len(self.outputs))):
             yield self.graph
         else:
@@ -55,8 +55,8 @@ class StoredBackbone:
 
 def store_graph(
     parameters: Mapping[str, Any],
-    spec: CodeSpec,
-    length: int,
+    specs: list[CodeSpec],
+    lengths: list[int],
     graph: CodeGraph,
     outputs: list[CodeSpec],
 ) -> dict[str, Any]:
@@ -66,21 +66,26 @@ def store_graph(
     ----------
     parameters : mapping
         Parameters that determine the codes, as plain values.
-    spec : CodeSpec
-    length : int
-        Length of a code.
+    specs : list of CodeSpec
+        Of the codes, one for each layer.
+    lengths : list of int
+        Lengths of these codes.
     graph : CodeGraph
     outputs : list of CodeSpec
         Of the outputs of the graph, without norm.
     """
-    values = asdict(spec)
-    if spec.decoder == "pillow":
+    values = asdict(specs[0])
+    if values["decoder"] == "pillow":
         del values["decoder"]  # for versions that do not know it
     stored = {
         "parameters": dict(parameters),
         "spec": values,
-        "outputs": [[output.layer, output.pooling] for output in outputs],
-        "code_length": length,
+        "parts": [
+            [*_output(spec), length]
+            for spec, length in zip(specs, lengths, strict=True)
+        ],
+        "outputs": [list(_output(output)) for output in outputs],
+        "code_length": sum(lengths),
         "batch_size": graph.batch_size,
         "sha256": hashlib.sha256(graph.model).hexdigest(),
     }
@@ -102,14 +107,19 @@ def stored_backbone(
         # Graphs normalised their codes once: these are not the codes without norm.
         values["version"] = f"{values['version']}, normalised by the graph"
     spec = CodeSpec(**values)
-    outputs = stored.get("outputs", [[spec.layer, spec.pooling]])
+    outputs = stored.get("outputs", [_output(spec)])
+    parts = stored.get("parts", [[*_output(spec), stored["code_length"]]])
     return StoredBackbone(
-        spec,
-        stored["code_length"],
+        tuple(replace(spec, layer=layer, pooling=how) for layer, how, _ in parts),
+        tuple(length for _, _, length in parts),
         CodeGraph(stored["model"], stored["batch_size"]),
         tuple((layer, pooling) for layer, pooling in outputs),
         stored["sha256"],
     )
+
+
+def _output(spec: CodeSpec) -> tuple[str, Pooling]:
+    return spec.layer, spec.pooling
 
 
 def is_intact(record: Mapping[str, Any]) -> bool:

@@ -49,7 +49,10 @@ def embed(
     ] = "cnncodes-mini",
     layer: Annotated[
         str,
-        typer.Option(help="-1: penultimate, -2: the one before, and so on; or a name."),
+        typer.Option(
+            help="-1: penultimate, -2: the one before, and so on; or a name; -1,-3: "
+            "the codes of both side by side."
+        ),
     ] = "-1",
     pooling: Annotated[
         str, typer.Option(help="auto, avg, max, gem, cls, mean or flatten.")

@@ -119,12 +119,15 @@ def note(message: str) -> None:
     typer.echo(message, err=True)
 
 
-def parse_layer(text: str) -> int | str:
-    """Parse a layer option: a negative number or a name."""
-    try:
-        return int(text)
-    except ValueError:
-        return text
+def parse_layer(text: str) -> int | str | list[int | str]:
+    """Parse a layer option: a negative number or a name; several with commas."""
+    layers: list[int | str] = []
+    for part in text.split(","):
+        try:
+            layers.append(int(part))
+        except ValueError:
+            layers.append(part)
+    return layers if len(layers) > 1 else layers[0]
 
 
 def check_output(

@@ -77,7 +77,7 @@ def similar(
         str | None,
         typer.Option(
             help="Layer of a backbone; -1: penultimate, -2: the one before, and so on; "
-            "or a name.  [default: -1]",
+            "or a name; -1,-3: both side by side.  [default: -1]",
             show_default=False,
         ),
     ] = None,

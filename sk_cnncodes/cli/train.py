@@ -80,8 +80,8 @@ def train(
     layer: Annotated[
         list[str],
         typer.Option(
-            help="-1: penultimate, -2: the one before, and so on; or a name; "
-            "repeatable."
+            help="-1: penultimate, -2: the one before, and so on; or a name; -1,-3: "
+            "the codes of both side by side; repeatable."
         ),
     ] = LAYERS,
     head: Annotated[
@@ -161,6 +161,11 @@ def train(
     if jobs == 0:
         raise typer.BadParameter("--jobs: expected a number other than 0.")
     layers = [parse_layer(text) for text in dict.fromkeys(layer)]
+    single_layers = [
+        each
+        for layer in layers
+        for each in (layer if isinstance(layer, list) else [layer])
+    ]
     heads = [name.value for name in dict.fromkeys(head)]
     backbones = list(dict.fromkeys(backbone))
     found = find_labelled_images(folder)
@@ -184,7 +189,7 @@ def train(
                 name,
                 norm="l2",
                 cache=codes,
-                cache_layers=layers,
+                cache_layers=single_layers,
                 device=device,
                 **pixel_limit(max_pixels),
             )
@@ -258,7 +263,7 @@ class _Images:
 
 
 def _embed(
-    transformers: list[CNNCodeTransformer], layers: list[int | str], images: _Images
+    transformers: list[CNNCodeTransformer], layers: list[Any], images: _Images
 ) -> _Images:
     """Store all codes in the cache; return the images that can be read."""
     for transformer in transformers:
@@ -279,7 +284,7 @@ def _embed(
 
 
 def _storing(
-    transformer: CNNCodeTransformer, layers: list[int | str]
+    transformer: CNNCodeTransformer, layers: list[Any]
 ) -> Callable[[list[str]], bool]:
     """Return a function that caches the codes of images at all layers."""
 

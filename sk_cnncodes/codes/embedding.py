@@ -18,7 +18,7 @@ from sk_cnncodes.cache.code_cache import CodeCache, resolve_cache
 from sk_cnncodes.codes.explanation import Explanation, describe_code
 from sk_cnncodes.codes.extraction import Extraction, ExtractionOptions
 from sk_cnncodes.codes.parameters import check_parameters
-from sk_cnncodes.codes.plan import CodePlan, fitted_spec, plan_transform, state_of
+from sk_cnncodes.codes.plan import CodePlan, fitted_specs, plan_transform, state_of
 from sk_cnncodes.images.containers import as_element, as_images
 
 
@@ -136,7 +136,8 @@ class EmbeddingMixin:
             check_not_an_input(target, chain([self.backbone], paths))
         with atomic_write(target) as part:
             plan = plan_transform(state)
-            file = CodeFile(part, plan.code_length, fill=self.on_error == "nan")
+            length = sum(plan.code_lengths)
+            file = CodeFile(part, length, fill=self.on_error == "nan")
             cache = resolve_cache(self.cache)
             verbose = bool(self.verbose)
             out: Any = file.rows
@@ -225,19 +226,19 @@ class EmbeddingMixin:
         return Extraction(
             images,
             plan.outputs,
-            plan.spec,
-            None if store_only else plan.code_length,
+            plan.specs,
+            None if store_only else sum(plan.code_lengths),
             plan.open_session,
             cache,
             options,
             out,
         )
 
-    def fitted_spec(self) -> tuple[Backbone | StoredBackbone, CodeSpec]:
-        """The backbone of `fit` and the spec of the codes; used by `to_onnx`."""
+    def fitted_specs(self) -> tuple[Backbone | StoredBackbone, list[CodeSpec]]:
+        """The backbone of `fit`, and the specs of its layers; used by `to_onnx`."""
         state = state_of(self)
         check_parameters(state)
-        return fitted_spec(state)
+        return fitted_specs(state)
 
 
 class CodeFile:

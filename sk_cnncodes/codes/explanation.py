@@ -34,6 +34,31 @@ _TURNS = {
 }
 
 
+@dataclass(frozen=True)
+class ExplainedLayer:
+    """One layer of a code.
+
+    Attributes
+    ----------
+    spec : CodeSpec
+        Names the tensor, and the pooling.
+    label, position, shape, rule
+        As `layer_label` and so on of `Explanation`.
+    """
+
+    spec: CodeSpec
+    label: str
+    position: int | None
+    shape: tuple[int, ...] | None
+    rule: str
+
+    def __str__(self) -> str:
+        position = f"{self.position}, " * (self.position is not None)
+        label = f", {self.label}" * (self.label != self.spec.layer)
+        shape = f" {self.shape}" * (self.shape is not None)
+        return f"{position}{self.spec.layer!r}{shape}{label}: {self.rule}"
+
+
 @public
 @dataclass(frozen=True, repr=False, eq=False)
 class Explanation:
@@ -77,6 +102,9 @@ class Explanation:
     backbone_name : str or None
         Name in the catalogue.
     backbone_sha256 : str
+    layers : tuple of ExplainedLayer
+        The layers of the code, in its order: attributes `spec`, `label`, `position`,
+        `shape` and `rule`. What follows here is that of the first one.
     layer : str
         Name of the layer's tensor.
     layer_label : str
@@ -114,16 +142,16 @@ class Explanation:
     preprocessing_origin: str
     backbone: str
     backbone_name: str | None
-    layer_label: str
-    layer_position: int | None
-    layer_shape: tuple[int, ...] | None
-    layer_rule: str
-    spec: CodeSpec
+    layers: tuple[ExplainedLayer, ...]
     engine: str
     device: str
     provider: str | None
     from_cache: bool | None
     code: np.ndarray
+
+    @property
+    def spec(self) -> CodeSpec:
+        return self.layers[0].spec
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -136,6 +164,22 @@ class Explanation:
     @property
     def layer(self) -> str:
         return self.spec.layer
+
+    @property
+    def layer_label(self) -> str:
+        return self.layers[0].label
+
+    @property
+    def layer_position(self) -> int | None:
+        return self.layers[0].position
+
+    @property
+    def layer_shape(self) -> tuple[int, ...] | None:
+        return self.layers[0].shape
+
+    @property
+    def layer_rule(self) -> str:
+        return self.layers[0].rule
 
     @property
     def crop(self) -> np.ndarray:
@@ -184,8 +228,11 @@ class Explanation:
             ("stated by", self.preprocessing_origin),
             ("backbone", f"{name}{self.backbone}"),
             ("sha256", self.backbone_sha256),
-            ("layer", self._layer_text()),
-            ("pooled", self._pooling_text()),
+            *(
+                row
+                for layer in self.layers
+                for row in (("layer", layer), ("pooled", self._pooling_text(layer)))
+            ),
             ("computed", self._engine_text()),
             (
                 "code",
@@ -221,15 +268,9 @@ class Explanation:
             f"mean {mean:.1f}"
         )
 
-    def _layer_text(self) -> str:
-        position = f"{self.layer_position}, " * (self.layer_position is not None)
-        label = f", {self.layer_label}" * (self.layer_label != self.layer)
-        shape = f" {self.layer_shape}" * (self.layer_shape is not None)
-        return f"{position}{self.layer!r}{shape}{label}: {self.layer_rule}"
-
-    def _pooling_text(self) -> str:
+    def _pooling_text(self, layer: ExplainedLayer) -> str:
         average = f", average of {len(self.crops)} views" * (len(self.crops) > 1)
-        return f"{self.spec.pooling}{average}, norm {self.spec.norm}"
+        return f"{layer.spec.pooling}{average}, norm {layer.spec.norm}"
 
     def _engine_text(self) -> str:
         how = f"in {self.spec.precision} by {self.engine} on {self.device}"
@@ -282,8 +323,8 @@ def describe_code(
     ImageError
         If the image is bad.
     """
-    spec = plan.spec
-    preprocessing = spec.preprocessing
+    specs = plan.specs
+    preprocessing = specs[0].preprocessing
     color = preprocessing.color
     smaller: MinDecodeSize | None = preprocessing.min_decode_size
     crops, decoder = None, "Pillow"
@@ -292,17 +333,20 @@ def describe_code(
         if jpeg is not None:
             smaller = None
             on_gpu = gpu_views(plan.decoding_gpu)
-            crops = on_gpu.take(jpeg, preprocessing, spec.views)
+            crops = on_gpu.take(jpeg, preprocessing, specs[0].views)
             decoder = decoder if crops is None else on_gpu.engines
     read = read_image(image, 0, max_pixels, smaller, color)
     if crops is None:
-        crops = take_views(read.rgb, preprocessing, spec.views)
+        crops = take_views(read.rgb, preprocessing, specs[0].views)
     decoded = (read.rgb.height, read.rgb.width)
     resized = preprocessing.resized_size(*decoded)
     digest = image_digest(image, 0, max_pixels, color)
     from_cache = None
     if cache is not None:
-        from_cache = cache.get_many(spec.without_norm.digest, [digest])[0] is not None
+        from_cache = all(
+            cache.get_many(spec.without_norm.digest, [digest])[0] is not None
+            for spec in specs
+        )
     return {
         "source": describe_source(image),
         "image_sha256": digest.hex(),
@@ -316,38 +360,42 @@ def describe_code(
         "resized_size": resized,
         "crop_corner": preprocessing.crop_corner(*resized),
         "crops": crops,
-        "spec": spec,
         "engine": plan.execution.engine,
         "device": ", ".join(map(str, plan.execution.devices)),
         "from_cache": from_cache,
-        **_describe_backbone(plan, spec, reference),
+        **_describe_backbone(plan, reference),
     }
 
 
-def _describe_backbone(
-    plan: CodePlan, spec: CodeSpec, reference: dict[str, Any]
-) -> dict[str, Any]:
-    """Backbone and layer; of a stored one, as far as they were recorded by `fit`."""
+def _describe_backbone(plan: CodePlan, reference: dict[str, Any]) -> dict[str, Any]:
+    """Backbone and layers; of a stored one, as far as they were recorded by `fit`."""
     backbone = plan.backbone
     if isinstance(backbone, Backbone):
-        layer = backbone.layer(spec.layer)
+        layers = []
+        for spec in plan.specs:
+            layer = backbone.layer(spec.layer)
+            layers.append(
+                ExplainedLayer(
+                    spec, layer.label, layer.position, layer.shape, layer.rule
+                )
+            )
         return {
             "preprocessing_origin": backbone.preprocessing_origin,
             "backbone": str(backbone.path),
             "backbone_name": backbone.name,
-            "layer_label": layer.label,
-            "layer_position": layer.position,
-            "layer_shape": layer.shape,
-            "layer_rule": layer.rule,
+            "layers": tuple(layers),
         }
+    rules = reference.get("layer_rule", "stored in the saved model")
+    if isinstance(rules, str):
+        rules = [rules] * len(plan.specs)
     return {
         "preprocessing_origin": reference.get(
             "preprocessing_origin", "the saved model"
         ),
         "backbone": "the saved model, which includes it up to the layer",
         "backbone_name": reference.get("name"),
-        "layer_label": spec.layer,
-        "layer_position": None,
-        "layer_shape": None,
-        "layer_rule": reference.get("layer_rule", "stored in the saved model"),
+        "layers": tuple(
+            ExplainedLayer(spec, spec.layer, None, None, rule)
+            for spec, rule in zip(plan.specs, rules, strict=True)
+        ),
     }

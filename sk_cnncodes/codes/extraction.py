@@ -20,7 +20,7 @@ from sk_cnncodes.cache.file_store import Owner
 from sk_cnncodes.cache.memory_store import new_owner
 from sk_cnncodes.codes.digests import Digest, ImageDigests
 from sk_cnncodes.codes.elements import Elements
-from sk_cnncodes.codes.norms import apply_norm
+from sk_cnncodes.codes.norms import side_by_side
 from sk_cnncodes.codes.workers import Batch, Key, Workers
 from sk_cnncodes.engines.session import CodeSession
 from sk_cnncodes.images.safe_open import MAX_PIXELS
@@ -91,9 +91,9 @@ class Extraction:
     outputs : list of CodeSpec
         One for each output of the session, without norm. They differ in layer and
         pooling only.
-    spec : CodeSpec
-        Of the codes that are returned; without its norm, one of the outputs. The others
-        are only stored.
+    specs : list of CodeSpec
+        Of the codes that are returned, side by side; without their norm, each is one of
+        the outputs. The others are only stored.
     code_length : int or None
         Length of the returned codes. None stores the codes of all specs and returns
         none.
@@ -112,7 +112,7 @@ class Extraction:
         self,
         images: Sequence[Any] | Iterator[Any],
         outputs: list[CodeSpec],
-        spec: CodeSpec,
+        specs: list[CodeSpec],
         code_length: int | None,
         open_session: Callable[[bool], CodeSession],
         cache: CodeCache | None,
@@ -121,8 +121,8 @@ class Extraction:
     ) -> None:
         self._elements = Elements(images)
         self._spec_digests = [output.digest for output in outputs]
-        self._spec = spec
-        self._wanted = outputs.index(spec.without_norm)
+        self._spec = specs[0]  # they differ in layer and pooling only
+        self._wanted = [outputs.index(spec.without_norm) for spec in specs]
         self._open_session = open_session
         self._session: CodeSession | None = None
         self._cache = cache
@@ -292,7 +292,8 @@ class Extraction:
                 codes.append(code)
                 self._elements.drop(index)
         if rows and not self._only_store:
-            self._codes[rows] = apply_norm(np.stack(codes), self._spec.norm)
+            parts = [np.stack(part) for part in zip(*codes, strict=True)]
+            self._codes[rows] = side_by_side(parts, self._spec.norm)
         self._n_cached += len(rows)
         self._bar.advance(len(rows))
         return missing
@@ -306,16 +307,15 @@ class Extraction:
         self._claims = self._claims or new_owner()
         return self._cache.claim(self._spec_digests[0], images, self._claims)
 
-    def _look_up(self, digests: list[Digest]) -> list[np.ndarray | None]:
-        """Cached codes of the wanted spec; of length 0 if codes are only stored."""
+    def _look_up(self, digests: list[Digest]) -> list[tuple[np.ndarray, ...] | None]:
+        """Cached codes of the wanted specs; of all outputs if codes are only stored."""
         assert self._cache is not None
+        specs = self._spec_digests
         if not self._only_store:
-            spec = self._spec_digests[self._wanted]
-            return self._cache.get_many(spec, digests)
-        found = [self._cache.get_many(spec, digests) for spec in self._spec_digests]
-        empty = np.empty(0, np.float32)
+            specs = [specs[number] for number in self._wanted]
+        found = [self._cache.get_many(spec, digests) for spec in specs]
         return [
-            None if any(code is None for code in codes) else empty
+            None if any(code is None for code in codes) else codes
             for codes in zip(*found, strict=True)
         ]
 
@@ -342,7 +342,8 @@ class Extraction:
         indices = [index for index, _ in rows]
         for part in outputs:
             _check_finite(part, indices, self._elements)
-        codes = apply_norm(outputs[self._wanted], self._spec.norm)
+        wanted = [outputs[number] for number in self._wanted]
+        codes = side_by_side(wanted, self._spec.norm)
         self.n_computed += len(rows)
         for position, (index, digest) in enumerate(rows):
             followers = self._followers.pop(digest, []) if digest else []

@@ -30,6 +30,12 @@ def apply_norm(codes: np.ndarray, norm: str | None) -> np.ndarray:
     return scaled
 
 
+def side_by_side(parts: list[np.ndarray], norm: str | None) -> np.ndarray:
+    """Codes of one or several layers, each normalised by itself, in one matrix."""
+    normalised = [apply_norm(part, norm) for part in parts]
+    return normalised[0] if len(parts) == 1 else np.concatenate(normalised, axis=1)
+
+
 def signed_roots(codes: np.ndarray) -> np.ndarray:
     """The square roots of the magnitudes of values, with the signs of the values."""
     roots: np.ndarray = np.copysign(np.sqrt(np.abs(codes)), codes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -25,6 +25,18 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 
 
+def given_layers(layer: Any) -> Sequence[Any]:
+    """The parameter `layer`, one or several, as a sequence."""
+    return layer if isinstance(layer, (list, tuple)) else [layer]
+
+
+def layer_list(layer: Any) -> list[int | str]:
+    """The parameter `layer` as a list of built-in types."""
+    return [
+        each if isinstance(each, str) else int(each) for each in given_layers(layer)
+    ]
+
+
 def check_parameters(parameters: Mapping[str, Any]) -> None:
     """Refuse values that are invalid for any backbone.
 
@@ -35,8 +47,14 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         what was got.
     """
     layer, cache_layers = parameters["layer"], parameters["cache_layers"]
-    if isinstance(layer, bool) or not isinstance(layer, (Integral, str)):
-        raise TypeError(f"layer: expected a negative int or a name, got {layer!r}.")
+    for each in given_layers(layer):
+        if isinstance(each, bool) or not isinstance(each, (Integral, str)):
+            raise TypeError(
+                "layer: expected a negative int, a name, or a list of them, got "
+                f"{layer!r}."
+            )
+    if not given_layers(layer):
+        raise ValueError(f"layer: expected at least one layer, got {layer!r}.")
     if isinstance(cache_layers, (str, Integral)):
         raise TypeError(
             f"cache_layers: expected a list of layers or None, got {cache_layers!r}."

@@ -18,7 +18,7 @@ from sk_cnncodes.backbones.backbone import Backbone
 from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.backbones.stored import StoredBackbone, store_graph, working_graph
 from sk_cnncodes.codes.parameters import check_parameters
-from sk_cnncodes.codes.plan import fitted_spec, state_of
+from sk_cnncodes.codes.plan import fitted_specs, state_of
 from sk_cnncodes.codes.saving import (
     STORED_KEY,
     Reference,
@@ -104,30 +104,31 @@ def stored_records(transformers: Iterable[Any]) -> dict[int, Record]:
     """
     records: dict[int, Record] = {}
     models: dict[str, bytes] = {}
-    groups: dict[Any, list[tuple[Any, CodeSpec]]] = {}
+    groups: dict[Any, list[tuple[Any, list[CodeSpec]]]] = {}
     backbones: dict[Any, Backbone] = {}
     for transformer in transformers:
         state = state_of(transformer)
         check_parameters(state)
-        backbone, spec = fitted_spec(state)
+        backbone, specs = fitted_specs(state)
         if isinstance(backbone, StoredBackbone):
             record = state[STORED_KEY]
             model = models.setdefault(record["sha256"], record["model"])
             records[id(transformer)] = record | {"model": model}
             continue
         # A calibration knows tensors by names that other outputs could change.
-        alone = _output(spec) if state["precision"] == "int8" else None
-        key = (spec.backbone_sha256, spec.preprocessing, alone)
+        is_int8 = state["precision"] == "int8"
+        alone = tuple(map(_output, specs)) if is_int8 else None
+        key = (specs[0].backbone_sha256, specs[0].preprocessing, alone)
         backbones[key] = backbone
-        groups.setdefault(key, []).append((transformer, spec))
+        groups.setdefault(key, []).append((transformer, specs))
     for key, members in groups.items():
-        outputs = {_output(spec): spec for _, spec in members}
-        specs = [outputs[output] for output in sorted(outputs)]
-        graph, _ = working_graph(backbones[key], specs)
-        for transformer, spec in members:
+        found = {_output(spec): spec for _, specs in members for spec in specs}
+        outputs = [found[output] for output in sorted(found)]
+        graph, _ = working_graph(backbones[key], outputs)
+        for transformer, specs in members:
             parameters = code_parameters(state_of(transformer))
-            length = backbones[key].code_length(spec)
-            record = store_graph(parameters, spec, length, graph, specs)
+            lengths = [backbones[key].code_length(spec) for spec in specs]
+            record = store_graph(parameters, specs, lengths, graph, outputs)
             model = models.setdefault(record["sha256"], record["model"])
             records[id(transformer)] = record | {"model": model}
     return records

@@ -17,11 +17,12 @@ from sk_cnncodes.backbones.backbone import Backbone
 from sk_cnncodes.backbones.loading import load_backbone
 from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.backbones.stored import StoredBackbone, stored_backbone
-from sk_cnncodes.base.exceptions import BackboneError
+from sk_cnncodes.base.exceptions import BackboneError, LayerError
 from sk_cnncodes.base.home import cache_dir
 from sk_cnncodes.base.logs import logger
 from sk_cnncodes.cache.code_cache import resolve_cache
 from sk_cnncodes.codes.calibration import preprocessing_json
+from sk_cnncodes.codes.parameters import layer_list
 from sk_cnncodes.codes.saving import (
     STORED_KEY,
     backbone_text,
@@ -46,8 +47,9 @@ class CodePlan:
     Attributes
     ----------
     backbone : Backbone or StoredBackbone
-    float32_spec : CodeSpec
-        Of the codes that are returned, with float32 as precision.
+    float32_specs : list of CodeSpec
+        Of the codes that are returned, side by side, one for each layer; with float32
+        as precision. They differ in layer and pooling only.
     float32_outputs : list of CodeSpec
         What a forward pass computes, without norm: the codes that are returned, and
         others that are stored in the cache.
@@ -58,26 +60,21 @@ class CodePlan:
     """
 
     backbone: Backbone | StoredBackbone
-    float32_spec: CodeSpec
+    float32_specs: list[CodeSpec]
     float32_outputs: list[CodeSpec]
     execution: Execution
     calibration: Calibration | None
     n_threads: int
 
     @property
-    def spec(self) -> CodeSpec:
-        """The code spec with the actual precision, calibration and engine."""
-        return self._as_computed(self.float32_spec)
+    def specs(self) -> list[CodeSpec]:
+        """The code specs with the actual precision, calibration and engine."""
+        return [self._as_computed(spec) for spec in self.float32_specs]
 
     @property
     def outputs(self) -> list[CodeSpec]:
         """The outputs with the actual precision, calibration and engine."""
         return [self._as_computed(spec) for spec in self.float32_outputs]
-
-    @property
-    def wanted(self) -> int:
-        """Position of the returned codes among the outputs."""
-        return self.float32_outputs.index(self.float32_spec.without_norm)
 
     def _as_computed(self, spec: CodeSpec) -> CodeSpec:
         return replace(
@@ -90,14 +87,14 @@ class CodePlan:
     @property
     def decoding_gpu(self) -> int | None:
         """The GPU that decodes images; None for Pillow alone."""
-        if self.float32_spec.decoder != "gpu":
+        if self.float32_specs[0].decoder != "gpu":
             return None
         return self.execution.devices[0].gpu or 0
 
     @property
-    def code_length(self) -> int:
-        """Number of values of a code."""
-        return self.backbone.code_length(self.float32_spec)
+    def code_lengths(self) -> list[int]:
+        """Number of values of a code, from each layer."""
+        return [self.backbone.code_length(spec) for spec in self.float32_specs]
 
     def open_session(self, single_run_uses_all_threads: bool) -> CodeSession:
         """The session that computes these codes."""
@@ -124,8 +121,8 @@ def plan_fit(state: State, execution: Execution) -> CodePlan:
     BackboneError
         If the backbone is missing or does not have the layer.
     """
-    layer = _builtin_layer(state["layer"])
-    return _plan(state, _load_for_fit(state), layer, execution, None)
+    layers = layer_list(state["layer"])
+    return _plan(state, _load_for_fit(state), layers, execution, None)
 
 
 def plan_transform(
@@ -152,17 +149,17 @@ def plan_transform(
     NotFittedError
         If ``precision="int8"`` and `fit` was not called.
     """
-    backbone, layer = load_fitted(state), _fitted_layer(state)
+    backbone, layers = load_fitted(state), _fitted_layers(state)
     execution = execution_of(state)
     if state["precision"] == "int8":
         calibration = _calibration(state)
-        plan = _plan(state, backbone, layer, execution, calibration)
-        _check_calibration(state, calibration, plan.float32_spec)
+        plan = _plan(state, backbone, layers, execution, calibration)
+        _check_calibration(state, calibration, plan.float32_specs[0])
         return plan
     if state["precision"] != "float32":
-        return _plan(state, backbone, layer, execution, None)
+        return _plan(state, backbone, layers, execution, None)
     room = _room(state, n_images)
-    return _plan(state, backbone, layer, execution, None, others, room)
+    return _plan(state, backbone, layers, execution, None, others, room)
 
 
 def _room(state: State, n_images: int) -> float:
@@ -174,19 +171,19 @@ def _room(state: State, n_images: int) -> float:
 def _plan(
     state: State,
     backbone: Backbone | StoredBackbone,
-    layer: int | str,
+    layers: list[int | str],
     execution: Execution,
     calibration: Calibration | None,
     others: Sequence[State] = (),
     max_bytes: float = 0.0,
 ) -> CodePlan:
-    spec = _spec(state, backbone, layer)
-    outputs = [spec.without_norm]
+    specs = _specs(state, backbone, layers)
+    outputs = [spec.without_norm for spec in specs]
     if isinstance(backbone, Backbone) and state["cache"] is not None:
         cache_layers = state["cache_layers"]
         outputs = pass_outputs(
             backbone,
-            spec,
+            specs,
             cache_layers=[] if cache_layers is None else cache_layers,
             pooling=state["pooling"],
             searched=state.get("_searched", frozenset()),
@@ -201,17 +198,17 @@ def _plan(
         "%s (sha256 %s), preprocessing from %s; layer %s, pooling %s, norm %s, views "
         "%s, %d outputs; %s, %d threads",
         backbone.description,
-        spec.backbone_sha256[:12],
+        specs[0].backbone_sha256[:12],
         getattr(backbone, "preprocessing_origin", "the saved model"),
-        spec.layer,
-        spec.pooling,
-        spec.norm,
-        spec.views,
+        ", ".join(spec.layer for spec in specs),
+        ", ".join(spec.pooling for spec in specs),
+        specs[0].norm,
+        specs[0].views,
         len(outputs),
         execution,
         n_threads,
     )
-    return CodePlan(backbone, spec, outputs, execution, calibration, n_threads)
+    return CodePlan(backbone, specs, outputs, execution, calibration, n_threads)
 
 
 # -- the backbone ------------------------------------------------------------
@@ -271,21 +268,26 @@ def _stored_outputs(
     backbone: StoredBackbone, others: Sequence[State], max_bytes: float
 ) -> list[CodeSpec]:
     """What a pass of a stored network computes: for others that share it, too."""
-    found = {backbone.spec.without_norm: backbone.length}
+    sharing = [backbone]
     for other in others:
         theirs = _stored(other)
         if theirs is not None and theirs.sha256 == backbone.sha256:
-            found[theirs.spec.without_norm] = theirs.length
-    if 4 * sum(found.values()) > max_bytes:
-        return [backbone.spec.without_norm]
-    return sorted(found, key=lambda spec: (spec.layer, spec.pooling))
+            sharing.append(theirs)
+    found = {
+        spec.without_norm: length
+        for each in sharing
+        for spec, length in zip(each.specs, each.lengths, strict=True)
+    }
+    own = [spec.without_norm for spec in backbone.specs]
+    useful = own if 4 * sum(found.values()) > max_bytes else found
+    return sorted(useful, key=lambda spec: (spec.layer, spec.pooling))
 
 
 # -- specs, engine, calibration ----------------------------------------------
 
 
-def _fitted_layer(state: State) -> int | str:
-    """The layer; as the tensor that `fit` found, unless parameters have changed.
+def _fitted_layers(state: State) -> list[int | str]:
+    """The layers; as the tensors that `fit` found, unless parameters have changed.
 
     A newer version may number the layers of a backbone in another way.
     """
@@ -293,27 +295,32 @@ def _fitted_layer(state: State) -> int | str:
     if reference is not None and fitted is not None:
         parameters, _ = fitted
         if parameters == code_parameters(state):
-            return str(reference["layer"])
-    return _builtin_layer(state["layer"])
+            return layer_list(reference["layer"])
+    return layer_list(state["layer"])
 
 
-def _spec(
-    state: State, backbone: Backbone | StoredBackbone, layer: int | str
-) -> CodeSpec:
-    """The float32 spec of the codes."""
+def _specs(
+    state: State, backbone: Backbone | StoredBackbone, layers: list[int | str]
+) -> list[CodeSpec]:
+    """The float32 specs of the codes, one for each layer."""
     if isinstance(backbone, StoredBackbone):
-        return backbone.spec
-    spec = backbone.spec(layer, state["pooling"], state["norm"], state["views"])
-    return replace(spec, decoder="gpu") if state["decoder"] == "gpu" else spec
+        return list(backbone.specs)
+    decoder = "gpu" if state["decoder"] == "gpu" else "pillow"
+    found: dict[CodeSpec, int | str] = {}
+    for layer in layers:
+        how = (state["pooling"], state["norm"], state["views"])
+        spec = replace(backbone.spec(layer, *how), decoder=decoder)
+        if spec in found:
+            raise LayerError(
+                f"layer={state['layer']!r}: {found[spec]!r} and {layer!r} are the same "
+                f"layer, {spec.layer!r}. Expected each layer once."
+            )
+        found[spec] = layer
+    return list(found)
 
 
-def _builtin_layer(layer: Any) -> int | str:
-    """A layer as str or int: NumPy integers are converted."""
-    return layer if isinstance(layer, str) else int(layer)
-
-
-def fitted_spec(state: State) -> tuple[Backbone | StoredBackbone, CodeSpec]:
-    """The backbone of `fit` and the float32 spec of its codes, whatever the device.
+def fitted_specs(state: State) -> tuple[Backbone | StoredBackbone, list[CodeSpec]]:
+    """The backbone of `fit` and the float32 specs of its codes, whatever the device.
 
     Raises
     ------
@@ -321,7 +328,7 @@ def fitted_spec(state: State) -> tuple[Backbone | StoredBackbone, CodeSpec]:
         As `plan_transform`.
     """
     backbone = load_fitted(state)
-    return backbone, _spec(state, backbone, _fitted_layer(state))
+    return backbone, _specs(state, backbone, _fitted_layers(state))
 
 
 def execution_of(state: State) -> Execution:

@@ -28,6 +28,7 @@ from sk_cnncodes.backbones.stored import is_intact, record_digest
 from sk_cnncodes.base.exceptions import BackboneError, DownloadError, SavedModelError
 from sk_cnncodes.base.files import file_sha256
 from sk_cnncodes.base.home import cache_dir
+from sk_cnncodes.codes.parameters import layer_list
 from sk_cnncodes.graphs.wire_format import has_external_data
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.layers.layer import Layer
@@ -58,9 +59,10 @@ def backbone_text(backbone: str | os.PathLike[str]) -> str:
 
 
 def make_reference(
-    parameter: str | os.PathLike[str], backbone: Backbone, layer: Layer
+    parameter: str | os.PathLike[str], backbone: Backbone, layers: list[Layer]
 ) -> Reference:
     """The reference by which a fitted transformer recognises its backbone."""
+    names, rules = [x.name for x in layers], [x.rule for x in layers]
     reference = {
         "parameter": backbone_text(parameter),
         "name": backbone.name,
@@ -68,8 +70,8 @@ def make_reference(
         "sha256": backbone.sha256,
         "preprocessing": backbone.preprocessing.to_dict(),
         "preprocessing_origin": backbone.preprocessing_origin,
-        "layer": layer.name,
-        "layer_rule": layer.rule,
+        "layer": names if len(names) > 1 else names[0],
+        "layer_rule": rules if len(rules) > 1 else rules[0],
     }
     return reference | {"check": record_digest(reference)}
 
@@ -172,8 +174,9 @@ def code_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
         found["preprocessing"] = Preprocessing.from_dict(found["preprocessing"])
     if isinstance(found["preprocessing"], Preprocessing):
         found["preprocessing"] = found["preprocessing"].to_dict()
-    if not isinstance(found["layer"], str):
-        found["layer"] = int(found["layer"])
+    layers = layer_list(found["layer"])
+    several = isinstance(found["layer"], (list, tuple))
+    found["layer"] = layers if several else layers[0]
     return found
 
 

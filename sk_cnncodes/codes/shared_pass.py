@@ -25,6 +25,7 @@ from sk_cnncodes.backbones.backbone import Backbone
 from sk_cnncodes.backbones.code_graph import POOLINGS
 from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.base.exceptions import LayerError
+from sk_cnncodes.codes.parameters import given_layers
 
 # Parameters whose candidates share a pass.
 SHARED_PARAMETERS = frozenset({"layer", "pooling"})
@@ -69,7 +70,7 @@ def _common_parameters(transformer: Any) -> list[str]:
 
 def pass_outputs(
     backbone: Backbone,
-    spec: CodeSpec,
+    specs: Sequence[CodeSpec],
     *,
     cache_layers: Iterable[int | str],
     pooling: str,
@@ -83,8 +84,8 @@ def pass_outputs(
     Parameters
     ----------
     backbone : Backbone
-    spec : CodeSpec
-        Of the codes that are returned.
+    specs : sequence of CodeSpec
+        Of the codes that are returned, one for each layer.
     cache_layers : iterable of int or str
         Layers that are computed in any case.
     pooling : str
@@ -98,7 +99,7 @@ def pass_outputs(
     max_bytes : float
         Largest size of the codes of one image, in bytes.
     """
-    required = {spec.without_norm}
+    spec, required = specs[0], {spec.without_norm for spec in specs}
     listed = list(cache_layers)
     if "layer" in searched:
         # A search over backbones lists layers that one of them may lack.
@@ -107,10 +108,14 @@ def pass_outputs(
         required |= {_spec_of(backbone, spec, which, pooling) for which in listed}
     if search_is_over:
         searched = frozenset()
-    layers = [backbone.layer(spec.layer)]
+    layers = [backbone.layer(spec.layer) for spec in specs]
     if "layer" in searched and not listed:
         layers += backbone.layers
-    candidates: list[tuple[Any, str]] = [(o["layer"], o["pooling"]) for o in others]
+    candidates: list[tuple[Any, str]] = [
+        (layer, other["pooling"])
+        for other in others
+        for layer in given_layers(other["layer"])
+    ]
     for layer in layers:
         candidates.append((layer.name, pooling))
         if "pooling" in searched:

@@ -45,11 +45,13 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
     backbone : str or path-like, default="cnncodes-mini"
         Name of a known backbone, as listed by `list_backbones`, or path of an ONNX
         file. A known backbone that is not bundled is downloaded on first use.
-    layer : int or str, default=-1
+    layer : int, str or list of them, default=-1
         Layer at which the backbone is cut. -1 is the penultimate activation, -2 the
         block boundary before it, and so on towards the input. A string is the label of
         a layer, or the name of any tensor in the file that needs one image and no
-        other input; this works without numbered layers too.
+        other input; this works without numbered layers too. A list, such as
+        ``[-1, -3]``, gives the codes of several layers side by side, from one forward
+        pass; `norm` is applied to each layer's code by itself.
         ``load_backbone(backbone).layers`` lists the layers.
     pooling : str, default="auto"
         How the activations of an image are reduced to one vector.
@@ -230,7 +232,7 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
         self,
         backbone: str | os.PathLike[str] = "cnncodes-mini",
         *,
-        layer: int | str = -1,
+        layer: int | str | Sequence[int | str] = -1,
         pooling: str = "auto",
         norm: str | None = None,
         views: str = "center",
@@ -314,9 +316,9 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
             del self.calibration_
         # A saved pipeline recognises its backbone by this.
         if isinstance(plan.backbone, Backbone):
-            layer = plan.backbone.layer(plan.float32_spec.layer)
-            self.fitted_backbone_ = make_reference(self.backbone, plan.backbone, layer)
-        self._fitted_codes = (code_parameters(state), plan.code_length)
+            layers = [plan.backbone.layer(spec.layer) for spec in plan.float32_specs]
+            self.fitted_backbone_ = make_reference(self.backbone, plan.backbone, layers)
+        self._fitted_codes = (code_parameters(state), plan.code_lengths)
         self._fitted_on = id(X)
         return self
 
@@ -388,6 +390,9 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Get the output feature names: the lowercase class name and a number.
 
+        If `layer` is a list, the layer stands between them:
+        ``"cnncodetransformer_-3_17"``.
+
         Parameters
         ----------
         input_features : None
@@ -403,14 +408,23 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
             Before `fit`, and after a change of a parameter that affects the codes.
         """
         # The backbone is not loaded here: scikit-learn's displays ask for the names.
-        parameters, length = getattr(self, "_fitted_codes", (None, 0))
+        parameters, lengths = getattr(self, "_fitted_codes", (None, 0))
         if parameters != code_parameters(state_of(self)):
             raise NotFittedError(
                 f"This {type(self).__name__} was not fitted with its current "
                 "parameters. Call fit before get_feature_names_out."
             )
-        prefix = type(self).__name__.lower()
-        return np.array([f"{prefix}{number}" for number in range(length)], object)
+        prefixes = [type(self).__name__.lower()]
+        if isinstance(self.layer, (list, tuple)):
+            prefixes = [f"{prefixes[0]}_{layer}_" for layer in self.layer]
+        # One number, if an older version saved it.
+        lengths = np.atleast_1d(lengths).tolist()
+        names = [
+            f"{prefix}{number}"
+            for prefix, length in zip(prefixes, lengths, strict=True)
+            for number in range(length)
+        ]
+        return np.array(names, object)
 
     def __sklearn_is_fitted__(self) -> bool:
         # `fit` learns nothing but the calibration.

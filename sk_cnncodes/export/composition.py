@@ -95,10 +95,18 @@ def _has_one_fold(model: CalibratedClassifierCV) -> bool:
     return len(model.calibrated_classifiers_) == 1
 
 
-def _norm_steps(name: str, norm: str | None, length: int) -> Steps:
-    """Steps that compute a norm of codes without one."""
+def _norm_steps(name: str, norm: str | None, lengths: list[int]) -> Steps:
+    """Steps that compute a norm of codes without one, of each layer by itself."""
     if norm is None:
         return []
+    length, *others = lengths
+    if others:
+        ends = np.cumsum([0, *lengths]).tolist()
+        parts = [
+            (slice(*ends[number : number + 2]), _norm_steps(name, norm, [each]), 1.0)
+            for number, each in enumerate(lengths)
+        ]
+        return [(f"{name}__layers", SideBySide(parts))]
     unit_length = Normalizer("l2").fit(np.zeros((1, length), np.float32))
     steps: Steps = [(f"{name}__norm", unit_length)]
     return [(f"{name}__roots", SignedRoots()), *steps] if norm == "power" else steps
@@ -109,17 +117,17 @@ class Sources:
 
     Parameters
     ----------
-    code_length : callable
-        Returns the length of a transformer's codes.
+    code_lengths : callable
+        Returns the lengths of a transformer's codes, one for each layer.
 
     Attributes
     ----------
     transformers : list of (name, CNNCodeTransformer)
     """
 
-    def __init__(self, code_length: Callable[[CNNCodeTransformer], int]) -> None:
+    def __init__(self, code_lengths: Callable[[CNNCodeTransformer], list[int]]) -> None:
         self.transformers: list[tuple[str, CNNCodeTransformer]] = []
-        self._code_length = code_length
+        self._code_lengths = code_lengths
         self._column: tuple[str, int] | None = None
 
     def split(self, steps: Steps) -> Steps:
@@ -147,8 +155,8 @@ class Sources:
         if isinstance(first, CNNCodeTransformer):
             self._check(name, first)
             self.transformers.append((name, first))
-            length = self._code_length(first)
-            return [*_norm_steps(name, first.norm, length), *rest], length
+            lengths = self._code_lengths(first)
+            return [*_norm_steps(name, first.norm, lengths), *rest], sum(lengths)
         if isinstance(first, FeatureUnion):
             branches = [(n, b) for n, b in first.transformer_list if b != "drop"]
         elif isinstance(first, ColumnTransformer):

@@ -38,19 +38,23 @@ class JointCodeGraph:
     content : bytes
         The serialised model.
     specs : list of CodeSpec
-        Of the transformers' codes, in their order.
+        Of the transformers' codes, in their order, one for each layer.
+    names : list of str
+        Of the transformers, one for each spec.
     preprocessing : Preprocessing
         How images are resized and cropped.
     """
 
     content: bytes
     specs: list[CodeSpec]
+    names: list[str]
     preprocessing: Preprocessing
 
 
-def code_length(backbone: Backbone | StoredBackbone, spec: CodeSpec) -> int:
-    """Number of values of a code."""
-    return backbone.code_length(spec)
+def code_lengths(transformer: CNNCodeTransformer) -> list[int]:
+    """Numbers of values of a transformer's codes, one for each layer."""
+    backbone, specs = transformer.fitted_specs()
+    return [backbone.code_length(spec) for spec in specs]
 
 
 def joint_code_graph(
@@ -63,11 +67,16 @@ def joint_code_graph(
     ExportError
         If their backbones resize or crop in different ways.
     """
-    found = [transformer.fitted_spec() for _, transformer in transformers]
-    specs = [spec for _, spec in found]
+    found = [
+        (name, backbone, spec)
+        for name, transformer in transformers
+        for backbone, specs in [transformer.fitted_specs()]
+        for spec in specs
+    ]
+    names, specs = [name for name, _, _ in found], [spec for _, _, spec in found]
     groups: dict[Any, tuple[Backbone | StoredBackbone, list[CodeSpec]]] = {}
     places = []
-    for backbone, spec in found:
+    for _, backbone, spec in found:
         # Only transformers that were saved together share a stored graph.
         is_stored = isinstance(backbone, StoredBackbone)
         key: Any = (spec.backbone_sha256, spec.preprocessing)
@@ -77,15 +86,14 @@ def joint_code_graph(
         if spec.without_norm not in wanted:
             wanted.append(spec.without_norm)
         places.append(((is_stored, key), wanted.index(spec.without_norm)))
-    preprocessing = _common_preprocessing([name for name, _ in transformers], specs)
+    preprocessing = _common_preprocessing(names, specs)
     graphs = [working_graph(*group)[0] for group in groups.values()]
     if len(specs) == 1:
-        return JointCodeGraph(graphs[0].model, specs, preprocessing)
+        return JointCodeGraph(graphs[0].model, specs, names, preprocessing)
     numbers = {key: number for number, key in enumerate(groups)}
     outputs = [(numbers[key], index) for key, index in places]
-    return JointCodeGraph(
-        _joined([graph.model for graph in graphs], outputs), specs, preprocessing
-    )
+    joined = _joined([graph.model for graph in graphs], outputs)
+    return JointCodeGraph(joined, specs, names, preprocessing)
 
 
 def _common_preprocessing(names: list[str], specs: list[CodeSpec]) -> Preprocessing:
@@ -108,7 +116,7 @@ def _common_preprocessing(names: list[str], specs: list[CodeSpec]) -> Preprocess
 
 
 def _joined(contents: list[bytes], outputs: list[tuple[int, int]]) -> bytes:
-    """Join code graphs; `outputs` has graph and output number of each transformer."""
+    """Join code graphs; `outputs` has graph and output number of each code."""
     import onnx.compose
 
     models = [onnx.load_model_from_string(content) for content in contents]

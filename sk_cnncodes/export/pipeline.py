@@ -29,7 +29,7 @@ from sk_cnncodes.export.exported_model import (
 )
 from sk_cnncodes.export.head_graph import at_opset
 from sk_cnncodes.export.head_model import build_head, check_predictions
-from sk_cnncodes.export.joint_codes import code_length, joint_code_graph
+from sk_cnncodes.export.joint_codes import code_lengths, joint_code_graph
 from sk_cnncodes.export.onnx_classifier import run_images
 from sk_cnncodes.graphs.builder import merge_opsets
 from sk_cnncodes.graphs.view import default_opset
@@ -125,11 +125,11 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     _require_skl2onnx()
     check_is_fitted(model)
     steps = model_steps(model)
-    sources = Sources(lambda transformer: code_length(*transformer.fitted_spec()))
+    sources = Sources(code_lengths)
     after = sources.split(steps)
-    backbones = [transformer.backbone for _, transformer in sources.transformers]
+    backbones = {name: each.backbone for name, each in sources.transformers}
     if path is not None:
-        check_not_an_input(Path(path), backbones)
+        check_not_an_input(Path(path), backbones.values())
     joint = joint_code_graph(sources.transformers)
     images = _test_images(joint.preprocessing.crop_size)
     codes = run_images(load_session(joint.content, CPU, usable_threads(-1)), images)[0]
@@ -137,7 +137,9 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     head_input = _input_of_last(after, codes)
     _check_model(merged, steps[-1], images, head_input)
     metadata = joint.preprocessing.to_metadata()
-    metadata |= _metadata(backbones, joint.specs, steps, head_input)
+    metadata |= _metadata(
+        [backbones[name] for name in joint.names], joint.specs, steps, head_input
+    )
     del merged.metadata_props[:]
     for key, value in metadata.items():
         merged.metadata_props.add(key=key, value=value)

@@ -21,7 +21,7 @@ from sk_cnncodes.base.progress import progress_bar
 from sk_cnncodes.base.public import public
 from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
-from sk_cnncodes.heads.grids import layer_grid
+from sk_cnncodes.heads.grids import LayerChoice, layer_grid
 
 NEIGHBOURS = 5
 # Hyperparameters for codes of unit length.
@@ -40,7 +40,7 @@ class Candidate:
     Attributes
     ----------
     backbone : str
-    layer : int or str
+    layer : int, str or list of them
     head : str
         A key of `HEADS`.
     mean, std : float
@@ -48,7 +48,7 @@ class Candidate:
     """
 
     backbone: str
-    layer: int | str
+    layer: LayerChoice
     head: str
     mean: float
     std: float
@@ -113,7 +113,7 @@ def _fit_bar(
 @public
 def code_search(
     backbones: Sequence[str],
-    layers: Sequence[int | str] = DEFAULT_LAYERS,
+    layers: Sequence[LayerChoice] = DEFAULT_LAYERS,
     heads: Sequence[str] = tuple(HEADS),
     *,
     cv: int = 5,
@@ -131,8 +131,8 @@ def code_search(
     ----------
     backbones : sequence of str
         Names or paths, as the parameter `backbone` of `CNNCodeTransformer`.
-    layers : sequence of int or str, default=(-1, -2, -4)
-        As the parameter `layer` of `CNNCodeTransformer`.
+    layers : sequence of int, str or list of them, default=(-1, -2, -4)
+        As the parameter `layer` of `CNNCodeTransformer`: a list is one candidate.
     heads : sequence of str, default=("svm", "logistic", "knn")
         Keys of `HEADS`.
     cv : int, default=5
@@ -208,11 +208,10 @@ def scores(search: GridSearchCV) -> list[Candidate]:
         )
     ]
     grid = search.param_grid
-    backbones, layers = (
-        {value: position for position, value in enumerate(grid[f"codes__{name}"])}
-        for name in ("backbone", "layer")
+    backbones, layers = (list(grid[f"codes__{name}"]) for name in ("backbone", "layer"))
+    return sorted(
+        found, key=lambda c: (backbones.index(c.backbone), layers.index(c.layer))
     )
-    return sorted(found, key=lambda c: (backbones[c.backbone], layers[c.layer]))
 
 
 def chosen(search: GridSearchCV) -> Candidate:

@@ -68,6 +68,15 @@ def test_bad_images_are_rows_of_nan(photos: Path, output: Path) -> None:
     assert np.isfinite(codes[1]).all()
 
 
+def test_several_layers(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "codes.npz"
+    arguments = ["--layer", "-1,fire9", "--norm", "l2"]
+    assert invoke("embed", photos, "-o", output, *arguments).exit_code == 0
+    codes, paths = read(output)
+    transformer = CNNCodeTransformer(layer=[-1, "fire9"], norm="l2")
+    np.testing.assert_array_equal(codes, transformer.transform(paths))
+
+
 def test_options_of_the_code(photos: Path, tmp_path: Path) -> None:
     options = {"layer": "-3", "pooling": "max", "norm": "power"}
     arguments = [part for name in options for part in (f"--{name}", options[name])]

@@ -239,7 +239,7 @@ def test_the_decoder_is_part_of_a_fitted_transformer(
     np.testing.assert_array_equal(
         copied.set_params(cache=None).transform(images), transformer.transform(images)
     )
-    spec = copied.fitted_spec()[1]
+    spec = copied.fitted_specs()[1][0]
     assert spec.decoder == "gpu"
     pillow = pickle.loads(
         pickle.dumps(CNNCodeTransformer(store_backbone=True).fit(images))

@@ -361,10 +361,10 @@ def test_a_stored_graph_of_another_version_has_another_digest(
     digests = {
         spec.digest
         for stored in (now, before)
-        if (spec := stored_module.stored_backbone(stored, parameters).spec)
+        for spec in stored_module.stored_backbone(stored, parameters).specs
     }
     assert len(digests) == 2
-    assert fitted.fitted_spec()[1].digest in digests
+    assert fitted.fitted_specs()[1][0].digest in digests
 
 
 # -- copies ------------------------------------------------------------------

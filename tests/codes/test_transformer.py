@@ -257,7 +257,11 @@ def test_a_grid_scores_every_backbone_and_layer(
         ({"layer": 0}, LayerError, r"layer=0.*Expected -1 \('codes.*-2"),
         ({"layer": -99}, LayerError, "layer=-99.*Expected -1"),
         ({"layer": "fire19"}, LayerError, "layer='fire19'.*'fire9'"),
-        ({"layer": 1.5}, TypeError, "layer: expected a negative int or a name"),
+        (
+            {"layer": 1.5},
+            TypeError,
+            "layer: expected a negative int, a name, or a list",
+        ),
         ({"layer": None}, TypeError, "layer: expected"),
         ({"pooling": "sum"}, ValueError, r"pooling: expected one of \['auto'"),
         ({"layer": -2, "pooling": "cls"}, LayerError, "pooling='cls'.*a map of shape"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ from sk_cnncodes import (
     CNNCodeTransformer,
     ExportError,
     OnnxClassifier,
+    Preprocessing,
+    code_union,
     load_backbone,
     to_onnx,
 )
+from tests import networks
 
 DIGITS = load_digits()
 X, Y = DIGITS.images[:120] / 16, DIGITS.target[:120]
@@ -129,3 +133,48 @@ def test_tuned_and_frozen(tmp_path: Path) -> None:
         FixedThresholdClassifier(FrozenEstimator(tuned)).fit(X, Y > 4), tmp_path / "f"
     )
     check(frozen, tmp_path / "frozen.onnx")
+
+
+@pytest.mark.parametrize("norm", [None, "l2", "power"])
+def test_several_layers(norm: str | None, tmp_path: Path) -> None:
+    codes = CNNCodeTransformer(layer=[-1, -3], norm=norm)
+    model = make_pipeline(codes, LogisticRegression(C=0.1, max_iter=1000)).fit(X, Y)
+    check(model, tmp_path / "m.onnx")
+    facts = OnnxClassifier(tmp_path / "m.onnx").metadata["codes"]
+    backbone = load_backbone("cnncodes-mini")
+    assert [each["layer"] for each in facts] == [
+        backbone.layer(number).name for number in (-1, -3)
+    ]
+    assert [each["norm"] for each in facts] == [norm, norm]
+    assert (tmp_path / "m.onnx").stat().st_size < 1.3 * backbone.path.stat().st_size
+
+
+def test_a_union_of_backbones_of_several_layers(
+    plain: Preprocessing, tmp_path: Path
+) -> None:
+    """They crop alike; the rest of their preprocessing is in the graph."""
+    backbones = []
+    for made, mean in ((networks.resnet(), 0.2), (networks.squeezenet(), 0.5)):
+        own = replace(plain, mean=(mean, mean, mean))
+        for key, value in own.to_metadata().items():
+            made.metadata_props.add(key=key, value=value)
+        backbones.append(networks.save(made, tmp_path / f"{mean}.onnx"))
+    union = code_union(backbones, layer=[-1, -2], norm="power")
+    check(make_pipeline(union, SVC(C=10)).fit(X, Y), tmp_path / "m.onnx")
+    facts = OnnxClassifier(tmp_path / "m.onnx").metadata["codes"]
+    assert [each["backbone"] for each in facts] == [
+        backbone for backbone in backbones for _ in range(2)
+    ]
+
+
+def test_a_list_of_one_layer(tmp_path: Path) -> None:
+    codes = CNNCodeTransformer(layer=[-3], norm="power", store_backbone=True)
+    model = make_pipeline(codes, LogisticRegression(C=10)).fit(X, Y)
+    check(pickle.loads(pickle.dumps(model)), tmp_path / "m.onnx")
+    assert "codes" not in OnnxClassifier(tmp_path / "m.onnx").metadata
+
+
+def test_several_layers_of_a_stored_network(tmp_path: Path) -> None:
+    codes = CNNCodeTransformer(layer=(-3, -1), norm="l2", store_backbone=True)
+    model = make_pipeline(codes, LogisticRegression(C=1)).fit(X, Y)
+    check(pickle.loads(pickle.dumps(model)), tmp_path / "m.onnx")

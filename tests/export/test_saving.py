@@ -508,7 +508,7 @@ def test_codes_that_an_old_graph_normalised_are_cached_apart(
         for age, record in (("now", now), ("before", before)):
             found = stored_backbone(record, parameters)
             assert found is not None
-            digests[norm, age] = found.spec.without_norm.digest
+            digests[norm, age] = found.specs[0].without_norm.digest
         old = CNNCodeTransformer.__new__(CNNCodeTransformer)
         old.__setstate__(codes.__getstate__() | {"_stored_graph": before})
         np.testing.assert_allclose(

@@ -63,6 +63,15 @@ def test_table_and_verdict(search: GridSearchCV) -> None:
     )
 
 
+def test_layers_side_by_side_are_candidates(digits: tuple[Any, Any]) -> None:
+    found = code_search(["cnncodes-mini"], [[-2, -1], -2], ["svm"], cv=2).fit(*digits)
+    assert [c.layer for c in scores(found)] == [[-2, -1], -2]
+    assert chosen(found).layer in ([-2, -1], -2)
+    _, first, second = score_table(found).splitlines()
+    assert first.startswith("cnncodes-mini  [-2, -1]  ")
+    assert second.startswith("cnncodes-mini        -2  ")
+
+
 def test_each_image_takes_one_forward_pass(digits: tuple[Any, Any]) -> None:
     from sk_cnncodes import CodeCache
 
