@@ -22,8 +22,8 @@ INSTALL = "pip install 'sk-cnncodes[nvimgcodec]'"
 # Decoders that work at the same time, each on a CUDA stream of its own; files that one
 # of them is given at once; and its CPU threads, for files that the GPU's decoding
 # engines do not read. With one file at once, as many decoders as engines are needed.
-N_DECODERS = 2
-BATCH_SIZE = 16
+N_DECODERS = 16
+BATCH_SIZE = 1
 _CPU_THREADS = 4
 # Of the CUDA driver.
 _NON_BLOCKING, _RELEASE_THRESHOLD = 1, 4
