@@ -19,7 +19,7 @@ _MODULE_OF = {
     "BackboneError": "base.exceptions",
     "CNNCodeTransformer": "codes.transformer",
     "CacheInfo": "cache.code_cache",
-    "CacheWarning": "cache.code_cache",
+    "CacheWarning": "cache.cache_warning",
     "Calibration": "engines.quantisation",
     "CatalogueRow": "backbones.catalogue",
     "CodeCache": "cache.code_cache",

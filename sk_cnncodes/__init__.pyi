@@ -40,11 +40,11 @@ from sk_cnncodes.base.exceptions import (
 from sk_cnncodes.base.exceptions import (
     SavedModelError as SavedModelError,
 )
-from sk_cnncodes.cache.code_cache import (
-    CacheInfo as CacheInfo,
+from sk_cnncodes.cache.cache_warning import (
+    CacheWarning as CacheWarning,
 )
 from sk_cnncodes.cache.code_cache import (
-    CacheWarning as CacheWarning,
+    CacheInfo as CacheInfo,
 )
 from sk_cnncodes.cache.code_cache import (
     CodeCache as CodeCache,

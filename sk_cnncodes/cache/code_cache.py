@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import math
 import os
 import warnings
 from collections import OrderedDict
@@ -17,20 +17,17 @@ import numpy as np
 from sk_cnncodes.base.exceptions import CacheError
 from sk_cnncodes.base.forks import fork_safe_lock
 from sk_cnncodes.base.public import public
+from sk_cnncodes.cache.cache_warning import CacheWarning, report_size, report_told
 from sk_cnncodes.cache.file_store import FileState, FileStore, Row
 from sk_cnncodes.cache.memory_store import MemoryStore
 from sk_cnncodes.cache.process_store import MAX_FILE_BYTES, ProcessStore
+from sk_cnncodes.cache.shared_folder import watch_root
 
 MEMORY_MAX_BYTES = 512 * 2**20
 FILE_MAX_BYTES = 10 * 2**30
 FILE_NAME = "sk_cnncodes.sqlite3"
 # Number of cache files given as paths that are kept open.
 _MAX_FILES = 16
-
-
-@public
-class CacheWarning(UserWarning):
-    """A code cache does not work as requested; the codes are still computed."""
 
 
 @public
@@ -63,6 +60,8 @@ class Store(Protocol):
 
     # Size of all codes in use, once one that was dropped was asked for again; else 0.
     needed_bytes: int
+    # Largest size of the codes.
+    max_bytes: int
 
     def put(self, rows: Iterable[Row]) -> None:
         """Store codes of several specs at once; all of them or none."""
@@ -142,6 +141,9 @@ class CodeCache:
     1
     """
 
+    # What to do about a cache that is too small.
+    _larger = "Raise max_bytes."
+
     def __init__(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -159,6 +161,7 @@ class CodeCache:
         self._hits = self._misses = 0
         self._store: Store | None = None
         self._reported: set[str] = set()
+        self._reported_bytes = 0.0
 
     # -- rows ----------------------------------------------------------------
 
@@ -184,6 +187,7 @@ class CodeCache:
         with self._lock:
             self._hits += hits
             self._misses += len(found) - hits
+        report_told()
         return found
 
     def put_many(self, rows: Iterable[Row]) -> None:
@@ -196,15 +200,9 @@ class CodeCache:
         """
         rows = list(rows)
         self._attempt(lambda store: store.put(rows))
-        needed = 0 if self._store is None else self._store.needed_bytes
-        # In a worker, its parent says it.
-        if needed and multiprocessing.parent_process() is None:
-            self._warn_once(
-                f"{self!r} is too small: the codes in use need {_mib(needed)}, "
-                f"{_mib(self.max_bytes)} are allowed. Some are kept; the others are "
-                "computed each time. Raise max_bytes.",
-                "too small",
-            )
+        store = self._store
+        if store is not None and store.needed_bytes > self._reported_bytes:
+            self._report_size(store.needed_bytes, store.max_bytes)
 
     def claim(self, spec: str, images: Sequence[bytes], owner: str) -> set[bytes]:
         """Claim images before computing them.
@@ -283,12 +281,25 @@ class CodeCache:
             self._warn_once(str(error), str(error))
             return None
 
+    def _report_size(self, needed: int, allowed: int) -> None:
+        message = (
+            f"{self!r} is too small: the codes in use need {_mib(needed)}, "
+            f"{_mib(allowed)} are allowed. Some are kept; the others are computed each "
+            f"time. {self._larger}"
+        )
+        # Those in memory have one name.
+        shared = self.path is not None or self is MEMORY
+        told = report_size(repr(self), message, shared)
+        # What a worker tells its parent is read later: again if the figure grows.
+        self._reported_bytes = 1.1 * needed if told else math.inf
+
     def _warn_once(self, message: str, kind: str) -> None:
         if kind not in self._reported:
             self._reported.add(kind)
             warnings.warn(message, CacheWarning, stacklevel=4)
 
     def _open(self) -> Store:
+        watch_root()
         with self._lock:
             if self._store is None:
                 self._store = self._new_store()
@@ -335,12 +346,17 @@ class CodeCache:
 class _ProcessCache(CodeCache):
     """The cache "memory": of this process, and shared with its workers."""
 
+    _larger = "Choose cache=PATH, on a disk with more space."
+
     @property
     def capacity(self) -> int:
         return self.max_bytes + MAX_FILE_BYTES
 
     def _new_store(self) -> Store:
         return ProcessStore(self.max_bytes)
+
+    def __repr__(self) -> str:
+        return "cache='memory'"
 
 
 MEMORY = _ProcessCache()

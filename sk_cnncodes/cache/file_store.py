@@ -81,7 +81,7 @@ class FileStore:
 
     def __init__(self, path: str, max_bytes: int) -> None:
         self._database = CacheDatabase(path)
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self.needed_bytes = 0
 
     # -- rows ----------------------------------------------------------------
@@ -119,7 +119,7 @@ class FileStore:
         rows = list(rows)
         with transaction(db):
             size = int(_PAGE_SHARE * sum(codes.nbytes for _, _, codes in rows))
-            if self._pages_in_use(db) + size > self._max_bytes:
+            if self._pages_in_use(db) + size > self.max_bytes:
                 db.execute(_DROPPED)
                 rows = self._refuse_dropped(db, rows)
                 if rows:
@@ -167,7 +167,7 @@ class FileStore:
             "DELETE FROM dropped WHERE time < ?", (time.time() - _DROPPED_SECONDS,)
         )
         # Some more, so that not every following write drops rows.
-        self._drop_oldest(db, int(_KEPT_SHARE * self._max_bytes) - size, remember=True)
+        self._drop_oldest(db, int(_KEPT_SHARE * self.max_bytes) - size, remember=True)
 
     # -- claims --------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class MemoryStore:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._bytes = self._dropped_bytes = 0
         self.needed_bytes = 0
         # Codes and times of last use.
@@ -97,7 +97,7 @@ class MemoryStore:
                     size = code.nbytes + _ROW_OVERHEAD
                     # Copied, since a view would keep the whole batch alive.
                     row = np.array(code, np.float32)
-                    if self._bytes + size > self._max_bytes and self._is_older(key):
+                    if self._bytes + size > self.max_bytes and self._is_older(key):
                         self.needed_bytes = max(
                             self.needed_bytes, self._bytes + self._dropped_bytes
                         )
@@ -109,11 +109,11 @@ class MemoryStore:
                     self._forget_dropped(key)
                     self._rows[key] = (row, now)
                     self._bytes += size
-            return dropped + self._shrink(self._max_bytes)
+            return dropped + self._shrink(self.max_bytes)
 
     def has_room(self) -> bool:
         """Whether codes can be stored without dropping others."""
-        return self._bytes < self._max_bytes
+        return self._bytes < self.max_bytes
 
     def _is_older(self, key: _Key) -> bool:
         """Whether a code was dropped, and all others were used since its last use."""
@@ -152,7 +152,7 @@ class MemoryStore:
                 if state.path not in self._files:
                     self._bytes += _ROW_OVERHEAD
                 self._files[state.path] = (state, digest)
-            self._shrink(self._max_bytes)
+            self._shrink(self.max_bytes)
 
     # -- claims --------------------------------------------------------------
 

@@ -189,14 +189,21 @@ class Extraction:
         try:
             self._run(self._find_missing(workers), workers)
             while self._deferred:
+                # Others wait for what was claimed here, if the cache did not keep it.
+                self._release()
                 waiting, self._deferred = self._deferred, []
                 before = len(waiting)
                 self._run(self._missing_of(waiting), workers)
                 if len(self._deferred) == before:
                     time.sleep(_POLL_SECONDS)
         finally:
-            if self._cache is not None and self._claims is not None:
-                self._cache.release(self._claims)
+            self._release()
+
+    def _release(self) -> None:
+        """Give up the claims of this extraction."""
+        if self._cache is not None and self._claims is not None:
+            self._cache.release(self._claims)
+            self._claims = None
 
     def _run(self, missing: Iterator[tuple[int, Key]], workers: Workers) -> None:
         """Decode, run and store images."""

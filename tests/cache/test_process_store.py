@@ -12,18 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sk_cnncodes.cache import process_store
-from sk_cnncodes.cache.process_store import ProcessStore, shared_folder
+from sk_cnncodes.cache import shared_folder as folders
+from sk_cnncodes.cache.process_store import ProcessStore
+from sk_cnncodes.cache.shared_folder import shared_folder
 
 # Prints its number, and is then killed while its workers wait in a search.
 _SEARCH = """
 import os, sys, time
 import numpy as np
+from joblib import parallel_config
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sk_cnncodes import CNNCodeTransformer
-from sk_cnncodes.cache.process_store import shared_folder
+from sk_cnncodes.cache.shared_folder import shared_folder
 
 class Slow(LogisticRegression):
     def fit(self, X, y):
@@ -32,15 +34,20 @@ class Slow(LogisticRegression):
 
 if __name__ == "__main__":
     print(shared_folder(os.getpid()), flush=True)
+    cache, backend = sys.argv[1:]
+    if cache == "file":
+        cache = os.path.join(os.path.dirname(__file__), "codes.sqlite3")
     X = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3), np.uint8)
-    model = make_pipeline(CNNCodeTransformer(), Slow())
-    GridSearchCV(model, {"slow__C": [1, 2]}, cv=2, n_jobs=2).fit(X, [0, 1] * 4)
+    model = make_pipeline(CNNCodeTransformer(cache=cache), Slow())
+    with parallel_config(backend=backend):
+        GridSearchCV(model, {"slow__C": [1, 2]}, cv=2, n_jobs=2).fit(X, [0, 1] * 4)
 """
 # Its codes do not fit into the memory.
 _SPILL = """
 import os, sys
 import numpy as np
-from sk_cnncodes.cache.process_store import ProcessStore, shared_folder
+from sk_cnncodes.cache.process_store import ProcessStore
+from sk_cnncodes.cache.shared_folder import shared_folder
 
 store = ProcessStore(1000)
 store.put([("spec", [bytes([i]) for i in range(9)], np.ones((9, 64), np.float32))])
@@ -75,7 +82,7 @@ def wait_until_gone(folder: Path, pids: list[int]) -> bool:
 
 @pytest.fixture
 def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(process_store.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(folders.tempfile, "tempdir", str(tmp_path))
     shared_folder.cache_clear()
     yield tmp_path
     shared_folder.cache_clear()
@@ -106,7 +113,7 @@ def test_without_a_temporary_folder_codes_are_only_dropped(
     temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = str(temporary_folder / "gone")
-    monkeypatch.setattr(process_store.tempfile, "tempdir", gone)
+    monkeypatch.setattr(folders.tempfile, "tempdir", gone)
     shared_folder.cache_clear()
     store = ProcessStore(5000)
     images, codes = rows_of(30)
@@ -121,7 +128,7 @@ def test_a_folder_of_another_user_is_not_used(
 ) -> None:
     folder = shared_folder(os.getpid())
     folder.mkdir()
-    monkeypatch.setattr(process_store.os, "getuid", lambda: folder.stat().st_uid + 1)
+    monkeypatch.setattr(folders.os, "getuid", lambda: folder.stat().st_uid + 1)
     store = ProcessStore(5000)
     images, codes = rows_of(30)
     store.put([("spec", images, codes)])
@@ -148,11 +155,15 @@ def test_the_file_goes_with_its_process(ending: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_a_killed_search_leaves_no_file_and_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
+@pytest.mark.parametrize("cache", ["memory", "file"])
+def test_a_killed_search_leaves_no_file_and_no_process(
+    cache: str, backend: str, tmp_path: Path
+) -> None:
     script = tmp_path / "search.py"
     script.write_text(_SEARCH, encoding="utf-8")
     with subprocess.Popen(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), cache, backend],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # joblib's resource tracker says what it cleans up
         env={**os.environ, "TMPDIR": str(tmp_path)},
@@ -161,6 +172,6 @@ def test_a_killed_search_leaves_no_file_and_no_process(tmp_path: Path) -> None:
         assert process.stdout is not None
         folder = Path(process.stdout.readline().strip())
         workers = [int(process.stdout.readline()) for _ in range(2)]
-        assert (folder / "codes.sqlite3").is_file()
+        assert (folder / "codes.sqlite3").is_file() == (cache == "memory")
         process.kill()
     assert wait_until_gone(folder, workers)

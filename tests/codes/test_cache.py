@@ -11,6 +11,8 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from sk_cnncodes import (
 from sk_cnncodes.cache import code_cache as cache_module
 from sk_cnncodes.cache.code_cache import MEMORY, resolve_cache
 from sk_cnncodes.cache.file_store import FileState
-from sk_cnncodes.cache.process_store import shared_folder
+from sk_cnncodes.cache.shared_folder import shared_folder
 from tests import networks
 from tests.forwards import Forwards, counted_forwards
 
@@ -619,3 +621,27 @@ def test_a_cache_that_fails_does_not_break_a_transform(
     assert text.read_text() == "not a cache" * 500
     again = transformer.transform(photograph_files)  # reported once
     np.testing.assert_array_equal(again, expected)
+
+
+def test_claims_of_codes_that_are_not_kept_make_nobody_wait(
+    net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two transforms waited two minutes for what each of them had computed."""
+    images = np.random.default_rng(0).integers(0, 256, (128, 32, 32, 3), np.uint8)
+    cache = CodeCache()
+    claim, both = cache.claim, threading.Barrier(2)
+
+    def claim_together(spec: str, digests: Any, owner: str) -> set[bytes]:
+        mine = claim(spec, digests, owner)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(5)
+        return mine
+
+    monkeypatch.setattr(cache, "claim", claim_together)
+    monkeypatch.setattr(cache, "put_many", lambda rows: None)  # keeps nothing
+    transformer = CNNCodeTransformer(net, cache=cache, batch_size=32)
+    orders = [images, images[::-1]]
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(transformer.transform, order) for order in orders]
+        codes = [future.result(timeout=60) for future in futures]
+    np.testing.assert_allclose(codes[0], codes[1][::-1], atol=1e-4)
