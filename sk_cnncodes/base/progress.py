@@ -24,6 +24,35 @@ def progress_bar(*, disable: bool | None = False, **options: Any) -> Any:
     return _bar_class()(disable=disable, file=sys.stderr, **options)
 
 
+class OptionalBar:
+    """Context manager for a progress bar; imports nothing unless it is shown.
+
+    Parameters
+    ----------
+    shown : bool
+    **options
+        Passed to tqdm.
+    """
+
+    def __init__(self, shown: bool, **options: Any) -> None:
+        self._shown = shown
+        self._options = options
+        self._bar: Any = None
+
+    def __enter__(self) -> None:
+        if self._shown:
+            self._bar = progress_bar(**self._options)
+
+    def advance(self, count: int) -> None:
+        """Count some more as done."""
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
 @lru_cache(maxsize=1)
 def _bar_class() -> Any:
     from tqdm.auto import tqdm

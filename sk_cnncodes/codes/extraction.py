@@ -14,7 +14,7 @@ import numpy as np
 from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.base.exceptions import BackboneError, ImageError
 from sk_cnncodes.base.logs import logger
-from sk_cnncodes.base.progress import progress_bar
+from sk_cnncodes.base.progress import OptionalBar
 from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.cache.file_store import Owner
 from sk_cnncodes.cache.memory_store import new_owner
@@ -144,7 +144,9 @@ class Extraction:
         self._deferred: list[tuple[int, Digest | ImageError]] = []
         self._unstored: list[tuple[Digest, list[np.ndarray]]] = []
         total = None if self._elements.is_stream else self._elements.count
-        self._bar = _ProgressBar(total, options.verbose)
+        self._bar = OptionalBar(
+            options.verbose, total=total, unit="image", desc="CNN codes"
+        )
         self._n_cached = 0
         self.n_computed = 0
 
@@ -406,28 +408,6 @@ class Extraction:
 
 def _position(fault: ImageError) -> int:
     return -1 if fault.index is None else fault.index
-
-
-class _ProgressBar:
-    """Context manager for a progress bar; does nothing unless `verbose`."""
-
-    def __init__(self, count: int | None, verbose: bool) -> None:
-        self._count = count
-        self._verbose = verbose
-        self._bar: Any = None
-
-    def __enter__(self) -> None:
-        if self._verbose:
-            self._bar = progress_bar(total=self._count, unit="image", desc="CNN codes")
-
-    def advance(self, count: int) -> None:
-        """Count some images as done."""
-        if self._bar is not None:
-            self._bar.update(count)
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _check_finite(part: np.ndarray, rows: list[int], elements: Elements) -> None:
