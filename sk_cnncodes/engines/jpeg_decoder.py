@@ -5,9 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-import threading
-from collections import deque
-from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -16,14 +13,15 @@ import numpy as np
 from sk_cnncodes.base.exceptions import DeviceError, first_line
 from sk_cnncodes.base.forks import fork_lock, import_fork_safe
 from sk_cnncodes.base.logs import logger
+from sk_cnncodes.base.threads import ResourcePool
 from sk_cnncodes.engines.devices import count_gpus, cuda_driver
 
 INSTALL = "pip install 'sk-cnncodes[nvimgcodec]'"
-# Decoders that work at the same time, each on a CUDA stream of its own; files that one
-# of them is given at once; and its CPU threads, for files that the GPU's decoding
-# engines do not read. With one file at once, as many decoders as engines are needed.
-N_DECODERS = 16
-BATCH_SIZE = 1
+# Decoders that work at the same time, each on a CUDA stream of its own, and the CPU
+# threads of each, for files that the GPU's decoding engines do not read. An H100 with 7
+# engines decoded 710 files of 12 megapixels a second with 16 decoders that are given a
+# file each, and 500 with two that are given 16 files at once.
+_N_DECODERS = 16
 _CPU_THREADS = 4
 # Of the CUDA driver.
 _NON_BLOCKING, _RELEASE_THRESHOLD = 1, 4
@@ -59,26 +57,18 @@ def check_gpu_decoding() -> None:
         )
 
 
-@dataclass
-class _Request:
-    """A file to decode; `image` stays None if the GPU does not read it."""
-
-    content: bytes
-    image: Any = None
-    taken: bool = False
-    done: threading.Event = field(default_factory=threading.Event)
-
-
 class JpegDecoder:
     """Decodes JPEG files on a GPU; thread-safe.
-
-    A thread that gets one of the decoders has it decode the files of all threads that
-    wait. The pixels of a file do not depend on the others.
 
     Parameters
     ----------
     gpu : int or None
         Index of the GPU. None is for tests: nvImageCodec's decoder for CPUs.
+
+    Attributes
+    ----------
+    engines : str
+        What decodes.
 
     Raises
     ------
@@ -87,12 +77,10 @@ class JpegDecoder:
     """
 
     def __init__(self, gpu: int | None) -> None:
-        self._waiting: deque[_Request] = deque()
-        self.engines = ""
         try:
             codec = _import_codec()
             with fork_lock:
-                decoders = [_Decoder(codec, gpu) for _ in range(N_DECODERS)]
+                decoders = [_Decoder(codec, gpu) for _ in range(_N_DECODERS)]
         except Exception as error:
             raise DeviceError(
                 "decoder='gpu': nvImageCodec does not work here "
@@ -100,8 +88,7 @@ class JpegDecoder:
                 "decoder='auto' or 'pillow'."
             ) from error
         self.engines = decoders[0].engines
-        self._free = decoders
-        self._changed = threading.Condition()
+        self._decoders = ResourcePool(decoders)
 
     def decode(self, content: bytes) -> Any:
         """Decode a file at full size, as it is stored, whatever its orientation.
@@ -112,39 +99,7 @@ class JpegDecoder:
             RGB pixels on the GPU, complete; None if the GPU does not read the file. An
             array without a GPU.
         """
-        request = _Request(content)
-        with self._changed:
-            self._waiting.append(request)
-        while not request.taken:
-            self._decode_waiting(request)
-        request.done.wait()
-        return request.image
-
-    def _decode_waiting(self, own: _Request) -> None:
-        """Decode the files that wait, as soon as a decoder is free.
-
-        Unless another thread takes the own one before.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: own.taken or self._free)
-            if own.taken:
-                return
-            decoder = self._free.pop()
-            n_taken = min(len(self._waiting), BATCH_SIZE)
-            batch = [self._waiting.popleft() for _ in range(n_taken)]
-            for request in batch:
-                request.taken = True
-            self._changed.notify_all()
-        try:
-            images = decoder.decode([request.content for request in batch])
-            for request, image in zip(batch, images, strict=True):
-                request.image = image
-        finally:
-            for request in batch:
-                request.done.set()
-            with self._changed:
-                self._free.append(decoder)
-                self._changed.notify_all()
+        return self._decoders.use(lambda decoder: decoder.decode(content))
 
 
 class _Decoder:
@@ -184,31 +139,26 @@ class _Decoder:
             device_id=device, max_num_cpu_threads=_CPU_THREADS, backends=backends
         )
 
-    def decode(self, contents: list[bytes]) -> list[Any]:
-        """Images, or None, of some files."""
-        images = self._attempt(self._decoders[0], contents)
-        for index, content in enumerate(contents):
-            if images[index] is None and len(contents) > 1:
-                # One file can fail the others of its batch.
-                (images[index],) = self._attempt(self._decoders[0], [content])
-            for decoder in self._decoders[1:]:
-                if images[index] is None:
-                    (images[index],) = self._attempt(decoder, [content])
-        return images
+    def decode(self, content: bytes) -> Any:
+        """The image in a file; None if no decoder reads it."""
+        for decoder in self._decoders:
+            image = self._attempt(decoder, content)
+            if image is not None:
+                return image
+        return None
 
-    def _attempt(self, decoder: Any, contents: list[bytes]) -> list[Any]:
-        """Images, or None, of some files by one of the decoders."""
+    def _attempt(self, decoder: Any, content: bytes) -> Any:
         stream = 0 if self._stream is None else self._stream.handle
         try:
-            sources = [self._codec.CodeStream(content) for content in contents]
-            images = decoder.decode(sources, params=self._params, cuda_stream=stream)
+            sources = [self._codec.CodeStream(content)]
+            (image,) = decoder.decode(sources, params=self._params, cuda_stream=stream)
             if self._stream is not None:
                 self._stream.wait()  # other streams use the pixels next
-                return list(images)
-            return [None if i is None else np.asarray(i.cpu()) for i in images]
+                return image
+            return None if image is None else np.asarray(image.cpu())
         except Exception as error:
             logger.debug("decoding on the GPU failed: %s", first_line(error))
-            return [None] * len(contents)
+            return None
 
 
 class _Stream:

@@ -264,7 +264,9 @@ def is_out_of_memory(error: BaseException) -> bool:
         for phrase in (
             "failed to allocate memory",
             "out of memory",
-            "cudnn_status_alloc_failed",
-            "cublas_status_alloc_failed",
+            "alloc_failed",
+            "allocation_failed",
+            # cuBLAS
+            "resource allocation failed",
         )
     )

@@ -85,7 +85,8 @@ class GpuRunner(CpuRunner):
         super().__init__(session, _IN_FLIGHT)
         self._fixed_batch = fixed_batch
         self._sizes: set[int] = set()
-        # Runs at the same time are no faster, and take their memory each.
+        # Runs at the same time are no faster, and each takes memory of its own; so does
+        # a binding, for the CUDA libraries, if it is made during a run.
         run_lock = threading.Lock()
         self._slots = ResourcePool(
             _Slot(session, self._input.name, gpu, memory, run_lock)
@@ -145,11 +146,12 @@ class _Slot:
         staged = self._staging.array[:size].reshape(shape)
         staged[: len(images)] = images
         staged[len(images) :] = images[-1]
-        binding = self._session.io_binding()
-        binding.bind_ortvalue_input(self._name, self._copy_to_device(staged))
-        for output in self._session.get_outputs():
-            binding.bind_output(output.name)
+        on_device = self._copy_to_device(staged)
         with self._run_lock:
+            binding = self._session.io_binding()
+            binding.bind_ortvalue_input(self._name, on_device)
+            for output in self._session.get_outputs():
+                binding.bind_output(output.name)
             self._session.run_with_iobinding(binding)
         return list(binding.copy_outputs_to_cpu())
 

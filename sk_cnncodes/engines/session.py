@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from sk_cnncodes.base.exceptions import BackboneError, DeviceError, first_line
 from sk_cnncodes.base.forks import fork_lock
 from sk_cnncodes.base.threads import OrderedThreadPool, ResourcePool
-from sk_cnncodes.engines.devices import Device
+from sk_cnncodes.engines.devices import CPU, Device
 from sk_cnncodes.engines.execution import Execution
 from sk_cnncodes.engines.onnxruntime import CPU_PROVIDER, is_out_of_memory, padded
 from sk_cnncodes.engines.onnxruntime_runners import open_runner
@@ -302,27 +303,49 @@ def open_session(
     fault: Exception | None = None
     for graph in graphs:
         try:
-            if graph.batch_made_dynamic and execution.engine == "openvino":
-                _check_dynamic_batch(graph, n_threads)
-            with fork_lock:
-                runner = _open_runner(
-                    graph, execution, n_threads, n_concurrent_runs, calibration
-                )
-            # With device="auto", a GPU that does not work is replaced by the CPU.
-            on_cpu = execution.on_cpu or runner.provider == CPU_PROVIDER
-            session = CodeSession(runner, graph.batch_size, on_cpu=on_cpu)
-            fault = _batch_fault(session, _BATCH_TOLERANCE[execution.precision])
-        except DeviceError:
-            raise
-        except Exception as error:
-            fault = error
-        if fault is None:
+            session, fault = _open_checked(
+                graph, execution, n_threads, n_concurrent_runs, calibration
+            )
+        except DeviceError as error:
+            if execution.devices[0].required:
+                raise
+            warnings.warn(f"{error} The CPU is used instead.", stacklevel=2)
+            execution = replace(execution, devices=(CPU,))
+            session, fault = _open_checked(
+                graph, execution, n_threads, n_concurrent_runs, calibration
+            )
+        if session is not None and fault is None:
             return session
     assert fault is not None
     engine = _ENGINE_NAMES[execution.engine]
     raise BackboneError(
         f"{engine} cannot run the backbone: {first_line(fault)}"
     ) from fault
+
+
+def _open_checked(
+    graph: RunnableGraph,
+    execution: Execution,
+    n_threads: int,
+    n_concurrent_runs: int,
+    calibration: Calibration | None,
+) -> tuple[CodeSession | None, Exception | None]:
+    """Load a graph, and compare two images alone and together; the fault, if any."""
+    try:
+        if graph.batch_made_dynamic and execution.engine == "openvino":
+            _check_dynamic_batch(graph, n_threads)
+        with fork_lock:
+            runner = _open_runner(
+                graph, execution, n_threads, n_concurrent_runs, calibration
+            )
+        # With device="auto", a GPU that does not work is replaced by the CPU.
+        on_cpu = execution.on_cpu or runner.provider == CPU_PROVIDER
+        session = CodeSession(runner, graph.batch_size, on_cpu=on_cpu)
+        return session, _batch_fault(session, _BATCH_TOLERANCE[execution.precision])
+    except DeviceError:
+        raise
+    except Exception as error:
+        return None, error
 
 
 def _check_dynamic_batch(graph: RunnableGraph, n_threads: int) -> None:

@@ -38,13 +38,13 @@ VALUES = Preprocessing((56, 56), resize_size=64)
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> GpuViews:
     """What decodes in place of a GPU, here and in each `CNNCodeTransformer`."""
     monkeypatch.setattr(jpeg_decoder, "_import_codec", lambda: pillow_codec)
-    monkeypatch.setattr(pillow_codec.Decoder, "batches", [], raising=False)
+    monkeypatch.setattr(pillow_codec.Decoder, "n_given", 0)
     opened = open_gpu_views(None)
     assert opened.resizer is not None
     monkeypatch.setattr(sessions, "_GPU_VIEWS", SessionTable())
     monkeypatch.setattr(sessions, "open_gpu_views", lambda gpu: opened)
     monkeypatch.setattr(plan, "check_gpu_decoding", lambda: None)
-    pillow_codec.Decoder.batches.clear()
+    pillow_codec.Decoder.n_given = 0
     return opened
 
 
@@ -71,7 +71,7 @@ def with_orientation(image: Image.Image, orientation: int) -> bytes:
 
 
 def n_decoded() -> int:
-    return sum(pillow_codec.Decoder.batches)
+    return pillow_codec.Decoder.n_given
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

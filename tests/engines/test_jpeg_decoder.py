@@ -13,7 +13,7 @@ from PIL import Image
 from sk_cnncodes import DeviceError
 from sk_cnncodes.engines import jpeg_decoder
 from sk_cnncodes.engines.devices import count_gpus
-from sk_cnncodes.engines.jpeg_decoder import BATCH_SIZE, JpegDecoder
+from sk_cnncodes.engines.jpeg_decoder import JpegDecoder
 from tests.engines import pillow_codec
 
 
@@ -26,7 +26,6 @@ def codec(
         pytest.importorskip("nvidia.nvimgcodec")
         return None
     monkeypatch.setattr(jpeg_decoder, "_import_codec", lambda: pillow_codec)
-    monkeypatch.setattr(pillow_codec.Decoder, "batches", [], raising=False)
     return pillow_codec
 
 
@@ -53,21 +52,6 @@ def test_each_thread_gets_its_image(codec: ModuleType | None) -> None:
         decoded = list(threads.map(decoder.decode, files))
     for number, pixels in enumerate(decoded):
         check(pixels, number)
-
-
-def test_images_that_wait_are_decoded_together(
-    codec: ModuleType | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if codec is None:
-        pytest.skip("the stand-in counts")
-    monkeypatch.setattr(pillow_codec.Decoder, "seconds", 0.05)
-    decoder = JpegDecoder(None)
-    with ThreadPoolExecutor(24) as threads:
-        list(threads.map(decoder.decode, [jpeg(number) for number in range(96)]))
-    batches = pillow_codec.Decoder.batches
-    assert sum(batches) == 96
-    assert 4 < max(batches) <= BATCH_SIZE
-    assert len(batches) < 40
 
 
 def test_what_is_refused_is_none_and_nothing_else(codec: ModuleType | None) -> None:

@@ -35,6 +35,8 @@ OUT_OF_MEMORY = [
     "expr=cudaMalloc((void**)&p, size);",
     "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED ; GPU=0",
     "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+    "CUBLAS failure 3: the resource allocation failed ; GPU=0 ; hostname=vm ; "
+    "file=cuda_stream_handle.cc ; line=79 ; expr=cublasCreate(&cublas_handle_);",
 ]
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sk_cnncodes.base.exceptions import BackboneError, DeviceError
+from sk_cnncodes.engines import onnxruntime as onnxruntime_engine
+from sk_cnncodes.engines import onnxruntime_runners
 from sk_cnncodes.engines.devices import Device, count_gpus
 from sk_cnncodes.engines.session import CodeSession, open_session
 from sk_cnncodes.engines.session_table import SessionTable
@@ -55,6 +60,51 @@ def test_unusable_gpu_is_an_error_or_a_warning() -> None:
     with pytest.warns(UserWarning, match="The CPU is used instead"):
         session = open_session(graph, Device(0, required=False), 1)
     assert session.provider == "CPUExecutionProvider"
+
+
+def test_a_gpu_without_memory_is_an_error_or_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether it shows while the network is loaded or in its first run."""
+    make_session = onnxruntime_engine.make_session
+    at_loading = True
+
+    class NoMemory:
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider"]
+
+        def get_inputs(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(name="images", shape=["N", 4, 4, 3])]
+
+        def io_binding(self) -> None:
+            raise RuntimeError("CUBLAS failure 3: the resource allocation failed")
+
+    def pretend(model: bytes, options: Any, providers: Any = ()) -> Any:
+        if not providers:
+            return make_session(model, options)
+        if at_loading:
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+        return NoMemory()
+
+    monkeypatch.setattr(onnxruntime_engine, "make_session", pretend)
+    monkeypatch.setattr(
+        onnxruntime_runners._Slot, "_copy_to_device", lambda self, staged: None
+    )
+    graph = [Graph(code_graph())]
+    for step in ("loading", "running"):
+        at_loading = step == "loading"
+        with (
+            warnings.catch_warnings(),
+            pytest.raises(DeviceError, match="memory"),
+        ):
+            warnings.simplefilter("ignore")
+            open_session(graph, Device(0, required=True), 1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            session = open_session(graph, Device(0, required=False), 1)
+        assert "The CPU is used instead" in str(caught[-1].message)
+        assert session.provider == "CPUExecutionProvider"
+        assert session.on_cpu
 
 
 @pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
