@@ -4,23 +4,26 @@
 
 Prints p, the images run per different image, counted in the session in every process,
 with a cold cache; and p for a cache that is too small. The network is a small one with
-random weights, the images are 48 random ones.
+random weights, the images are 48 random ones. Rows of dask and ray are left out where
+they are not installed (`pip install dask distributed ray`).
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from joblib import parallel_config
 from joblib.externals.loky import get_reusable_executor
+from PIL import Image
 from sklearn.ensemble import BaggingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import RidgeClassifier
@@ -41,7 +44,8 @@ from tests.forwards import counted_forwards
 
 N_IMAGES = 48
 LAYERS = [-1, -2, -3]
-LOG = "SK_CNNCODES_FORWARDS"
+# The file of counts, and the process whose images `passes` counts itself.
+LOG, COUNTED = "SK_CNNCODES_FORWARDS", "SK_CNNCODES_COUNTED"
 # Largest p: workers may rarely compute an image at the same time.
 ONE, ONE_OF_WORKERS = 1.0, 1.1
 
@@ -50,8 +54,8 @@ class CountingTransformer(CNNCodeTransformer):
     """Appends to a file how many images it ran, in whatever process it is."""
 
     def transform(self, X: Any) -> np.ndarray:
-        if multiprocessing.parent_process() is None:
-            return super().transform(X)  # counted by `passes`
+        if os.environ[COUNTED] == str(os.getpid()):
+            return super().transform(X)
         # The table of sessions is kept: only the count is of this call.
         with counted_forwards(keep_sessions=True) as count:
             codes = super().transform(X)
@@ -66,13 +70,40 @@ def passes(work: Callable[[], Any], n_different: int) -> float:
     SESSIONS.clear()
     get_reusable_executor().shutdown(wait=True)  # new workers see the environment
     with tempfile.NamedTemporaryFile() as log:
-        os.environ[LOG] = log.name
+        os.environ.update({LOG: log.name, COUNTED: str(os.getpid())})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with counted_forwards() as count:
                 work()
         lines = Path(log.name).read_text(encoding="utf-8").split()
     return (count.images + sum(map(int, lines))) / n_different
+
+
+@contextmanager
+def dask_workers() -> Iterator[None]:
+    """Two processes of dask, as joblib's workers."""
+    from dask.distributed import Client
+
+    with (
+        Client(n_workers=2, threads_per_worker=1, dashboard_address=None),
+        parallel_config(backend="dask"),
+    ):
+        yield
+
+
+@contextmanager
+def ray_workers() -> Iterator[None]:
+    """Two processes of ray, as joblib's workers."""
+    import ray
+    from ray.util.joblib import register_ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    register_ray()
+    try:
+        with parallel_config(backend="ray"):
+            yield
+    finally:
+        ray.shutdown()
 
 
 def rows(net: str, folder: Path) -> list[tuple[str, float, float]]:
@@ -156,33 +187,39 @@ def rows(net: str, folder: Path) -> list[tuple[str, float, float]]:
     row("every image ten times", lambda: model().fit(repeated, np.tile(labels, 10)))
     row("bootstrap", lambda: model()[0].fit_transform(images[drawn]), n=n_drawn)
     row("ten times as many, drawn", lambda: model()[0].fit_transform(images[many]))
+    paths = [str(folder / f"{number}.png") for number in range(N_IMAGES)]
+    for pixels, path in zip(images, paths, strict=True):
+        Image.fromarray(pixels).save(path)
     row(
-        "BaggingClassifier",
-        lambda: Pipeline(
-            [
-                ("codes", CountingTransformer(net)),
-                ("head", BaggingClassifier(RidgeClassifier(), 5, random_state=0)),
-            ]
-        ).fit(images, labels),
+        "BaggingClassifier of 5 models, on a column of paths",
+        lambda: BaggingClassifier(model(), 5, random_state=0).fit(
+            np.array(paths, object)[:, None], labels
+        ),
     )
     values = {"head__alpha": [1.0, 10.0, 100.0]}
-    for backend in ("loky", "multiprocessing", "threading"):
+    backends: dict[str, tuple[str, Callable[[], Any]]] = {
+        "loky": ("joblib", lambda: parallel_config(backend="loky")),
+        "multiprocessing": (
+            "joblib",
+            lambda: parallel_config(backend="multiprocessing"),
+        ),
+        "threading": ("joblib", lambda: parallel_config(backend="threading")),
+        "dask": ("distributed", dask_workers),
+        "ray": ("ray", ray_workers),
+    }
+    for backend, (package, workers) in backends.items():
 
-        def in_parallel(cache: Any, backend: str = backend) -> None:
-            with parallel_config(backend=backend):
+        def in_parallel(cache: Any, workers: Callable[[], Any] = workers) -> None:
+            with workers():
                 grid(model(cache), n_jobs=2, cv=5, **values)
 
         path = folder / f"{backend}.sqlite3"
-        row(
-            f"n_jobs=2, {backend}, cache='memory'",
-            lambda: in_parallel("memory"),
-            ONE_OF_WORKERS,
-        )
-        row(
-            f"n_jobs=2, {backend}, cache=PATH",
-            lambda path=path: in_parallel(path),
-            ONE_OF_WORKERS,
-        )
+        for cache, name in (("memory", "'memory'"), (path, "PATH")):
+            name = f"n_jobs=2, {backend}, cache={name}"
+            if find_spec(package) is None:
+                print(f"| {name} | not installed | {ONE_OF_WORKERS:.2f} |")
+                continue
+            row(name, lambda cache=cache: in_parallel(cache), ONE_OF_WORKERS)
     row(
         "grid over 3 layers, n_jobs=2, cache='memory'",
         lambda: grid(model(), n_jobs=2, codes_layer=LAYERS),
