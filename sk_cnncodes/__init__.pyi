@@ -61,12 +61,19 @@ from sk_cnncodes.export.loading import (
 from sk_cnncodes.export.onnx_classifier import OnnxClassifier as OnnxClassifier
 from sk_cnncodes.export.pipeline import to_onnx as to_onnx
 from sk_cnncodes.export.saving import save_model as save_model
+from sk_cnncodes.heads.code_ranking import (
+    CodeRanking as CodeRanking,
+)
+from sk_cnncodes.heads.code_ranking import (
+    RankedCodes as RankedCodes,
+)
 from sk_cnncodes.heads.grids import (
     code_union as code_union,
 )
 from sk_cnncodes.heads.grids import (
     layer_grid as layer_grid,
 )
+from sk_cnncodes.heads.ranking import rank_codes as rank_codes
 from sk_cnncodes.heads.selection import (
     HEADS as HEADS,
 )
@@ -99,6 +106,7 @@ __all__ = [
     "Calibration",
     "CatalogueRow",
     "CodeCache",
+    "CodeRanking",
     "DeviceError",
     "DownloadError",
     "Explanation",
@@ -111,6 +119,7 @@ __all__ = [
     "OnnxClassifier",
     "Preprocessing",
     "PreprocessingError",
+    "RankedCodes",
     "SavedModelError",
     "code_search",
     "code_union",
@@ -120,6 +129,7 @@ __all__ = [
     "list_backbones",
     "load_backbone",
     "load_model",
+    "rank_codes",
     "save_model",
     "score_table",
     "to_onnx",

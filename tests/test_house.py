@@ -32,7 +32,7 @@ ROOT = {"_version"}
 # is imported late.
 LATE_PACKAGES = {
     *("onnx", "onnxruntime", "openvino", "skl2onnx", "skops"),
-    *("PIL", "numpy", "sklearn", "joblib", "pyarrow", "tqdm"),
+    *("PIL", "numpy", "sklearn", "joblib", "pandas", "pyarrow", "matplotlib", "tqdm"),
     *("pooch", "requests", "filelock", "multiprocessing"),
 }
 LATE_MODULES = {

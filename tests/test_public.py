@@ -25,7 +25,8 @@ CALLABLES = [name for name in NAMES if callable(getattr(sk_cnncodes, name))]
 WITH_EXAMPLES = [
     *("CNNCodeTransformer", "CodeCache", "OnnxClassifier", "Preprocessing"),
     *("code_search", "code_union", "find_labelled_images", "layer_grid"),
-    *("list_backbones", "load_backbone", "load_model", "save_model", "to_onnx"),
+    *("list_backbones", "load_backbone", "load_model", "rank_codes", "save_model"),
+    "to_onnx",
 ]
 
 

@@ -1,0 +1,327 @@
+"""CodeRanking: what `rank_codes` found, as a table, a frame and a picture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from sk_cnncodes.base.public import public
+from sk_cnncodes.heads.selection import short_name
+
+# Rows of a table; `to_frame` has all.
+_MAX_ROWS = 20
+# Scores that are shares, shown in percent.
+_SHARES = {"accuracy", "balanced_accuracy", "average_precision"}
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+
+
+@public
+@dataclass(frozen=True)
+class RankedCodes:
+    """Codes of one layer with one norm, and the best ridge classifier on them.
+
+    Attributes
+    ----------
+    score : float
+        Leave-one-out score; greater is better.
+    error : float
+        Its standard error.
+    backbone : str
+        As given to `rank_codes`.
+    layer : int, str or list of them
+        As the parameter `layer` of `CNNCodeTransformer` takes it.
+    label : str
+        Label of the layer.
+    norm : str
+        As the parameter `norm` of `CNNCodeTransformer`.
+    kernel : {"linear", "rbf"}
+        Of the best ridge classifier, or regression.
+    gamma : float or None
+        Of an RBF kernel ``exp(-gamma * |a - b|**2)``.
+    alpha : float
+        Its regularisation.
+    code_length : int
+        Number of features.
+    multiply_adds : int
+        Multiply-adds of the network up to the layer, for one image.
+    compute_share : float
+        Their share of those of the whole network, in [0, 1].
+    images_per_second : float or None
+        Speed of the pass through the backbone, with decoding, that computed these codes
+        together with those of its other layers; None if some were in the cache, or they
+        were too few to tell.
+    indistinguishable : bool
+        Whether the score is worse than the best by no more than chance explains.
+    recommended : bool
+        Whether these are the cheapest of those.
+    """
+
+    score: float
+    error: float
+    backbone: str
+    layer: int | str | list[int | str]
+    label: str
+    norm: str
+    kernel: str
+    gamma: float | None
+    alpha: float
+    code_length: int
+    multiply_adds: int
+    compute_share: float
+    images_per_second: float | None
+    indistinguishable: bool
+    recommended: bool
+
+
+@public
+@dataclass(frozen=True, repr=False, eq=False)
+class CodeRanking:
+    """Backbones, layers and norms by their leave-one-out score; see `rank_codes`.
+
+    Attributes
+    ----------
+    rows : tuple of RankedCodes
+        The best first. Of equal scores, that of the cheaper layer.
+    scoring : str
+        Name of the score.
+    kind : {"classification", "multilabel", "regression"}
+        Kind of the targets.
+    classes : ndarray, shape (n_classes,)
+        The sorted classes; the numbers of labels, or of values to regress.
+    n_images : int
+        Number of images.
+    n_groups : int or None
+        Number of groups, if they were given.
+    notes : tuple of str
+        What a reader of the scores should know.
+    """
+
+    rows: tuple[RankedCodes, ...]
+    scoring: str
+    kind: str
+    classes: np.ndarray
+    n_images: int
+    n_groups: int | None
+    notes: tuple[str, ...]
+    _predictions: tuple[np.ndarray | None, ...] = field(repr=False)
+
+    @property
+    def best(self) -> RankedCodes:
+        """The codes with the best score."""
+        return self.rows[0]
+
+    @property
+    def recommended(self) -> RankedCodes:
+        """The cheapest codes that chance cannot tell from the best.
+
+        Those with the fewest multiply-adds; of several norms, that of the better score.
+        """
+        return next(row for row in self.rows if row.recommended)
+
+    def predictions(self, row: RankedCodes | int) -> np.ndarray | None:
+        """What the models without an image, or its group, predict for it.
+
+        Parameters
+        ----------
+        row : RankedCodes or int
+            One of `rows`, or its position.
+
+        Returns
+        -------
+        ndarray of float, shape (n_images, n_classes), or None
+            The decision values of each class, which is 1 if it is that of the image and
+            otherwise -1; those of each label; or the values. None if they were not
+            kept: the best 256 MiB are.
+        """
+        position = row if isinstance(row, int) else self.rows.index(row)
+        return self._predictions[position]
+
+    def to_frame(self) -> Any:
+        """Return the rows as a pandas frame.
+
+        Returns
+        -------
+        frame : pandas.DataFrame
+            One column for each attribute of `RankedCodes`.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in self.rows])
+
+    def __repr__(self) -> str:
+        header, *cells = self._table()
+        shown = _shown(self.rows, self.recommended)
+        table = [header, *(cells[position] for position in shown)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        left = [name in ("", "backbone", "norm", "kernel") for name in header]
+        lines = []
+        for number, row in enumerate(table):
+            padded = [
+                cell.ljust(width) if is_left else cell.rjust(width)
+                for cell, width, is_left in zip(row, widths, left, strict=True)
+            ]
+            if number > 1 and shown[number - 1] > shown[number - 2] + 1:
+                lines.append("...")
+            lines.append("  ".join(padded).rstrip())
+        more = len(self.rows) - len(shown)
+        if more:
+            lines.append(f"{more} more in .rows")
+        text = [self._title(), "\n".join(lines), "\n".join(self._legend())]
+        return "\n\n".join(text)
+
+    def _repr_html_(self) -> str:
+        header, *cells = self._table()
+        shown = _shown(self.rows, self.recommended)
+        head = "".join(f"<th>{escape(name)}</th>" for name in header)
+        body = ""
+        for position in shown:
+            style = (
+                ' style="font-weight: bold"' if self.rows[position].recommended else ""
+            )
+            columns = "".join(f"<td>{escape(cell)}</td>" for cell in cells[position])
+            body += f"<tr{style}>{columns}</tr>\n"
+        legend = "".join(f"<p>{escape(line)}</p>\n" for line in self._legend())
+        return (
+            f"<p>{escape(self._title())}</p>\n<table>\n<thead><tr>{head}</tr></thead>\n"
+            f"<tbody>\n{body}</tbody>\n</table>\n{legend}"
+        )
+
+    def plot(self, ax: Any = None) -> Any:
+        """Plot the scores over the multiply-adds that the codes take.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes or None, default=None
+            Where to plot; None makes a new figure.
+
+        Returns
+        -------
+        ax : matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed: ``pip install 'sk-cnncodes[plot]'``.
+        """
+        try:
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise ImportError(
+                "plot needs matplotlib, which is not installed: pip install "
+                "'sk-cnncodes[plot]'."
+            ) from error
+        if ax is None:
+            _, ax = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+        factor = 100 if self.scoring in _SHARES else 1
+        backbones = list(dict.fromkeys(row.backbone for row in self.rows))
+        norms = sorted({row.norm for row in self.rows})
+        for number, backbone in enumerate(sorted(backbones)):
+            for norm in norms:
+                rows = [
+                    r for r in self.rows if (r.backbone, r.norm) == (backbone, norm)
+                ]
+                rows.sort(key=lambda row: row.multiply_adds)
+                ax.errorbar(
+                    [row.multiply_adds / 1e6 for row in rows],
+                    [factor * row.score for row in rows],
+                    [factor * row.error for row in rows],
+                    color=_COLORS[number % len(_COLORS)],
+                    linestyle="-" if norm == norms[0] else "--",
+                    marker="o" if norm == norms[0] else "s",
+                    markersize=4,
+                    linewidth=1,
+                    elinewidth=0.7,
+                    label=f"{short_name(backbone)}, {norm}",
+                )
+        chosen = self.recommended
+        ax.plot(
+            chosen.multiply_adds / 1e6,
+            factor * chosen.score,
+            marker="o",
+            markersize=13,
+            fillstyle="none",
+            color="black",
+            linestyle="none",
+            label=f"recommended: {short_name(chosen.backbone)}, {chosen.layer}, "
+            f"{chosen.norm}",
+        )
+        ax.set_xscale("log")
+        ax.set_xlabel("million multiply-adds an image")
+        ax.set_ylabel(self._score_name)
+        ax.legend(fontsize="small")
+        ax.grid(alpha=0.3)
+        return ax
+
+    # -- text ------------------------------------------------------------------
+
+    @property
+    def _score_name(self) -> str:
+        left_out = "leave-one-out" if self.n_groups is None else "leave-one-group-out"
+        unit = ", in %" if self.scoring in _SHARES else ""
+        return f"{left_out} {self.scoring}{unit}"
+
+    def _title(self) -> str:
+        what = {
+            "classification": f" of {len(self.classes)} classes",
+            "multilabel": f" with {len(self.classes)} labels",
+            "regression": "",
+        }[self.kind]
+        groups = "" if self.n_groups is None else f" in {self.n_groups} groups"
+        name = self._score_name
+        return f"{self.n_images} images{what}{groups}; {name}:"
+
+    def _legend(self) -> list[str]:
+        chosen = self.recommended
+        layer = _layer_text(chosen.layer)
+        return [
+            "=: chance can explain the difference from the best; *: the cheapest of "
+            "these.",
+            f"Recommended: {short_name(chosen.backbone)}, layer {layer}, norm "
+            f'"{chosen.norm}": {self._score(chosen)} +- {self._error(chosen)}.',
+            *self.notes,
+        ]
+
+    def _score(self, row: RankedCodes) -> str:
+        if self.scoring in _SHARES:
+            return f"{100 * row.score:.2f}"
+        return f"{row.score:.4g}"
+
+    def _error(self, row: RankedCodes) -> str:
+        if self.scoring in _SHARES:
+            return f"{100 * row.error:.2f}"
+        return f"{row.error:.2g}"
+
+    def _table(self) -> list[list[str]]:
+        """Cells of all rows, below a header."""
+        timed = any(row.images_per_second is not None for row in self.rows)
+        header = ["", "score", "+-", "backbone", "layer", "norm", "kernel", "alpha"]
+        header += ["code", "M mult-adds", "compute", *(["images/s"] if timed else [])]
+        table = [header]
+        for row in self.rows:
+            mark = "*" if row.recommended else "=" if row.indistinguishable else ""
+            kernel = (
+                row.kernel if row.gamma is None else f"{row.kernel} {row.gamma:.3g}"
+            )
+            speed = row.images_per_second
+            cells = [mark, self._score(row), self._error(row), short_name(row.backbone)]
+            cells += [_layer_text(row.layer), row.norm, kernel, f"{row.alpha:.2g}"]
+            cells += [f"{row.code_length}", f"{row.multiply_adds / 1e6:.1f}"]
+            cells += [f"{row.compute_share:.0%}"]
+            cells += [("" if speed is None else f"{speed:.0f}")] if timed else []
+            table.append(cells)
+        return table
+
+
+def _layer_text(layer: int | str | list[int | str]) -> str:
+    parts = layer if isinstance(layer, list) else [layer]
+    return ", ".join(map(str, parts))
+
+
+def _shown(rows: tuple[RankedCodes, ...], recommended: RankedCodes) -> list[int]:
+    """Positions of the rows of a table, that of the recommended codes among them."""
+    shown = list(range(min(_MAX_ROWS, len(rows))))
+    position = rows.index(recommended)
+    return shown if position in shown else [*shown, position]

@@ -1,0 +1,395 @@
+"""Rank backbones, layers and norms by exact leave-one-out scores of ridge.
+
+A pass through each backbone computes the codes of all its layers. Ridge with a linear
+kernel is then scored on each layer with each norm; an RBF kernel only where it can win:
+where the linear kernel loses at most twice as much as the best one loses, which an RBF
+kernel was never measured to halve; and for so few images that it takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from joblib import effective_n_jobs
+from threadpoolctl import threadpool_limits
+
+from sk_cnncodes.base.progress import progress_bar
+from sk_cnncodes.base.public import public
+from sk_cnncodes.base.threads import OrderedThreadPool
+from sk_cnncodes.cache.code_cache import CodeCache
+from sk_cnncodes.heads.code_ranking import CodeRanking, RankedCodes
+from sk_cnncodes.heads.layer_codes import (
+    ComparedBackbone,
+    ComparedLayer,
+    compared_backbones,
+)
+from sk_cnncodes.heads.ridge_scores import NormedCodes, RidgeScore, best_ridge
+from sk_cnncodes.heads.scoring import (
+    GAMMAS,
+    Targets,
+    is_worse,
+    read_targets,
+    standard_error,
+)
+from sk_cnncodes.images.containers import as_image_sequence
+
+# Beyond it, RBF kernels are left out: eigenvectors take 1.3 s at 2,000, 35 s at 6,000.
+MAX_KERNEL_IMAGES = 2000
+NORMS = ("l2", "power")
+# Values of a layer's codes beyond which layers are scored one by one.
+_LARGE_SIZE = 2**24
+# Bytes of the predictions that a ranking keeps.
+_KEPT_BYTES = 2**28
+
+
+@public
+def rank_codes(
+    X: Any,
+    y: Any,
+    backbones: Any = ("cnncodes-mini",),
+    layers: Any = "all",
+    norms: Sequence[str] | str = NORMS,
+    *,
+    groups: Any = None,
+    scoring: str | None = None,
+    gammas: Sequence[float] | None = None,
+    cache: str | os.PathLike[str] | CodeCache | None = "memory",
+    n_jobs: int | None = -1,
+    device: str = "auto",
+    mmap_folder: str | os.PathLike[str] | None = None,
+    verbose: bool = False,
+) -> CodeRanking:
+    """Rank the layers of backbones by exact leave-one-out scores.
+
+    Each backbone runs once on each image. On the codes of each layer, with each norm,
+    ridge classification or regression is scored for 13 regularisations and several
+    kernels: each image is predicted by the model of all others. A closed form gives
+    what refits would, from one eigendecomposition for each kernel.
+
+    Parameters
+    ----------
+    X : container of images
+        As for `CNNCodeTransformer`, without generators.
+    y : array-like, shape (n_images,) or (n_images, n_targets)
+        A class for each image; 0 or 1 for each of several labels; or values to regress.
+    backbones : sequence of str, path-like or CNNCodeTransformer
+        Names or paths, as the parameter `backbone` of `CNNCodeTransformer`. Of a
+        transformer, all parameters but `layer`, `norm`, `cache`, `cache_layers`,
+        `device`, `n_jobs` and `verbose` are kept: preprocessing, pooling, views.
+    layers : "all", or sequence of int, str or list of them, default="all"
+        ``"all"`` are all numbered layers. A list in the sequence stands for the codes
+        of its layers side by side. A layer that one of several backbones lacks is left
+        out for it.
+    norms : sequence of {"l2", "power"}, default=("l2", "power")
+        As the parameter `norm` of `CNNCodeTransformer`.
+    groups : array-like, shape (n_images,), or None, default=None
+        What each image belongs to, such as its photographed object or its burst. All
+        images of a group are left out together: the score is that on new groups.
+    scoring : str or None, default=None
+        For classes ``"accuracy"`` (the default), ``"balanced_accuracy"`` or
+        ``"neg_log_loss"``, for which one temperature makes probabilities of decision
+        values; for labels ``"average_precision"`` (the default, mean over labels) or
+        ``"accuracy"``; for values ``"r2"`` (the default) or
+        ``"neg_mean_absolute_error"``. Whole numbers are classes unless `scoring` is one
+        of the last two.
+    gammas : sequence of float or None, default=None
+        Of RBF kernels ``exp(-gamma * |a - b|**2)``. None means 0.5, 1 and 2 for up to
+        2,000 images, and none for more; () a linear kernel only. They are tried on
+        codes with which a linear kernel loses at most twice as much as with the best.
+    cache : "memory", str, path-like, CodeCache or None, default="memory"
+        As in `CNNCodeTransformer`; None keeps codes in memory for this call.
+    n_jobs : int or None, default=-1
+        Number of threads; -1 uses all cores.
+    device : str, default="auto"
+        As in `CNNCodeTransformer`.
+    mmap_folder : str, path-like or None, default=None
+        Where to write codes that need not be in memory: those of a layer at a time, in
+        a temporary file. None keeps them in memory.
+    verbose : bool, default=False
+        Whether to show progress bars on standard error.
+
+    Returns
+    -------
+    ranking : CodeRanking
+        It prints as a table. `ranking.recommended` is the cheapest row that chance
+        cannot tell from the best.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter or `y` is invalid. LayerError and BackboneError are subclasses.
+    ImageError
+        If an image cannot be read.
+
+    Notes
+    -----
+    The score of a row is that of its best kernel and regularisation, and that of the
+    best row that of the best of all rows: both are slightly optimistic. "Chance cannot
+    tell" is a paired two-sided t test at 5% of the contributions of the images, or of
+    the groups, to the scores, without a correction for the number of rows.
+
+    A layer of n images and codes of length d takes 56 m**2 bytes and a few hundred MB,
+    with m the smaller of n and d, or n for RBF kernels, besides its codes in float32.
+    100,000 images with codes of length 1,280 take less than 2 GB, with `mmap_folder`
+    1.5 GB less of that.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sk_cnncodes import rank_codes
+    >>> digits = load_digits()
+    >>> ranking = rank_codes(
+    ...     digits.images[:200] / 16, digits.target[:200], layers=[-1, -3]
+    ... )
+    >>> len(ranking.rows), ranking.best.score > 0.9
+    (4, True)
+    >>> ranking.recommended in ranking.rows
+    True
+    """
+    targets, scoring = read_targets(y, scoring)
+    images = as_image_sequence(X)
+    if len(targets.values) != len(images):
+        raise ValueError(
+            f"y: expected a target for each of the {len(images)} images, got "
+            f"{len(targets.values)}."
+        )
+    numbers = None if groups is None else _group_numbers(groups, len(images))
+    norms = [norms] if isinstance(norms, str) else list(norms)
+    if not norms or not {*norms} <= {*NORMS}:
+        raise ValueError(f"norms: expected some of {list(NORMS)}, got {norms}.")
+    notes = _notes_on_classes(targets, numbers)
+    if gammas is None:
+        gammas = GAMMAS if len(images) <= MAX_KERNEL_IMAGES else ()
+        if not gammas:
+            notes.append(
+                f"RBF kernels were left out: more than {MAX_KERNEL_IMAGES:,} images; "
+                f"gammas={GAMMAS} tries them."
+            )
+    compared = compared_backbones(backbones, layers)
+    total = sum(len(backbone.layers) for backbone in compared) * len(norms)
+    candidates = list[_Candidate]()
+    with (
+        tempfile.TemporaryDirectory(
+            dir=mmap_folder, ignore_cleanup_errors=True
+        ) as folder,
+        progress_bar(
+            total=total, desc="Rank", unit="codes", disable=not verbose
+        ) as bar,
+    ):
+        scorer = _Scorer(targets, scoring, numbers, effective_n_jobs(n_jobs), bar)
+        if cache is None:
+            cache = CodeCache(Path(folder, "codes.sqlite3"))
+        for backbone in compared:
+            backbone.transformer.set_params(
+                cache=cache, device=device, n_jobs=n_jobs, verbose=verbose
+            )
+            for layer in backbone.layers:
+                parts = backbone.compute(layer, images, folder if mmap_folder else None)
+                if not candidates:
+                    notes += _notes_on_copies(parts[0], numbers)
+                found = [_Candidate(backbone, layer, norm, parts) for norm in norms]
+                candidates += found
+                if not gammas:
+                    scorer.score(found, [None])
+                    _forget_predictions(candidates)
+                    for each in found:
+                        each.parts = []
+        if gammas:
+            scorer.score(candidates, [None])
+            close = _close(candidates, scoring, numbers)
+            bar.total += len(close)
+            scorer.score(close, gammas)
+            _forget_predictions(candidates)
+    rows, predictions = _rows(candidates, numbers)
+    return CodeRanking(
+        rows,
+        scoring,
+        targets.kind,
+        targets.classes,
+        len(images),
+        None if numbers is None else int(numbers.max()) + 1,
+        tuple(notes),
+        predictions,
+    )
+
+
+# -- scores --------------------------------------------------------------------
+
+
+@dataclass
+class _Candidate:
+    """Codes to score, and the best that ridge does with them."""
+
+    backbone: ComparedBackbone
+    layer: ComparedLayer
+    norm: str
+    parts: list[np.ndarray]
+    ridge: RidgeScore | None = None
+    code_length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.code_length = sum(part.shape[1] for part in self.parts)
+
+    @property
+    def is_large(self) -> bool:
+        return self.code_length * len(self.parts[0]) > _LARGE_SIZE
+
+    @property
+    def scored(self) -> RidgeScore:
+        assert self.ridge is not None
+        return self.ridge
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores candidates in threads.
+
+    One BLAS thread is the fastest for small matrices. Large ones take turns and use all
+    threads of the BLAS, in the memory of one.
+    """
+
+    targets: Targets
+    scoring: str
+    groups: np.ndarray | None
+    n_threads: int
+    bar: Any
+
+    def score(
+        self, candidates: list[_Candidate], gammas: Sequence[float | None]
+    ) -> None:
+        """Score candidates with some kernels, and keep what is better than before."""
+        large = any(each.is_large for each in candidates)
+        n_threads, n_blas = (1, self.n_threads) if large else (self.n_threads, 1)
+
+        def improve(candidate: _Candidate) -> None:
+            codes: Any = NormedCodes(candidate.parts, candidate.norm)
+            in_chunks = gammas == [None] and len(codes) > codes.shape[1]
+            found = best_ridge(
+                codes if candidate.is_large and in_chunks else codes[:],
+                self.targets,
+                self.scoring,
+                gammas,
+                groups=self.groups,
+                scale=len(candidate.parts),
+            )
+            if candidate.ridge is None or found.score > candidate.ridge.score:
+                candidate.ridge = found
+
+        with (
+            threadpool_limits(n_blas, user_api="blas"),
+            OrderedThreadPool(n_threads, "rank") as pool,
+        ):
+            for _ in pool.in_order(improve, candidates, 2 * n_threads):
+                self.bar.update()
+
+
+def _close(
+    candidates: list[_Candidate], scoring: str, groups: np.ndarray | None
+) -> list[_Candidate]:
+    """Those that lose at most twice as much as the best one."""
+    best = max((each.scored for each in candidates), key=lambda ridge: ridge.score)
+    perfect = 0 if scoring.startswith("neg_") else 1
+    loss = perfect - best.score + standard_error(best.samples, groups)
+    return [each for each in candidates if perfect - each.scored.score <= 2 * loss]
+
+
+def _forget_predictions(candidates: list[_Candidate]) -> None:
+    """Keep the predictions of the best alone, in bounded memory."""
+    size = 0
+    for each in sorted(candidates, key=lambda each: -each.scored.score):
+        if each.scored.predictions is None:
+            continue
+        size += each.scored.predictions.nbytes
+        if size > _KEPT_BYTES and size > each.scored.predictions.nbytes:
+            each.ridge = replace(each.scored, predictions=None)
+
+
+# -- the result ----------------------------------------------------------------
+
+
+def _rows(
+    candidates: list[_Candidate], groups: np.ndarray | None
+) -> tuple[tuple[RankedCodes, ...], tuple[np.ndarray | None, ...]]:
+    """The rows of a ranking, and the predictions that are kept."""
+    candidates = sorted(
+        candidates, key=lambda c: (-c.scored.score, c.layer.multiply_adds)
+    )
+    ridges = [each.scored for each in candidates]
+    best = ridges[0].samples
+    near = [not is_worse(ridge.samples, best, groups) for ridge in ridges]
+    costs = [each.layer.multiply_adds for each in candidates]
+    cheapest = min(range(len(costs)), key=lambda i: (not near[i], costs[i], i))
+    rows = tuple(
+        RankedCodes(
+            score=ridge.score,
+            error=standard_error(ridge.samples, groups),
+            backbone=each.backbone.name,
+            layer=each.layer.which,
+            label=" + ".join(each.layer.labels),
+            norm=each.norm,
+            kernel="linear" if ridge.gamma is None else "rbf",
+            gamma=ridge.gamma,
+            alpha=ridge.alpha,
+            code_length=each.code_length,
+            multiply_adds=each.layer.multiply_adds,
+            compute_share=each.layer.compute_share,
+            images_per_second=each.backbone.images_per_second,
+            indistinguishable=near[position],
+            recommended=position == cheapest,
+        )
+        for position, (each, ridge) in enumerate(zip(candidates, ridges, strict=True))
+    )
+    return rows, tuple(ridge.predictions for ridge in ridges)
+
+
+def _group_numbers(groups: Any, n_images: int) -> np.ndarray:
+    """The number of each image's group."""
+    groups = np.asarray(groups)
+    if groups.shape != (n_images,):
+        raise ValueError(
+            f"groups: expected one for each of the {n_images} images, got the shape "
+            f"{groups.shape}."
+        )
+    names, numbers = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"groups: expected at least 2, got {names.tolist()}.")
+    found: np.ndarray = numbers
+    return found
+
+
+def _notes_on_classes(targets: Targets, groups: np.ndarray | None) -> list[str]:
+    """Classes that no model without the image, or its group, can know."""
+    if targets.kind != "classification":
+        return []
+    units = np.arange(len(targets.numbers)) if groups is None else groups
+    pairs = np.unique(np.column_stack([targets.numbers, units]), axis=0)
+    alone = np.bincount(pairs[:, 0]) == 1
+    if not alone.any():
+        return []
+    where = "one image" if groups is None else "one group"
+    names = ", ".join(map(repr, targets.classes[alone].tolist()[:10]))
+    return [
+        f"Classes with {where} only are never predicted: {alone.sum()} of "
+        f"{len(alone)}, such as {names}."
+    ]
+
+
+def _notes_on_copies(codes: np.ndarray, groups: np.ndarray | None) -> list[str]:
+    """Images that are the same as others, which predict them."""
+    seen = dict[int, int]()
+    n_copies = 0
+    for row, code in enumerate(codes):
+        group = row if groups is None else int(groups[row])
+        n_copies += seen.setdefault(hash(code.tobytes()), group) != group
+    if not n_copies:
+        return []
+    return [
+        f"{n_copies} images are copies of others, which makes the scores optimistic: "
+        "remove them, or give equal images the same of groups."
+    ]

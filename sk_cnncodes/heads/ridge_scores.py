@@ -1,0 +1,121 @@
+"""The best ridge classifier or regression on codes, by its leave-one-out score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sk_cnncodes.codes.norms import apply_norm
+from sk_cnncodes.heads.leave_one_out import ridge_decompositions
+from sk_cnncodes.heads.scoring import ALPHAS, Targets, sample_scores
+
+# Bytes of the predictions of several alphas that are scored at once.
+_PREDICTION_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class RidgeScore:
+    """Leave-one-out score of ridge with one kernel and one alpha.
+
+    Attributes
+    ----------
+    gamma : float or None
+        None is the linear kernel.
+    alpha : float
+    score : float
+    samples : ndarray, shape (n_samples,)
+        What each sample adds to the score, which is their mean.
+    predictions : ndarray, shape (n_samples, n_targets), or None
+        Of the models without the sample, or its group; None if they were not kept.
+    """
+
+    gamma: float | None
+    alpha: float
+    score: float
+    samples: np.ndarray
+    predictions: np.ndarray | None
+
+
+def best_ridge(
+    codes: Any,
+    targets: Targets,
+    scoring: str,
+    gammas: Sequence[float | None] = (None,),
+    *,
+    groups: np.ndarray | None = None,
+    scale: float = 1.0,
+) -> RidgeScore:
+    """Find the kernel and the alpha with the best score.
+
+    Parameters
+    ----------
+    codes : ndarray, memmap or NormedCodes, shape (n_samples, n_features)
+    targets : Targets
+    scoring : str
+        As for `sample_scores`.
+    gammas : sequence of float or None, default=(None,)
+        As for `ridge_decompositions`; of codes of unit length.
+    groups : ndarray, shape (n_samples,), or None, default=None
+        None leaves out one sample at a time.
+    scale : float, default=1.0
+        Squared length of the codes: gammas and alphas are those of codes of unit
+        length.
+
+    Returns
+    -------
+    RidgeScore
+        Of equal scores, the first kernel and the largest alpha.
+    """
+    found: RidgeScore | None = None
+    wanted = [None if gamma is None else gamma / scale for gamma in gammas]
+    step = max(1, _PREDICTION_BYTES // (8 * targets.values.size))
+    for gamma, ridge in zip(wanted, ridge_decompositions(codes, wanted), strict=True):
+        alphas = ALPHAS * (scale if gamma is None else 1)
+        for start in range(0, len(alphas), step):
+            part = alphas[start : start + step]
+            predictions = ridge.predictions(targets.values, part, groups)
+            samples = sample_scores(predictions, targets, scoring)
+            for position, score in enumerate(samples.mean(axis=1)):
+                same = found is not None and found.gamma == gamma
+                if found is None or score > found.score - (0 if not same else 1e-12):
+                    found = RidgeScore(
+                        gamma,
+                        float(part[position]),
+                        float(score),
+                        samples[position].copy(),
+                        predictions[position].copy(),
+                    )
+    assert found is not None
+    return found
+
+
+class NormedCodes:
+    """Codes that are normalised when rows of them are read.
+
+    Parameters
+    ----------
+    parts : list of ndarray or memmap, shape (n_samples, n_part_features)
+        Codes of layers, side by side, without norm.
+    norm : str or None
+        As for `apply_norm`; of each part.
+    """
+
+    ndim = 2
+
+    def __init__(self, parts: list[np.ndarray], norm: str | None) -> None:
+        self._parts = parts
+        self._norm = norm
+        self.shape = len(parts[0]), sum(part.shape[1] for part in parts)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """The codes of some samples."""
+        normed = [
+            apply_norm(np.asarray(part[rows]), self._norm) for part in self._parts
+        ]
+        return normed[0] if len(normed) == 1 else np.hstack(normed)
