@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import lru_cache
 from typing import Any
@@ -30,23 +31,40 @@ class OptionalBar:
     Parameters
     ----------
     shown : bool
+    total : int or None
+        How much there is to do, if that is known.
+    show : callable or None
+        Is called with the share that is done, from 0 to 1, if `total` is known.
     **options
         Passed to tqdm.
     """
 
-    def __init__(self, shown: bool, **options: Any) -> None:
+    def __init__(
+        self,
+        shown: bool,
+        *,
+        total: int | None,
+        show: Callable[[float], None] | None = None,
+        **options: Any,
+    ) -> None:
         self._shown = shown
+        self._total = total
+        self._show = show
         self._options = options
+        self._count = 0
         self._bar: Any = None
 
     def __enter__(self) -> None:
         if self._shown:
-            self._bar = progress_bar(**self._options)
+            self._bar = progress_bar(total=self._total, **self._options)
 
     def advance(self, count: int) -> None:
         """Count some more as done."""
+        self._count += count
         if self._bar is not None:
             self._bar.update(count)
+        if self._show is not None and self._total:
+            self._show(self._count / self._total)
 
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""EmbeddingMixin: write codes to a cache or a file, or explain one."""
+"""EmbeddingMixin: write codes to a cache or a file, explain one, or name its values."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from sklearn.exceptions import NotFittedError
 
 from sk_cnncodes.backbones.backbone import Backbone
 from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.backbones.stored import StoredBackbone
+from sk_cnncodes.base.callbacks import fit_task, shown_share
 from sk_cnncodes.base.files import atomic_write, check_not_an_input, reserve_disk
 from sk_cnncodes.cache.code_cache import CodeCache, resolve_cache
 from sk_cnncodes.codes.explanation import Explanation, describe_code
 from sk_cnncodes.codes.extraction import Extraction, ExtractionOptions
 from sk_cnncodes.codes.parameters import check_parameters
 from sk_cnncodes.codes.plan import CodePlan, fitted_specs, plan_transform, state_of
+from sk_cnncodes.codes.saving import code_parameters
 from sk_cnncodes.images.containers import as_element, as_images
 
 
 class EmbeddingMixin:
-    """Methods of `CNNCodeTransformer` beyond scikit-learn's transformer API."""
+    """Methods of `CNNCodeTransformer` beyond `fit` and `transform`."""
 
     backbone: str | os.PathLike[str]
     on_error: str
@@ -31,6 +34,38 @@ class EmbeddingMixin:
     cache: str | os.PathLike[str] | CodeCache | None
     batch_size: int | str
     verbose: bool
+    # The name of the column that it was fitted on.
+    _fitted_column: str | None = None
+    layer: int | str | Sequence[int | str]
+    fit: Callable[..., Any]
+    transform: Callable[..., np.ndarray]
+
+    # Not a method of the class itself: scikit-learn would make a frame of its frame.
+    @fit_task("fit-transform")
+    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
+        """Fit, and compute the codes of images.
+
+        Callbacks such as scikit-learn's `ProgressBar` show how many images are done.
+
+        Parameters
+        ----------
+        X : container of images
+            See Notes in the class docstring.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        codes : ndarray of float32, shape (n_images, n_features)
+            Row i is the code of image i.
+
+        Raises
+        ------
+        TypeError, ValueError, ImageError, DeviceError
+            As `fit` and `transform`.
+        """
+        codes: np.ndarray = self.fit(X, y).transform(X)
+        return codes
 
     def precompute(self, X: Any) -> Self:
         """Compute the codes of images into the cache, with a progress bar.
@@ -202,6 +237,47 @@ class EmbeddingMixin:
             provider = plan.open_session(single).provider
         return Explanation(**facts, provider=provider, code=codes[0])
 
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Get the output feature names: the lowercase class name and a number.
+
+        If `fit` was given a named column, as a Series or a frame of one column, its
+        name stands for that of the class: ``"front_17"``. If `layer` is a list, the
+        layer stands between name and number: ``"cnncodetransformer_-3_17"``.
+
+        Parameters
+        ----------
+        input_features : None
+            Ignored.
+
+        Returns
+        -------
+        feature_names_out : ndarray of str objects, shape (n_features,)
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`, and after a change of a parameter that affects the codes.
+        """
+        # The backbone is not loaded here: scikit-learn's displays ask for the names.
+        parameters, lengths = getattr(self, "_fitted_codes", (None, 0))
+        if parameters != code_parameters(state_of(self)):
+            raise NotFittedError(
+                f"This {type(self).__name__} was not fitted with its current "
+                "parameters. Call fit before get_feature_names_out."
+            )
+        name = self._fitted_column or type(self).__name__.lower()
+        prefixes = [name if self._fitted_column is None else f"{name}_"]
+        if isinstance(self.layer, (list, tuple)):
+            prefixes = [f"{name}_{layer}_" for layer in self.layer]
+        # One number, if an older version saved it.
+        lengths = np.atleast_1d(lengths).tolist()
+        names = [
+            f"{prefix}{number}"
+            for prefix, length in zip(prefixes, lengths, strict=True)
+            for number in range(length)
+        ]
+        return np.array(names, object)
+
     def _extraction(
         self,
         images: Sequence[Any] | Iterator[Any],
@@ -220,6 +296,7 @@ class EmbeddingMixin:
             n_threads=plan.n_threads,
             on_error="nan" if on_error == "nan" else "raise",
             verbose=verbose,
+            show=shown_share(self),
             max_pixels=None if self.max_pixels is None else int(self.max_pixels),
             decoding_gpu=plan.decoding_gpu,
         )

@@ -58,6 +58,8 @@ class ExtractionOptions:
         What to do about a bad image.
     verbose : bool
         Whether to show a progress bar.
+    show : callable or None
+        Is called with the share of the images that are done, from 0 to 1.
     max_pixels : int or None
         An image with more pixels is a bad image. None sets no limit.
     decoding_gpu : int or None
@@ -68,6 +70,7 @@ class ExtractionOptions:
     n_threads: int
     on_error: OnError
     verbose: bool
+    show: Callable[[float], None] | None = None
     max_pixels: int | None = MAX_PIXELS
     decoding_gpu: int | None = None
 
@@ -145,7 +148,11 @@ class Extraction:
         self._unstored: list[tuple[Digest, list[np.ndarray]]] = []
         total = None if self._elements.is_stream else self._elements.count
         self._bar = OptionalBar(
-            options.verbose, total=total, unit="image", desc="CNN codes"
+            options.verbose,
+            total=total,
+            show=options.show,
+            unit="image",
+            desc="CNN codes",
         )
         self._n_cached = 0
         self.n_computed = 0

@@ -8,10 +8,10 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 
 from sk_cnncodes.backbones.backbone import Backbone
+from sk_cnncodes.base.callbacks import CallbackSupportMixin, fit_task
 from sk_cnncodes.base.public import public
 from sk_cnncodes.cache.code_cache import CodeCache, resolve_cache
 from sk_cnncodes.codes.calibration import calibrate
@@ -26,13 +26,15 @@ from sk_cnncodes.codes.plan import (
 )
 from sk_cnncodes.codes.saving import code_parameters, make_reference
 from sk_cnncodes.codes.shared_pass import SHARED_PARAMETERS, register, siblings
-from sk_cnncodes.images.containers import as_image_sequence
+from sk_cnncodes.images.containers import as_image_sequence, column_name
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.images.safe_open import MAX_PIXELS
 
 
 @public
-class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEstimator):
+class CNNCodeTransformer(
+    SavingMixin, EmbeddingMixin, CallbackSupportMixin, TransformerMixin, BaseEstimator
+):
     """Turn images into CNN codes: activations of one layer of a pretrained network.
 
     Each image is decoded, resized and normalised as the backbone requires, run through
@@ -227,6 +229,8 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
     _searched: frozenset[str] = frozenset()
     _search_is_over = False
     _fitted_on: int | None = None
+    # For skrub: it takes one column, not a frame of several.
+    __single_column_transformer__ = True
 
     def __init__(
         self,
@@ -270,6 +274,7 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
         self.decoder = decoder
         register(self)
 
+    @fit_task("fit")
     def fit(self, X: Any, y: Any = None) -> Self:
         """Check the parameters, and that X is a container of images.
 
@@ -320,6 +325,7 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
             self.fitted_backbone_ = make_reference(self.backbone, plan.backbone, layers)
         self._fitted_codes = (code_parameters(state), plan.code_lengths)
         self._fitted_on = id(X)
+        self._fitted_column = column_name(X)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -386,45 +392,6 @@ class CNNCodeTransformer(SavingMixin, EmbeddingMixin, TransformerMixin, BaseEsti
         return self
 
     # -- scikit-learn's conventions --------------------------------------------
-
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Get the output feature names: the lowercase class name and a number.
-
-        If `layer` is a list, the layer stands between them:
-        ``"cnncodetransformer_-3_17"``.
-
-        Parameters
-        ----------
-        input_features : None
-            Ignored.
-
-        Returns
-        -------
-        feature_names_out : ndarray of str objects, shape (n_features,)
-
-        Raises
-        ------
-        NotFittedError
-            Before `fit`, and after a change of a parameter that affects the codes.
-        """
-        # The backbone is not loaded here: scikit-learn's displays ask for the names.
-        parameters, lengths = getattr(self, "_fitted_codes", (None, 0))
-        if parameters != code_parameters(state_of(self)):
-            raise NotFittedError(
-                f"This {type(self).__name__} was not fitted with its current "
-                "parameters. Call fit before get_feature_names_out."
-            )
-        prefixes = [type(self).__name__.lower()]
-        if isinstance(self.layer, (list, tuple)):
-            prefixes = [f"{prefixes[0]}_{layer}_" for layer in self.layer]
-        # One number, if an older version saved it.
-        lengths = np.atleast_1d(lengths).tolist()
-        names = [
-            f"{prefix}{number}"
-            for prefix, length in zip(prefixes, lengths, strict=True)
-            for number in range(length)
-        ]
-        return np.array(names, object)
 
     def __sklearn_is_fitted__(self) -> bool:
         # `fit` learns nothing but the calibration.

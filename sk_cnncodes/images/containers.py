@@ -84,6 +84,18 @@ def as_images(X: Any) -> Sequence[Any] | Iterator[Any]:
     return iter(X) if _is_stream(X) else as_image_sequence(X)
 
 
+def column_name(X: Any) -> str | None:
+    """The name of a Series or of the only column of a frame, if it has one."""
+    # In a table of pyarrow, `columns` are the columns themselves.
+    columns = getattr(X, "column_names" if _is_of_pyarrow(X) else "columns", None)
+    name: Any = None
+    if columns is not None:
+        name = columns[0]
+    elif hasattr(X, "to_numpy") and getattr(X, "ndim", 1) == 1:
+        name = getattr(X, "name", None)
+    return str(name) if isinstance(name, str) and name else None
+
+
 def _unreadable(X: Any, error: Exception) -> TypeError:
     return TypeError(
         f"X: got {type(X).__name__}, which cannot be used ({reason_of(error)}). "
@@ -120,7 +132,7 @@ def _as_sequence(X: Any) -> Any:
         return _as_sequence(column)
     if isinstance(X, np.ndarray):
         return _from_array(X)
-    if callable(getattr(X, "to_pylist", None)):  # of pyarrow
+    if _is_of_pyarrow(X):
         if hasattr(X, "column_names"):
             _check_one_column(X.num_columns, X.column_names)
             X = X.column(0)
@@ -149,6 +161,10 @@ def _as_sequence(X: Any) -> Any:
     elif hasattr(X, "column_names"):  # a data set of Hugging Face
         hint = f" Select its column: X[name], of {shorten(str(X.column_names))}."
     raise TypeError(f"X: got {type(X).__name__}. Expected {_CONTAINERS}.{hint}")
+
+
+def _is_of_pyarrow(X: Any) -> bool:
+    return callable(getattr(X, "to_pylist", None))
 
 
 def _holds_strings(dtype: Any) -> bool:
