@@ -129,8 +129,10 @@ def rank_codes(
 
     Notes
     -----
-    The score of a row is that of its best kernel and regularisation, and that of the
-    best row that of the best of all rows: both are slightly optimistic. "Chance cannot
+    The regularisation of a row is that of the least squared error where `scoring`
+    counts right predictions, and otherwise that of the best score. The score of a row
+    is that of its best kernel, and that of the best row that of the best of all rows,
+    which is slightly optimistic. "Chance cannot
     tell" is a paired two-sided t test at 5% of the contributions of the images, or of
     the groups, to the scores, without a correction for the number of rows.
 
@@ -299,10 +301,15 @@ def _close(
     return [each for each in candidates if perfect - each.scored.score <= 2 * loss]
 
 
+def _place(candidate: _Candidate) -> tuple[float, int]:
+    """What candidates are sorted by."""
+    return -candidate.scored.score, candidate.layer.multiply_adds
+
+
 def _forget_predictions(candidates: list[_Candidate]) -> None:
     """Keep the predictions of the best alone, in bounded memory."""
     size = 0
-    for each in sorted(candidates, key=lambda each: -each.scored.score):
+    for each in sorted(candidates, key=_place):
         if each.scored.predictions is None:
             continue
         size += each.scored.predictions.nbytes
@@ -317,9 +324,7 @@ def _rows(
     candidates: list[_Candidate], groups: np.ndarray | None
 ) -> tuple[tuple[RankedCodes, ...], tuple[np.ndarray | None, ...]]:
     """The rows of a ranking, and the predictions that are kept."""
-    candidates = sorted(
-        candidates, key=lambda c: (-c.scored.score, c.layer.multiply_adds)
-    )
+    candidates = sorted(candidates, key=_place)
     ridges = [each.scored for each in candidates]
     best = ridges[0].samples
     near = [not is_worse(ridge.samples, best, groups) for ridge in ridges]

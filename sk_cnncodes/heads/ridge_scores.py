@@ -10,7 +10,7 @@ import numpy as np
 
 from sk_cnncodes.codes.norms import apply_norm
 from sk_cnncodes.heads.leave_one_out import ridge_decompositions
-from sk_cnncodes.heads.scoring import ALPHAS, Targets, sample_scores
+from sk_cnncodes.heads.scoring import ALPHAS, Targets, alpha_losses, sample_scores
 
 # Bytes of the predictions of several alphas that are scored at once.
 _PREDICTION_BYTES = 2**26
@@ -48,7 +48,7 @@ def best_ridge(
     groups: np.ndarray | None = None,
     scale: float = 1.0,
 ) -> RidgeScore:
-    """Find the kernel and the alpha with the best score.
+    """Choose a kernel and an alpha by leave-one-out predictions.
 
     Parameters
     ----------
@@ -67,29 +67,35 @@ def best_ridge(
     Returns
     -------
     RidgeScore
-        Of equal scores, the first kernel and the largest alpha.
+        Of the kernel with the best score, with the alpha of the least `alpha_losses`.
     """
-    found: RidgeScore | None = None
+    best: RidgeScore | None = None
+    found: RidgeScore | None
     wanted = [None if gamma is None else gamma / scale for gamma in gammas]
     step = max(1, _PREDICTION_BYTES // (8 * targets.values.size))
     for gamma, ridge in zip(wanted, ridge_decompositions(codes, wanted), strict=True):
         alphas = ALPHAS * (scale if gamma is None else 1)
+        found, least = None, np.inf
         for start in range(0, len(alphas), step):
             part = alphas[start : start + step]
             predictions = ridge.predictions(targets.values, part, groups)
             samples = sample_scores(predictions, targets, scoring)
-            for position, score in enumerate(samples.mean(axis=1)):
-                same = found is not None and found.gamma == gamma
-                if found is None or score > found.score - (0 if not same else 1e-12):
-                    found = RidgeScore(
-                        gamma,
-                        float(part[position]),
-                        float(score),
-                        samples[position].copy(),
-                        predictions[position].copy(),
-                    )
-    assert found is not None
-    return found
+            losses = alpha_losses(predictions, targets, scoring, samples)
+            position = int(np.argmin(losses))
+            if losses[position] < least:
+                least = losses[position]
+                found = RidgeScore(
+                    gamma,
+                    float(part[position]),
+                    float(samples[position].mean()),
+                    samples[position].copy(),
+                    predictions[position].copy(),
+                )
+        assert found is not None
+        if best is None or found.score > best.score:
+            best = found
+    assert best is not None
+    return best
 
 
 class NormedCodes:

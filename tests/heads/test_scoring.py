@@ -11,7 +11,7 @@ from sklearn.utils import resample
 
 from sk_cnncodes.heads.scoring import (
     Targets,
-    best_alpha,
+    alpha_losses,
     is_worse,
     read_targets,
     sample_scores,
@@ -174,5 +174,15 @@ def test_worse_by_more_than_chance() -> None:
     assert not is_worse(np.where(np.arange(60) < 8, 0.0, 1), best, groups)
 
 
-def test_of_equal_scores_the_largest_alpha() -> None:
-    assert best_alpha(np.array([0.5, 0.9, 0.9, 0.8])) == 2
+def test_what_an_alpha_is_chosen_by() -> None:
+    y, predictions = made("classification")
+    targets, _ = read_targets(y)
+    samples = sample_scores(predictions, targets, "accuracy")
+    errors = (predictions - targets.values) ** 2
+    found = alpha_losses(predictions, targets, "accuracy", samples)
+    np.testing.assert_allclose(found, errors.mean(axis=(1, 2)))
+    found = alpha_losses(predictions, targets, "balanced_accuracy", samples)
+    of_classes = [errors[:, y == name].mean(axis=(1, 2)) for name in "abc"]
+    np.testing.assert_allclose(found, np.mean(of_classes, axis=0))
+    found = alpha_losses(predictions, targets, "neg_log_loss", samples)
+    np.testing.assert_allclose(found, -samples.mean(axis=1))
