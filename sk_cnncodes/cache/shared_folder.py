@@ -5,6 +5,7 @@ the process that started them, the root: by its number and the time when it star
 
 The folder is removed when the root ends. If it is killed, joblib's resource tracker or
 a worker removes it, and the workers of a pool, which nobody would end, end themselves.
+If all of them are killed at once, the next process that needs such a folder removes it.
 """
 
 from __future__ import annotations
@@ -52,9 +53,17 @@ def _ray_driver(pid: int) -> int:
 @functools.cache
 def shared_folder(root: int) -> Path:
     """Folder of the temporary file of a process and its workers."""
+    return Path(tempfile.gettempdir(), f"{_prefix()}{root}-{_start_time(root)}")
+
+
+@functools.cache
+def _prefix() -> str:
+    """What the folders of this user begin with, where numbers of processes are ours."""
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-    name = f"sk_cnncodes-{user}-{root}-{_start_time(root)}"
-    return Path(tempfile.gettempdir(), name)
+    space = 0
+    with suppress(OSError):  # a container may share the folder, and not the numbers
+        space = Path("/proc/self/ns/pid").stat().st_ino
+    return f"sk_cnncodes-{user}-{space}-"
 
 
 def _start_time(pid: int) -> str:
@@ -83,6 +92,7 @@ def make_folder(root: int) -> Path:
     folder = shared_folder(root)
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
+        _remove_orphans(folder.parent)
     if hasattr(os, "getuid") and folder.lstat().st_uid != os.getuid():
         raise PermissionError(f"{str(folder)!r} belongs to another user")
     if root == os.getpid() and folder not in _registered:
@@ -92,6 +102,14 @@ def make_folder(root: int) -> Path:
         resource_tracker.register(str(folder), "folder")
         _registered.add(folder)
     return folder
+
+
+def _remove_orphans(parent: Path) -> None:
+    """Remove folders whose processes have ended, where the system says which."""
+    for folder in parent.glob(f"{_prefix()}*-*"):
+        number, _, start = folder.name.removeprefix(_prefix()).partition("-")
+        if start != "0" and number.isdigit() and _start_time(int(number)) != start:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 # -- messages ------------------------------------------------------------------

@@ -175,3 +175,62 @@ def test_a_killed_search_leaves_no_file_and_no_process(
         assert (folder / "codes.sqlite3").is_file() == (cache == "memory")
         process.kill()
     assert wait_until_gone(folder, workers)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_what_processes_left_that_were_killed_together_is_removed(
+    temporary_folder: Path,
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "open(0).read()"], stdin=subprocess.PIPE
+    ) as process:
+        left = shared_folder(process.pid)
+        left.mkdir()
+        living = shared_folder(os.getppid())
+        living.mkdir()
+    assert process.poll() is not None
+    store = ProcessStore(5000)
+    images, codes = rows_of(30)
+    store.put([("spec", images, codes)])
+    assert {*temporary_folder.iterdir()} == {living, shared_folder(os.getpid())}
+
+
+# A disk that is full soon, for this process and its workers.
+_FULL = """
+import resource, sys
+import numpy as np
+from joblib import parallel_config
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sk_cnncodes import CNNCodeTransformer
+
+def scores(cache, n_jobs):
+    X = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    model = make_pipeline(CNNCodeTransformer(cache=cache), RidgeClassifier())
+    grid = {"ridgeclassifier__alpha": [1, 10]}
+    search = GridSearchCV(model, grid, cv=2, n_jobs=n_jobs).fit(X, np.arange(40) % 2)
+    return search.cv_results_["mean_test_score"]
+
+if __name__ == "__main__":
+    expected = scores(None, 1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    with parallel_config(backend=sys.argv[1]):
+        print(*(scores("memory", 2) == expected))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of files")
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
+def test_a_search_on_a_full_temporary_folder(backend: str, tmp_path: Path) -> None:
+    script = tmp_path / "search.py"
+    script.write_text(_FULL, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script), backend],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.stdout == "True True\n", done.stderr
