@@ -141,7 +141,7 @@ class Sources:
             If a step takes anything else than images.
         """
         after, _ = self._after(steps)
-        if not after or (len(steps) == 1):
+        if not after or len(steps) == 1:
             name, last = steps[-1]
             raise ExportError(
                 f"model: it ends with its step {name!r} ({type(last).__name__}). "

@@ -77,15 +77,14 @@ def joint_code_graph(
     groups: dict[Any, tuple[Backbone | StoredBackbone, list[CodeSpec]]] = {}
     places = []
     for _, backbone, spec in found:
-        # Only transformers that were saved together share a stored graph.
-        is_stored = isinstance(backbone, StoredBackbone)
         key: Any = (spec.backbone_sha256, spec.preprocessing)
         if isinstance(backbone, StoredBackbone):
+            # Only transformers that were saved together share a stored graph.
             key = backbone.sha256
-        wanted = groups.setdefault((is_stored, key), (backbone, []))[1]
+        _, wanted = groups.setdefault(key, (backbone, []))
         if spec.without_norm not in wanted:
             wanted.append(spec.without_norm)
-        places.append(((is_stored, key), wanted.index(spec.without_norm)))
+        places.append((key, wanted.index(spec.without_norm)))
     preprocessing = _common_preprocessing(names, specs)
     graphs = [working_graph(*group)[0] for group in groups.values()]
     if len(specs) == 1:

@@ -133,19 +133,15 @@ def save_model(
             records[number] = record | {"model": array}
     with atomic_write(file) as part, visiting(Visit(records=records)):
         if suffix == ".skops":
-            _dump_skops(model, part)
+            import skops.io
+
+            skops.io.dump(model, part)
         else:
             # Not joblib.dump, which pickles arrays of objects apart from the rest: what
             # they share with it is then stored twice.
             with _OPEN.get(suffix, open)(part, "wb") as opened:
                 pickle.dump(model, opened, 5)
     return file
-
-
-def _dump_skops(model: Any, part: Path) -> None:
-    import skops.io
-
-    skops.io.dump(model, part)
 
 
 def _warn_of_ineffective(transformers: list[Any], store_backbone: bool) -> None:

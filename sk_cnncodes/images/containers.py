@@ -194,7 +194,7 @@ def _from_array(X: Any) -> Any:
             f"{found}. Expected a known shape, for arrays of dask: "
             "X.compute_chunk_sizes()."
         )
-    if getattr(X.dtype, "kind", "") in "OUST" and hasattr(X.dtype, "kind"):
+    if getattr(X.dtype, "kind", None) in {*"OUST"}:  # objects or strings
         if len(shape) == 2 and shape[1] == 1 and isinstance(X, np.ndarray):
             X, shape = X[:, 0], shape[:1]
         if len(shape) == 1:

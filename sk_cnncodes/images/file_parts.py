@@ -209,16 +209,12 @@ def boxes(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def declared_sizes(content: bytes) -> list[tuple[int, int]]:
     """Width and height of all images that a file describes, before cropping."""
-    found = []
+    found: list[tuple[int, int]] = []
     for kind, start, end in boxes(content):
         if kind == b"meta":
-            found += _ISPE.findall(content[start:end])
-    return [(width, height) for size in found for width, height in [_two(size)]]
-
-
-def _two(size: bytes) -> tuple[int, int]:
-    width, height = struct.unpack(">LL", size)
-    return width, height
+            sizes = _ISPE.findall(content[start:end])
+            found += [struct.unpack(">LL", size) for size in sizes]
+    return found
 
 
 def av1_sizes(content: bytes) -> list[tuple[int, int]]:

@@ -169,8 +169,8 @@ def _usual_bmp(content: bytes) -> bytes:
     if size < 56:  # only V3 and later headers have an alpha mask
         masks = (*masks[:3], 0)
     rows, words = abs(height), -(-width * bits // 32) * 32 // bits
-    check = rows * words * bits // 8
-    if width < 1 or len(content) - start < check:
+    n_bytes = rows * words * bits // 8
+    if width < 1 or len(content) - start < n_bytes:
         raise ValueError("fewer pixels than its size")
     pixels = np.frombuffer(content, f"<u{bits // 8}", rows * words, start)
     pixels = pixels.reshape(rows, words)[:, :width]

@@ -43,8 +43,8 @@ class BlockEnds:
 
     def _after_convolution(self, index: int) -> int:
         """The dominator after a convolution's batch normalisation and activation."""
-        for dominator in self.chain.all[index + 1 : self.last + 1][:1]:
-            ops = [self.graph.op(i) for i in dominator.nodes]
+        if index < self.last:
+            ops = [self.graph.op(i) for i in self.chain.all[index + 1].nodes]
             index += ops == ["BatchNormalization"]
         return self.after_pointwise(index)
 

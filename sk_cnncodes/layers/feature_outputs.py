@@ -244,8 +244,10 @@ class FeatureOutputs:
     def _positions(self, name: str) -> int:
         """Number of positions or tokens of a tensor."""
         shape = self.graph.shape(name)
-        if shape[2:] == (1,) or not self.graph.can_be_layer(name):
-            return 1 if shape[2:] == (1,) else max(1, math.prod(shape[1:]))
+        if shape[2:] == (1,):
+            return 1
+        if not self.graph.can_be_layer(name):
+            return max(1, math.prod(shape[1:]))
         return self.graph.layer(name, name).n_positions
 
     def _width(self, name: str) -> int:

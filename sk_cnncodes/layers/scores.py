@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # What the branches of an If may hold that passes scores on, as by torch.squeeze.
 _KEEPS_SCORES = AFTER_SCORES | {"Constant", "Shape"}
-_CHOOSES = frozenset(
+_SELECTIONS = frozenset(
     [
         "ArrayFeatureExtractor",
         "Compress",
@@ -164,7 +164,7 @@ class ScoreRules:
     def _selects_scores(self, index: int) -> bool:
         """Whether a node selects classes, as opposed to tokens or positions."""
         data = self.graph.view.data_inputs(index)
-        if self.graph.op(index) not in _CHOOSES or len(data) != 1:
+        if self.graph.op(index) not in _SELECTIONS or len(data) != 1:
             return False
         return _n_axes(self.graph.shape(data[0])) <= 1
 
