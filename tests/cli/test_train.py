@@ -95,6 +95,20 @@ def test_json_describes_the_saved_model(photos: Path, tmp_path: Path) -> None:
     assert (codes.cache, codes.cache_layers) == ("memory", None)
 
 
+def test_layers_side_by_side(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model.joblib"
+    layers = ("--layer", "-1,fire9", "--layer", "-1")
+    with counted_forwards() as count:
+        result = invoke(
+            *("train", photos, "-o", output, *layers, "--head", "svm", "--json")
+        )
+    assert result.exit_code == 0, result.stderr
+    assert count.images <= 24
+    found = json.loads(result.stdout)
+    assert [c["layer"] for c in found["search"]] == [[-1, "fire9"], -1]
+    assert joblib.load(output)["codes"].layer == found["chosen"]["layer"]
+
+
 def test_same_seed_same_result(photos: Path, tmp_path: Path) -> None:
     def search(seed: str) -> list[dict[str, object]]:
         arguments = ("train", photos, "-o", tmp_path / "m.joblib", *FAST, "--json")
