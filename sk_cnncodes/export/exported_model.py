@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,11 @@ from sk_cnncodes.graphs.wire_format import (
     metadata_entry,
     metadata_of,
 )
-from sk_cnncodes.images.preprocessing import Preprocessing
+from sk_cnncodes.images.preprocessing import (
+    METADATA_KEY,
+    Preprocessing,
+    json_object,
+)
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -28,6 +32,8 @@ CLASSES_KEY = "sk_cnncodes.classes"
 MODEL_KEY = "sk_cnncodes.model"
 # Metadata entry with the SHA-256 of the file without this entry.
 DIGEST_KEY = "sk_cnncodes.sha256"
+# Each image is decoded for each input.
+MAX_INPUTS = 16
 # Outputs of a classifier with probabilities, of one without, and of a regressor.
 _OUTPUTS = (["label", "probabilities"], ["label", "decision"], ["values"])
 
@@ -40,8 +46,8 @@ class ExportedModel:
     ----------
     outputs : list of str
         Names of the outputs.
-    preprocessing : Preprocessing
-        How images are resized and cropped.
+    inputs : list of Preprocessing
+        How the images of each input are resized and cropped.
     metadata : dict
         The metadata entry `MODEL_KEY`.
     classes : ndarray of shape (n_classes,), or None
@@ -51,7 +57,7 @@ class ExportedModel:
     """
 
     outputs: list[str]
-    preprocessing: Preprocessing
+    inputs: list[Preprocessing]
     metadata: dict[str, Any]
     classes: np.ndarray | None
     batch_size: int | None
@@ -116,6 +122,19 @@ def _matches_digest(content: bytes, digest: str) -> bool:
     return digest_of(before + after) == digest
 
 
+def inputs_metadata(inputs: Mapping[str, Preprocessing]) -> dict[str, str]:
+    """Metadata entries of how images are prepared; those of the first have no suffix.
+
+    A file with one input is one that older versions read.
+    """
+    first, *others = inputs.items()
+    entries = first[1].to_metadata()
+    for name, preprocessing in others:
+        (text,) = preprocessing.to_metadata().values()
+        entries[f"{METADATA_KEY}.{name}"] = text
+    return entries
+
+
 def read_exported(session: ort.InferenceSession) -> ExportedModel:
     """Read and check what a loaded file declares about itself.
 
@@ -129,6 +148,11 @@ def read_exported(session: ort.InferenceSession) -> ExportedModel:
         values = session.get_outputs()
         outputs, types = [v.name for v in values], [v.type for v in values]
         preprocessing = Preprocessing.from_metadata(metadata)
+        others = [
+            Preprocessing.from_dict(json_object(metadata[key], key))
+            for value in session.get_inputs()[1:MAX_INPUTS]
+            if (key := f"{METADATA_KEY}.{value.name}") in metadata
+        ]
     except (PreprocessingError, UnicodeDecodeError) as error:
         raise ExportError(str(error).rstrip(".")) from error
     if preprocessing is None or MODEL_KEY not in metadata:
@@ -146,27 +170,25 @@ def read_exported(session: ort.InferenceSession) -> ExportedModel:
         classes = _classes(metadata)
     elif not isinstance(facts.get("many_targets"), bool):
         raise ExportError(f"{MODEL_KEY}: 'many_targets' is neither true nor false")
-    return ExportedModel(
-        outputs, preprocessing, facts, classes, _batch_size(session, preprocessing)
-    )
+    inputs = [preprocessing, *others]
+    return ExportedModel(outputs, inputs, facts, classes, _batch_size(session, inputs))
 
 
 def _batch_size(
-    session: ort.InferenceSession, preprocessing: Preprocessing
+    session: ort.InferenceSession, preprocessings: list[Preprocessing]
 ) -> int | None:
-    """Check the input; return its fixed batch size, or None if it is dynamic."""
+    """Check the inputs; return their fixed batch size, or None if it is dynamic."""
     inputs = [(value.type, value.shape) for value in session.get_inputs()]
-    type_, shape = inputs[0] if len(inputs) == 1 else ("", [])
-    batch_size = shape[0] if shape and isinstance(shape[0], int) else None
-    height, width = preprocessing.crop_size
-    if (
-        type_ != "tensor(uint8)"
-        or shape[1:] != [height, width, 3]
-        or (batch_size is not None and not 1 <= batch_size <= LARGEST_BATCH)
-    ):
+    first = inputs[0][1][:1] if inputs else []
+    batch_size = first[0] if first and isinstance(first[0], int) else None
+    sizes = [preprocessing.crop_size for preprocessing in preprocessings]
+    expected = [("tensor(uint8)", [*first, *size, 3]) for size in sizes]
+    is_valid = batch_size is None or 1 <= batch_size <= LARGEST_BATCH
+    if inputs != expected or not is_valid:
+        shapes = ", ".join(f"[N, {height}, {width}, 3]" for height, width in sizes)
         raise ExportError(
-            f"its inputs are {inputs}, expected one of type 'tensor(uint8)' and shape "
-            f"[N, {height}, {width}, 3], N dynamic or at most {LARGEST_BATCH}"
+            f"its inputs are {inputs}, expected {len(sizes)} of type 'tensor(uint8)' "
+            f"and shape {shapes}, N dynamic or at most {LARGEST_BATCH}"
         )
     return batch_size
 

@@ -89,7 +89,8 @@ class OnnxClassifier:
     outputs : list of str
         ``["label", "probabilities"]``, ``["label", "decision"]`` or ``["values"]``.
     preprocessing : Preprocessing
-        How images are resized and cropped.
+        How images are resized and cropped; of a file with several inputs, for the
+        first.
     metadata : dict
         Versions, backbone, layer and steps from which the file was created.
 
@@ -146,7 +147,7 @@ class OnnxClassifier:
         with self._with_path():
             self._exported = read_exported(session)
         self.outputs = self._exported.outputs
-        self.preprocessing = self._exported.preprocessing
+        self.preprocessing = self._exported.inputs[0]
         self.metadata = self._exported.metadata
         if self._exported.classes is not None:
             self.classes_ = self._exported.classes
@@ -229,18 +230,19 @@ class OnnxClassifier:
         ) as threads:
             for start in range(0, len(images), size):
                 indices = range(start, min(start + size, len(images)))
-                batch = np.stack(list(threads.in_order(pixels, indices, size)))
+                rows = threads.in_order(pixels, indices, size)
+                batch = [np.stack(part) for part in zip(*rows, strict=True)]
                 parts.append(self._run(session, batch))
         joined = [np.concatenate(output) for output in zip(*parts, strict=True)]
         return dict(zip(self.outputs, joined, strict=True))
 
     def _run(
-        self, session: ort.InferenceSession, batch: np.ndarray
+        self, session: ort.InferenceSession, batch: list[np.ndarray]
     ) -> list[np.ndarray]:
         """Run one batch and check its outputs."""
         with self._with_path():
             try:
-                arrays = run_images(session, batch)
+                arrays = run_images(session, *batch)
             except ExportError:
                 raise
             except Exception as error:
@@ -251,11 +253,14 @@ class OnnxClassifier:
             self._exported.check(arrays)
         return arrays
 
-    def _pixels(self, images: Sequence[Any], index: int) -> np.ndarray:
-        """Decode and preprocess one image."""
-        values = self.preprocessing
-        how = (self.max_pixels, values.min_decode_size, values.color)
-        return values.apply(read_rgb(fetch_element(images, index), index, *how))
+    def _pixels(self, images: Sequence[Any], index: int) -> list[np.ndarray]:
+        """Decode and preprocess one image for each input."""
+        pixels = []
+        for values in self._exported.inputs:
+            how = (self.max_pixels, values.min_decode_size, values.color)
+            rgb = read_rgb(fetch_element(images, index), index, *how)
+            pixels.append(values.apply(rgb))
+        return pixels
 
     # -- the session ---------------------------------------------------------
 
@@ -311,26 +316,32 @@ class OnnxClassifier:
         return f"OnnxClassifier({str(self.path)!r})"
 
 
-def run_images(session: ort.InferenceSession, images: np.ndarray) -> list[np.ndarray]:
-    """Run a session on prepared images; pad batches if its batch size is fixed.
+def run_images(session: ort.InferenceSession, *images: np.ndarray) -> list[np.ndarray]:
+    """Run a session on images prepared for each of its inputs.
+
+    Batches are padded if the batch size is fixed.
 
     Raises
     ------
     ExportError
         If an output does not have one row per image.
     """
-    value = session.get_inputs()[0]
-    size = value.shape[0] if isinstance(value.shape[0], int) else len(images)
+    values, count = session.get_inputs(), len(images[0])
+    size = values[0].shape[0] if isinstance(values[0].shape[0], int) else count
     parts = []
-    for start in range(0, len(images), size):
-        part = images[start : start + size]
-        outputs = session.run(None, {value.name: padded(part, size)})
+    for start in range(0, count, size):
+        rows = slice(start, min(start + size, count))
+        feeds = {
+            value.name: padded(each[rows], size)
+            for value, each in zip(values, images, strict=True)
+        }
+        outputs = session.run(None, feeds)
         for output in outputs:
             if output.shape[:1] != (size,):
                 raise ExportError(
                     f"an output has the shape {output.shape} for {size} images"
                 )
-        parts.append([output[: len(part)] for output in outputs])
+        parts.append([output[: rows.stop - start] for output in outputs])
     return [np.concatenate(output) for output in zip(*parts, strict=True)]
 
 

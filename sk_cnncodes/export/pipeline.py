@@ -26,6 +26,7 @@ from sk_cnncodes.export.exported_model import (
     DIGEST_KEY,
     MODEL_KEY,
     digest_of,
+    inputs_metadata,
 )
 from sk_cnncodes.export.head_graph import at_opset
 from sk_cnncodes.export.head_model import build_head, check_predictions
@@ -57,9 +58,9 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
         A fitted `Pipeline` that starts with a `CNNCodeTransformer` and ends in a
         classifier or regressor. It may also start with a `FeatureUnion` of
         transformers and pipelines that do, or a `ColumnTransformer` of them that takes
-        one column of images; their backbones must resize and crop alike. Of a search
-        its `best_estimator_` is used. FrozenEstimator, FixedThresholdClassifier and
-        TunedThresholdClassifierCV may stand around the pipeline or its head.
+        one column of images. Of a search its `best_estimator_` is used.
+        FrozenEstimator, FixedThresholdClassifier and TunedThresholdClassifierCV may
+        stand around the pipeline or its head.
     path : str, path-like or None, default=None
         File to write; None writes no file.
 
@@ -67,8 +68,9 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     -------
     onnx.ModelProto
         Its input is ``images``, uint8 [N, height, width, 3]: RGB images, resized and
-        cropped to the input size of the backbone. Its outputs are those of the
-        head:
+        cropped to the input size of the backbone. Backbones that resize or crop in
+        another way have inputs ``images_1`` and so on, for the same images. Its outputs
+        are those of the head:
 
         - ``label`` [N], in the type of the classes, and ``probabilities`` float32 [N,
           n_classes];
@@ -131,12 +133,13 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     if path is not None:
         check_not_an_input(Path(path), backbones.values())
     joint = joint_code_graph(sources.transformers)
-    images = _test_images(joint.preprocessing.crop_size)
-    codes = run_images(load_session(joint.content, CPU, usable_threads(-1)), images)[0]
+    images = [_test_images(each.crop_size) for each in joint.inputs.values()]
+    session = load_session(joint.content, CPU, usable_threads(-1))
+    codes = run_images(session, *images)[0]
     merged = _merged(joint.content, after, _with_mixtures(codes))
     head_input = _input_of_last(after, codes)
     _check_model(merged, steps[-1], images, head_input)
-    metadata = joint.preprocessing.to_metadata()
+    metadata = inputs_metadata(joint.inputs)
     metadata |= _metadata(
         [backbones[name] for name in joint.names], joint.specs, steps, head_input
     )
@@ -267,10 +270,10 @@ def _input_of_last(steps: list[tuple[str, Any]], codes: np.ndarray) -> np.ndarra
 def _check_model(
     model: onnx.ModelProto,
     last: tuple[str, Any],
-    images: np.ndarray,
+    images: list[np.ndarray],
     head_input: np.ndarray,
 ) -> None:
     """Run the complete model on images, and compare it with the last step."""
     session = load_session(model.SerializeToString(), CPU, usable_threads(-1))
     with naming(*last):
-        check_predictions(run_images(session, images), last[1], head_input)
+        check_predictions(run_images(session, *images), last[1], head_input)

@@ -96,7 +96,7 @@ def code_union(
 
     Notes
     -----
-    `to_onnx` exports such a union if the backbones resize and crop alike.
+    `to_onnx` exports such a union; backbones that resize and crop alike share an input.
 
     Examples
     --------

@@ -26,8 +26,11 @@ from sk_cnncodes import (
     Preprocessing,
     code_union,
     load_backbone,
+    load_model,
+    save_model,
     to_onnx,
 )
+from sk_cnncodes.export import joint_codes
 from tests import networks
 
 DIGITS = load_digits()
@@ -66,14 +69,58 @@ def test_unions(tmp_path: Path) -> None:
     assert (tmp_path / "m.onnx").stat().st_size < 1.3 * network
 
 
-def test_backbones_that_crop_differently_are_refused() -> None:
+def test_backbones_that_crop_differently_have_inputs_of_their_own(
+    plain: Preprocessing,
+    photographs: list[np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that crop alike share one; each image is given once."""
     own = load_backbone("cnncodes-mini").preprocessing
-    uncropped = replace(own, resize="exact", resize_size=None)
-    other = CNNCodeTransformer(preprocessing=uncropped)
-    union = FeatureUnion([("a", CODES), ("b", other)])
-    model = make_pipeline(union, LogisticRegression()).fit(X, Y)
-    with pytest.raises(ExportError, match="'featureunion__b' resize and crop"):
-        to_onnx(model)
+    squashed = replace(own, resize="exact", resize_size=None)
+    small = networks.resnet()
+    for key, value in plain.to_metadata().items():
+        small.metadata_props.add(key=key, value=value)
+    union = FeatureUnion(
+        [
+            ("a", CODES),
+            ("b", CNNCodeTransformer(preprocessing=squashed, layer=-2)),
+            ("c", CNNCodeTransformer(networks.save(small, tmp_path / "small.onnx"))),
+            ("d", CNNCodeTransformer(preprocessing=replace(own, scale=own.scale / 2))),
+        ]
+    )
+    model = make_pipeline(union, LogisticRegression(C=0.1)).fit(X, Y)
+    with monkeypatch.context() as patched:
+        patched.setattr(joint_codes, "MAX_INPUTS", 2)
+        with pytest.raises(ExportError, match="in 3 ways. Expected at most 2"):
+            to_onnx(model)
+    exported = to_onnx(model, tmp_path / "m.onnx")
+    shapes = {
+        value.name: [size.dim_value for size in value.type.tensor_type.shape.dim][1:]
+        for value in exported.graph.input
+    }
+    assert shapes == {
+        "images": [116, 116, 3],
+        "images_1": [116, 116, 3],
+        "images_2": [32, 32, 3],
+    }
+    check(model, tmp_path / "m.onnx")
+    classifier = OnnxClassifier(tmp_path / "m.onnx")
+    np.testing.assert_allclose(
+        classifier.predict_proba(photographs),
+        model.predict_proba(photographs),
+        atol=2e-3,
+    )
+    # A damaged record of an input.
+    for entry in exported.metadata_props:
+        if entry.key == "sk_cnncodes.preprocessing.images_2":
+            entry.value = entry.value.replace("[32, 32]", "[64, 64]")
+        if entry.key == "sk_cnncodes.sha256":
+            digest = entry
+    exported.metadata_props.remove(digest)
+    (tmp_path / "m.onnx").write_bytes(exported.SerializeToString())
+    with pytest.raises(ExportError, match=r"expected 3 of type .* \[N, 64, 64, 3\]"):
+        OnnxClassifier(tmp_path / "m.onnx")
 
 
 def test_two_graphs_in_one_file(tmp_path: Path) -> None:
@@ -178,3 +225,25 @@ def test_several_layers_of_a_stored_network(tmp_path: Path) -> None:
     codes = CNNCodeTransformer(layer=(-3, -1), norm="l2", store_backbone=True)
     model = make_pipeline(codes, LogisticRegression(C=1)).fit(X, Y)
     check(pickle.loads(pickle.dumps(model)), tmp_path / "m.onnx")
+
+
+def test_equal_stored_networks_that_crop_differently(
+    plain: Preprocessing, photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    path = networks.save(networks.resnet(), tmp_path / "net.onnx")
+    ways = [plain, replace(plain, resize="exact", resize_size=None)]
+    assert ways[0] != ways[1]
+    union = FeatureUnion(
+        [
+            (f"way{n}", CNNCodeTransformer(path, preprocessing=way, norm="l2"))
+            for n, way in enumerate(ways)
+        ]
+    )
+    model = make_pipeline(union, SVC(C=10)).fit(photographs, [0, 1] * 4)
+    stored = save_model(model, tmp_path / "m.joblib", store_backbone=True)
+    to_onnx(load_model(stored), tmp_path / "m.onnx")
+    np.testing.assert_allclose(
+        OnnxClassifier(tmp_path / "m.onnx").decision_function(photographs),
+        model.decision_function(photographs),
+        atol=2e-3,
+    )
