@@ -21,6 +21,7 @@ from sk_cnncodes.cli import (
     doctor,
     embed,
     predict,
+    rank,
     similar,
     train,
 )
@@ -40,6 +41,7 @@ app = typer.Typer(
     "standard error.",
 )
 for name, command in (
+    ("rank", rank.rank),
     ("train", train.train),
     ("predict", predict.predict),
     ("embed", embed.embed),

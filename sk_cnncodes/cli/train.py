@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -27,18 +24,16 @@ from sk_cnncodes.cli.frame import (
     parse_layer,
     start_workers,
 )
-from sk_cnncodes.cli.image_arguments import (
-    MaxPixelsOption,
-    compute_parts,
-    image_bar,
-    note_ignored,
-    pixel_limit,
+from sk_cnncodes.cli.image_arguments import MaxPixelsOption, pixel_limit
+from sk_cnncodes.cli.labelled_images import (
+    BackbonesOption,
+    LabelledFolder,
+    LabelledImages,
+    cache_file,
+    embed_labelled,
+    labelled_images,
 )
 from sk_cnncodes.cli.report import Report
-from sk_cnncodes.images.folders import find_labelled_images
-
-if TYPE_CHECKING:
-    from sk_cnncodes.codes.transformer import CNNCodeTransformer
 
 # Same as in `sk_cnncodes.heads.selection`, whose import takes a second.
 LAYERS = ["-1", "-2", "-4"]
@@ -53,16 +48,7 @@ class Head(StrEnum):
 
 
 def train(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR",
-            show_default=False,
-            exists=True,
-            file_okay=False,
-            help="A folder with one sub-folder of images for each class.",
-        ),
-    ],
+    folder: LabelledFolder,
     output: Annotated[
         Path,
         typer.Option(
@@ -73,10 +59,7 @@ def train(
             help="The joblib file to write, such as model.joblib.",
         ),
     ],
-    backbone: Annotated[
-        list[str],
-        typer.Option(help="Name of a backbone, or path of an ONNX file; repeatable."),
-    ] = ["cnncodes-mini"],  # noqa: B006
+    backbone: BackbonesOption = ["cnncodes-mini"],  # noqa: B006
     layer: Annotated[
         list[str],
         typer.Option(
@@ -168,22 +151,11 @@ def train(
     ]
     heads = [name.value for name in dict.fromkeys(head)]
     backbones = list(dict.fromkeys(backbone))
-    found = find_labelled_images(folder)
-    note_ignored(found.ignored)
+    found = labelled_images(folder)
     for path in filter(None, [output, onnx]):
         check_output(path, inputs=found.paths)
-    if found.without_images:
-        note(
-            "These sub-folders contain no images themselves and are skipped: "
-            f"{', '.join(map(repr, found.without_images))}."
-        )
-    if found.outside:
-        note(
-            f"Ignored {found.outside} images outside the class folders, or in folders "
-            "within them."
-        )
     written = f"{str(output)!r} was not written."
-    with interruptible(cache, written), _cache_file(cache) as codes:
+    with interruptible(cache, written), cache_file(cache) as codes:
         transformers = [
             CNNCodeTransformer(
                 name,
@@ -195,9 +167,8 @@ def train(
             )
             for name in backbones
         ]
-        all_images = _Images(found.paths, found.labels, [])
-        _split(all_images, held_out, seed, cv, heads)  # fail early on too few images
-        images = _embed(transformers, layers, all_images)
+        _split(found, held_out, seed, cv, heads)  # fail early on too few images
+        images = embed_labelled([(each, layers) for each in transformers], found)
         split = _split(images, held_out, seed, cv, heads)
         combinations = len(backbones) * len(layers) * len(heads)
         start_workers(jobs)
@@ -237,65 +208,7 @@ def train(
     end_with(len(images.bad))
 
 
-@contextmanager
-def _cache_file(cache: Path | None) -> Iterator[Path]:
-    """The cache file to use: a temporary one if none is given.
-
-    A file can be shared by processes, and holds any number of codes.
-    """
-    if cache is not None:
-        yield cache
-        return
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        yield Path(folder, "codes.sqlite3")
-
-
 # -- images ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Images with their labels, and bad images with their errors."""
-
-    paths: list[str]
-    labels: list[str]
-    bad: list[dict[str, str]]
-
-
-def _embed(
-    transformers: list[CNNCodeTransformer], layers: list[Any], images: _Images
-) -> _Images:
-    """Store all codes in the cache; return the images that can be read."""
-    for transformer in transformers:
-        for layer in layers:  # fail early on a wrong layer
-            transformer.set_params(layer=layer).fit(images.paths)
-    labels = dict(zip(images.paths, images.labels, strict=True))
-    paths, bad = images.paths, list[dict[str, str]]()
-    with image_bar(len(paths) * len(transformers), "Embed") as bar:
-        for transformer in transformers:
-            good = list[str]()
-            for part in compute_parts(_storing(transformer, layers), paths, bar):
-                if part.result is None:
-                    bad.append({"path": part.paths[0], "error": part.fault})
-                else:
-                    good += part.paths
-            paths = good
-    return _Images(paths, [labels[path] for path in paths], bad)
-
-
-def _storing(
-    transformer: CNNCodeTransformer, layers: list[Any]
-) -> Callable[[list[str]], bool]:
-    """Return a function that caches the codes of images at all layers."""
-
-    def store(paths: list[str]) -> bool:
-        # The first layer's forward pass stores all layers; the others are cache hits,
-        # except for codes that an older cache lacks.
-        for layer in layers:
-            transformer.set_params(layer=layer).transform(paths)
-        return True
-
-    return store
 
 
 @dataclass(frozen=True)
@@ -309,7 +222,7 @@ class _Split:
 
 
 def _split(
-    images: _Images, held_out: float, seed: int, cv: int, heads: list[str]
+    images: LabelledImages, held_out: float, seed: int, cv: int, heads: list[str]
 ) -> _Split:
     """Hold out images of each class; raise a ValueError if too few are left."""
     from sklearn.model_selection import train_test_split

@@ -82,6 +82,12 @@ class ComparedBackbone:
         """Positions of all numbered layers, from the last."""
         return list(range(-1, -1 - len(self._backbone.layers), -1))
 
+    @property
+    def single_layers(self) -> list[int | str]:
+        """The layers, and the parts of those that are several."""
+        which = [part for layer in self.layers for part in parts_of(layer.which)]
+        return list(dict.fromkeys(which))
+
     def take(self, wanted: Sequence[Which]) -> list[LayerError]:
         """Compare these layers; return an error for each that the backbone lacks."""
         known = dict[int | str, Any]()
