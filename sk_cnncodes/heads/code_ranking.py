@@ -207,14 +207,14 @@ class CodeRanking:
             If matplotlib is not installed: ``pip install 'sk-cnncodes[plot]'``.
         """
         try:
-            from matplotlib import pyplot
+            from matplotlib import pyplot, ticker
         except ImportError as error:
             raise ImportError(
                 "plot needs matplotlib, which is not installed: pip install "
                 "'sk-cnncodes[plot]'."
             ) from error
         if ax is None:
-            _, ax = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+            _, ax = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
         factor = 100 if self.scoring in _SHARES else 1
         backbones = list(dict.fromkeys(row.backbone for row in self.rows))
         norms = sorted({row.norm for row in self.rows})
@@ -249,9 +249,13 @@ class CodeRanking:
             f"{chosen.norm}",
         )
         ax.set_xscale("log")
+        for axis_ticks in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+            axis_ticks(
+                ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 1))
+            )
         ax.set_xlabel("million multiply-adds an image")
         ax.set_ylabel(self._score_name)
-        ax.legend(fontsize="small")
+        ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
         ax.grid(alpha=0.3)
         return ax
 
@@ -298,7 +302,7 @@ class CodeRanking:
         """Cells of all rows, below a header."""
         timed = any(row.images_per_second is not None for row in self.rows)
         header = ["", "score", "+-", "backbone", "layer", "norm", "kernel", "alpha"]
-        header += ["code", "M mult-adds", "compute", *(["images/s"] if timed else [])]
+        header += ["code", "MACs", "compute", *(["images/s"] if timed else [])]
         table = [header]
         for row in self.rows:
             mark = "*" if row.recommended else "=" if row.indistinguishable else ""
@@ -308,7 +312,7 @@ class CodeRanking:
             speed = row.images_per_second
             cells = [mark, self._score(row), self._error(row), short_name(row.backbone)]
             cells += [_layer_text(row.layer), row.norm, kernel, f"{row.alpha:.2g}"]
-            cells += [f"{row.code_length}", f"{row.multiply_adds / 1e6:.1f}"]
+            cells += [f"{row.code_length}", f"{row.multiply_adds / 1e6:.0f}M"]
             cells += [f"{row.compute_share:.0%}"]
             cells += [("" if speed is None else f"{speed:.0f}")] if timed else []
             table.append(cells)

@@ -2,8 +2,8 @@
 
 A pass through each backbone computes the codes of all its layers. Ridge with a linear
 kernel is then scored on each layer with each norm; an RBF kernel only where it can win:
-where the linear kernel loses at most twice as much as the best one loses, which an RBF
-kernel was never measured to halve; and for so few images that it takes seconds.
+where the linear kernel loses at most twice as much as on the best codes, of which an RBF
+kernel was measured to spare at most 40%; and for so few images that it takes seconds.
 """
 
 from __future__ import annotations
@@ -99,9 +99,10 @@ def rank_codes(
         ``"neg_mean_absolute_error"``. Whole numbers are classes unless `scoring` is one
         of the last two.
     gammas : sequence of float or None, default=None
-        Of RBF kernels ``exp(-gamma * |a - b|**2)``. None means 0.5, 1 and 2 for up to
+        Of RBF kernels ``exp(-gamma * |a - b|**2 / s)``, with s the mean squared
+        distance of the codes from their mean. None means 0.125, 0.25 and 0.5 for up to
         2,000 images, and none for more; () a linear kernel only. They are tried on
-        codes with which a linear kernel loses at most twice as much as with the best.
+        codes with which a linear kernel loses at most twice as much as on the best.
     cache : "memory", str, path-like, CodeCache or None, default="memory"
         As in `CNNCodeTransformer`; None keeps codes in memory for this call.
     n_jobs : int or None, default=-1
@@ -278,7 +279,6 @@ class _Scorer:
                 self.scoring,
                 gammas,
                 groups=self.groups,
-                scale=len(candidate.parts),
             )
             if candidate.ridge is None or found.score > candidate.ridge.score:
                 candidate.ridge = found

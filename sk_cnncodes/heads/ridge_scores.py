@@ -14,6 +14,8 @@ from sk_cnncodes.heads.scoring import ALPHAS, Targets, alpha_losses, sample_scor
 
 # Bytes of the predictions of several alphas that are scored at once.
 _PREDICTION_BYTES = 2**26
+# Bytes of the codes that are read at once.
+_CHUNK_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class RidgeScore:
     Attributes
     ----------
     gamma : float or None
-        None is the linear kernel.
+        None is the linear kernel, a number the kernel ``exp(-gamma * |a - b|**2)``.
     alpha : float
     score : float
     samples : ndarray, shape (n_samples,)
@@ -46,7 +48,6 @@ def best_ridge(
     gammas: Sequence[float | None] = (None,),
     *,
     groups: np.ndarray | None = None,
-    scale: float = 1.0,
 ) -> RidgeScore:
     """Choose a kernel and an alpha by leave-one-out predictions.
 
@@ -57,12 +58,10 @@ def best_ridge(
     scoring : str
         As for `sample_scores`.
     gammas : sequence of float or None, default=(None,)
-        As for `ridge_decompositions`; of codes of unit length.
+        None is the linear kernel, a number the kernel
+        ``exp(-gamma * |a - b|**2 / spread(codes))``.
     groups : ndarray, shape (n_samples,), or None, default=None
         None leaves out one sample at a time.
-    scale : float, default=1.0
-        Squared length of the codes: gammas and alphas are those of codes of unit
-        length.
 
     Returns
     -------
@@ -71,6 +70,7 @@ def best_ridge(
     """
     best: RidgeScore | None = None
     found: RidgeScore | None
+    scale = spread(codes)
     wanted = [None if gamma is None else gamma / scale for gamma in gammas]
     step = max(1, _PREDICTION_BYTES // (8 * targets.values.size))
     for gamma, ridge in zip(wanted, ridge_decompositions(codes, wanted), strict=True):
@@ -96,6 +96,24 @@ def best_ridge(
             best = found
     assert best is not None
     return best
+
+
+def spread(codes: Any) -> float:
+    """Mean squared distance of codes from their mean; 1 if all are equal.
+
+    Codes of an early layer are close to each other. In units of it, the same
+    regularisations and kernels suit all layers.
+    """
+    n_samples, n_features = codes.shape
+    total, squares = np.zeros(n_features), 0.0
+    step = max(1, _CHUNK_BYTES // (8 * n_features))
+    for start in range(0, n_samples, step):
+        part = codes[start : start + step].astype(float)
+        total += part.sum(axis=0)
+        squares += float((part**2).sum())
+    mean = total / n_samples
+    found = squares / n_samples - float(mean @ mean)
+    return found if found > 1e-12 * squares / n_samples else 1.0
 
 
 class NormedCodes:

@@ -20,9 +20,10 @@ from sklearn.utils.multiclass import type_of_target
 
 from sk_cnncodes.heads.leave_one_out import signed_targets
 
-# For codes of unit length.
+# Regularisations; of a linear kernel, in units of the `spread` of the codes.
 ALPHAS = np.logspace(-4, 2, 13)
-GAMMAS = (0.5, 1.0, 2.0)
+# Of RBF kernels, over the spread.
+GAMMAS = (0.125, 0.25, 0.5)
 
 Kind = Literal["classification", "multilabel", "regression"]
 # Of each kind of targets; the first is the default. Greater is better.

@@ -27,7 +27,7 @@ def test_it_prints_as_a_table(ranking: CodeRanking) -> None:
     header, *lines = table.splitlines()
     assert header.split() == [
         *("score", "+-", "backbone", "layer", "norm", "kernel", "alpha", "code"),
-        *("M", "mult-adds", "compute"),
+        *("MACs", "compute"),
     ]
     assert len(lines) == len(ranking.rows) == 20
     for row, line in zip(ranking.rows, lines, strict=True):
