@@ -1,9 +1,10 @@
 """Rank backbones, layers and norms by exact leave-one-out scores of ridge.
 
 A pass through each backbone computes the codes of all its layers. Ridge with a linear
-kernel is then scored on each layer with each norm; an RBF kernel only where it can win:
-where the linear kernel loses at most twice as much as on the best codes, of which an RBF
-kernel was measured to spare at most 40%; and for so few images that it takes seconds.
+kernel is then scored on each layer with each norm. An RBF kernel is scored where it can
+win: where the linear kernel loses at most twice as much as on the best codes, since an
+RBF kernel was measured to spare at most 40% of that; and only for so few images that it
+takes seconds.
 """
 
 from __future__ import annotations
