@@ -73,10 +73,14 @@ from sk_cnncodes.heads.grids import (
 from sk_cnncodes.heads.grids import (
     layer_grid as layer_grid,
 )
-from sk_cnncodes.heads.ranking import rank_codes as rank_codes
-from sk_cnncodes.heads.selection import (
-    HEADS as HEADS,
+from sk_cnncodes.heads.kernel_ridge import (
+    KernelRidgeClassifierCV as KernelRidgeClassifierCV,
 )
+from sk_cnncodes.heads.kernel_ridge import (
+    KernelRidgeCV as KernelRidgeCV,
+)
+from sk_cnncodes.heads.presets import HEADS as HEADS
+from sk_cnncodes.heads.ranking import rank_codes as rank_codes
 from sk_cnncodes.heads.selection import (
     code_search as code_search,
 )
@@ -114,6 +118,8 @@ __all__ = [
     "ImageError",
     "ImageFiles",
     "ImageNotFoundError",
+    "KernelRidgeCV",
+    "KernelRidgeClassifierCV",
     "Layer",
     "LayerError",
     "OnnxClassifier",

@@ -53,7 +53,7 @@ LATE_MODULES = {
     },
     "cli.train": {
         *("codes.transformer", "export.pipeline", "export.saving"),
-        "heads.selection",
+        *("heads.presets", "heads.selection"),
     },
     "engines.execution": {"engines.openvino"},
     "engines.session": {

@@ -35,16 +35,31 @@ from sk_cnncodes.cli.labelled_images import (
 )
 from sk_cnncodes.cli.report import Report
 
-# Same as in `sk_cnncodes.heads.selection`, whose import takes a second.
+# Same as in `sk_cnncodes.heads`, whose import takes a second.
 LAYERS = ["-1", "-2", "-4"]
 
 
 class Head(StrEnum):
-    """Keys of `sk_cnncodes.heads.selection.HEADS`."""
+    """Keys of `sk_cnncodes.heads.presets.HEADS`."""
 
     svm = "svm"
     logistic = "logistic"
     knn = "knn"
+    lda = "lda"
+    ridge = "ridge"
+    rbf = "rbf"
+    svc = "svc"
+
+
+class Norm(StrEnum):
+    """Norms that give codes of unit length."""
+
+    l2 = "l2"
+    power = "power"
+
+
+HEADS: list[Head] = [head for head in Head if head != "svc"]
+NORMS: list[Norm] = [Norm.power]
 
 
 def train(
@@ -70,10 +85,18 @@ def train(
     head: Annotated[
         list[Head],
         typer.Option(
-            help="Classifier: linear SVM, logistic regression, which gives "
-            "probabilities, or nearest neighbours; repeatable."
+            help="Classifier: linear SVM, logistic regression, nearest neighbours, "
+            "LDA, ridge, ridge with an RBF kernel, or RBF SVM; repeatable. logistic, "
+            "knn and lda give probabilities."
         ),
-    ] = list(Head),  # noqa: B006
+    ] = HEADS,
+    norm: Annotated[
+        list[Norm],
+        typer.Option(
+            help="l2: codes of unit length; power: after signed square roots; "
+            "repeatable."
+        ),
+    ] = NORMS,
     held_out: Annotated[
         float,
         typer.Option(
@@ -113,10 +136,10 @@ def train(
 ) -> None:
     """Train a classifier on a folder of images.
 
-    Backbone, layer and classifier are chosen by cross-validation on the images that
-    are not held out, and the model is trained on the same images. The report is about
-    the held-out images, which are used for neither. Images that cannot be read are
-    reported and skipped; the exit code is then 3.
+    Backbone, layer, norm and classifier are chosen by cross-validation on the images
+    that are not held out, and the model is trained on the same images. The report is
+    about the held-out images, which are used for neither. Images that cannot be read
+    are reported and skipped; the exit code is then 3.
 
     \b
     Examples:
@@ -150,6 +173,7 @@ def train(
         for each in (layer if isinstance(layer, list) else [layer])
     ]
     heads = [name.value for name in dict.fromkeys(head)]
+    norms = [name.value for name in dict.fromkeys(norm)]
     backbones = list(dict.fromkeys(backbone))
     found = labelled_images(folder)
     for path in filter(None, [output, onnx]):
@@ -170,13 +194,14 @@ def train(
         _split(found, held_out, seed, cv, heads)  # fail early on too few images
         images = embed_labelled([(each, layers) for each in transformers], found)
         split = _split(images, held_out, seed, cv, heads)
-        combinations = len(backbones) * len(layers) * len(heads)
+        combinations = len(backbones) * len(layers) * len(norms) * len(heads)
         start_workers(jobs)
         note(f"Comparing {combinations} combinations in {cv}-fold cross-validation ...")
         search = code_search(
             backbones,
             layers,
             heads,
+            norms=norms,
             cv=cv,
             seed=seed,
             n_jobs=jobs,
@@ -227,7 +252,7 @@ def _split(
     """Hold out images of each class; raise a ValueError if too few are left."""
     from sklearn.model_selection import train_test_split
 
-    from sk_cnncodes.heads.selection import NEIGHBOURS
+    from sk_cnncodes.heads.presets import NEIGHBOURS
 
     classes = Counter(images.labels)
     if len(classes) < 2:

@@ -3,7 +3,7 @@
 skl2onnx converts most classifiers. A few are written here because its results differ
 from scikit-learn: linear discriminant analysis (probabilities of two classes), SGD
 (labels where probabilities are saturated), one-vs-rest without probabilities, nearest
-neighbours, and calibration by isotonic regression or temperature.
+neighbours, kernel ridge, and calibration by isotonic regression or temperature.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import SGDClassifier
+from sklearn.linear_model import RidgeClassifierCV, SGDClassifier
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
@@ -28,8 +28,11 @@ from sk_cnncodes.export.conversion import (
     used_steps,
 )
 from sk_cnncodes.export.head_graph import HeadGraph
+from sk_cnncodes.export.kernels import kernel_decision
 from sk_cnncodes.export.neighbours import neighbour_probabilities
+from sk_cnncodes.heads.kernel_ridge import KernelRidgeClassifierCV
 
+_LINEAR = (LinearDiscriminantAnalysis, RidgeClassifierCV, SGDClassifier)
 # Added to probabilities before their logarithm, as scikit-learn's calibration does.
 _LOG_FLOOR = 1e-12
 
@@ -40,8 +43,10 @@ Scores = tuple[str | None, str]
 def decision(graph: HeadGraph, estimator: Any, x: str, rows: np.ndarray) -> Scores:
     """Add decision values [N, n]; for two classes, those of the second, [N, 1]."""
     estimator, x, rows = _unwrap(graph, estimator, x, rows)
-    if isinstance(estimator, (LinearDiscriminantAnalysis, SGDClassifier)):
+    if isinstance(estimator, _LINEAR):
         return None, _linear(graph, estimator, x)
+    if isinstance(estimator, KernelRidgeClassifierCV):
+        return None, kernel_decision(graph, estimator, x)
     if isinstance(estimator, OneVsRestClassifier):
         parts = [_positive(graph, e, x, rows) for e in estimator.estimators_]
         return None, graph.node("Concat", *parts, axis=1)
@@ -133,8 +138,14 @@ def _positive(graph: HeadGraph, estimator: Any, x: str, rows: np.ndarray) -> str
 
 def _linear(graph: HeadGraph, estimator: Any, x: str) -> str:
     """Add the decision values of a linear classifier."""
-    weights = graph.constant(estimator.coef_.T)
-    return graph.node("Gemm", x, weights, graph.constant(estimator.intercept_))
+    coef, intercept = estimator.coef_.T, estimator.intercept_
+    if isinstance(estimator, LinearDiscriminantAnalysis):
+        # Its weights are large, and cancel on what all codes have in common.
+        centre = estimator.priors_ @ estimator.means_
+        x = graph.node("Sub", x, graph.constant(centre))
+        # As the nodes compute it.
+        intercept = intercept + centre.astype(np.float32).astype(float) @ coef
+    return graph.node("Gemm", x, graph.constant(coef), graph.constant(intercept))
 
 
 def _column(graph: HeadGraph, matrix: str, index: int) -> str:

@@ -23,7 +23,9 @@ from sk_cnncodes.export.conversion import (
     transformed,
 )
 from sk_cnncodes.export.head_graph import INPUT, HeadGraph, Output
+from sk_cnncodes.export.kernels import kernel_values
 from sk_cnncodes.export.neighbours import neighbour_values
+from sk_cnncodes.heads.kernel_ridge import KernelRidgeCV
 
 if TYPE_CHECKING:
     import onnx
@@ -77,6 +79,8 @@ def _predictions(
     if is_regressor(estimator):
         if isinstance(estimator, KNeighborsRegressor):
             values = neighbour_values(graph, estimator, tensor, rows)
+        elif isinstance(estimator, KernelRidgeCV):
+            values = kernel_values(graph, estimator, tensor)
         else:
             (values,) = graph.model(converted(estimator, rows, graph.opset), tensor)
         n_targets = as_matrix(estimator.predict(rows[:1])).shape[1]

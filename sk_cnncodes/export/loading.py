@@ -19,13 +19,15 @@ from sk_cnncodes.codes.plan import state_of
 from sk_cnncodes.export.onnx_classifier import OnnxClassifier
 
 # Types in pipelines of this library that skops.io does not trust by default: the
-# transformer and its parameters, and parts of calibrated classifiers, MLPs, searches,
-# votes and stacks.
+# transformer and its parameters, kernel ridge, and parts of calibrated classifiers,
+# MLPs, searches, votes and stacks.
 SKOPS_TRUSTED_TYPES = (
     "sk_cnncodes.CNNCodeTransformer",
     "sk_cnncodes.Preprocessing",
     "sk_cnncodes.CodeCache",
     "sk_cnncodes.Calibration",
+    "sk_cnncodes.KernelRidgeCV",
+    "sk_cnncodes.KernelRidgeClassifierCV",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.calibration._TemperatureScaling",

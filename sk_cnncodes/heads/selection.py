@@ -1,4 +1,4 @@
-"""Choose backbone, layer and head by cross-validation."""
+"""Choose backbone, layer, norm and head by cross-validation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from sklearn.base import ClassifierMixin, clone
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, ParameterGrid, StratifiedKFold
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
-from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
 from sk_cnncodes.base.progress import progress_bar
@@ -22,25 +19,25 @@ from sk_cnncodes.base.public import public
 from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
 from sk_cnncodes.heads.grids import LayerChoice, layer_grid
+from sk_cnncodes.heads.presets import DEFAULT_HEADS, HEADS
 
-NEIGHBOURS = 5
-# Hyperparameters for codes of unit length.
-HEADS: dict[str, tuple[str, ClassifierMixin]] = {
-    "svm": ("linear SVM", LinearSVC(C=10, random_state=0)),
-    "logistic": ("logistic regression", LogisticRegression(C=10, max_iter=1000)),
-    "knn": (f"{NEIGHBOURS} nearest neighbours", KNeighborsClassifier(NEIGHBOURS)),
-}
 DEFAULT_LAYERS = (-1, -2, -4)
+DEFAULT_NORMS = ("power",)
+
+
+# The keys of the grid, by the attributes of a candidate.
+_KEYS = {"backbone": "codes__backbone", "layer": "codes__layer", "norm": "codes__norm"}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A combination of backbone, layer and head, with its cross-validated accuracy.
+    """A combination of backbone, layer, norm and head, and its mean accuracy.
 
     Attributes
     ----------
     backbone : str
     layer : int, str or list of them
+    norm : str or None
     head : str
         A key of `HEADS`.
     mean, std : float
@@ -49,6 +46,7 @@ class Candidate:
 
     backbone: str
     layer: LayerChoice
+    norm: str | None
     head: str
     mean: float
     std: float
@@ -114,8 +112,9 @@ def _fit_bar(
 def code_search(
     backbones: Sequence[str],
     layers: Sequence[LayerChoice] = DEFAULT_LAYERS,
-    heads: Sequence[str] = tuple(HEADS),
+    heads: Sequence[str] = DEFAULT_HEADS,
     *,
+    norms: Sequence[str | None] = DEFAULT_NORMS,
     cv: int = 5,
     seed: int = 0,
     n_jobs: int | None = None,
@@ -123,9 +122,10 @@ def code_search(
     device: str = "auto",
     verbose: bool = False,
 ) -> GridSearchCV:
-    """Build a search over backbones, layers and heads.
+    """Build a search over backbones, layers, norms and heads.
 
-    All layers of a backbone are computed in one forward pass per image.
+    All layers of a backbone are computed in one forward pass per image, and all norms
+    from its codes.
 
     Parameters
     ----------
@@ -133,8 +133,11 @@ def code_search(
         Names or paths, as the parameter `backbone` of `CNNCodeTransformer`.
     layers : sequence of int, str or list of them, default=(-1, -2, -4)
         As the parameter `layer` of `CNNCodeTransformer`: a list is one candidate.
-    heads : sequence of str, default=("svm", "logistic", "knn")
+    heads : sequence of str, default=("svm", "logistic", "knn", "lda", "ridge", "rbf")
         Keys of `HEADS`.
+    norms : sequence of str or None, default=("power",)
+        As the parameter `norm` of `CNNCodeTransformer`. The heads suit codes of unit
+        length: "l2" and "power".
     cv : int, default=5
         Number of folds, stratified and shuffled.
     seed : int, default=0
@@ -152,8 +155,8 @@ def code_search(
     Returns
     -------
     search : GridSearchCV
-        Not fitted. Its pipelines have the steps "codes", scaled to unit length, and
-        "head". The heads are fitted with one BLAS thread.
+        Not fitted. Its pipelines have the steps "codes" and "head".
+        The heads are fitted with one BLAS thread.
 
     Raises
     ------
@@ -168,15 +171,16 @@ def code_search(
     >>> search = code_search(["cnncodes-mini"], [-2], ["svm"], cv=2)
     >>> search = search.fit(digits.images[:60] / 16, digits.target[:60])
     >>> verdict(search)  # doctest: +ELLIPSIS
-    'Chosen: cnncodes-mini, layer -2, linear SVM: ...% in cross-validation.'
+    'Chosen: cnncodes-mini, layer -2, power norm, linear SVM: ...% in cross-validation.'
     """
-    codes = CNNCodeTransformer(norm="l2", cache=cache, device=device)
+    codes = CNNCodeTransformer(norm="power", cache=cache, device=device)
     unknown = [name for name in heads if name not in HEADS]
     if unknown or not heads:
         raise ValueError(f"heads: expected some of {list(HEADS)}, got {list(heads)}.")
     estimators = [clone(HEADS[name][1]) for name in heads]
     grid = layer_grid(layers, step="codes") | {
         "codes__backbone": list(backbones),
+        "codes__norm": list(norms),
         "head": estimators,
     }
     return CodeSearch(
@@ -196,6 +200,7 @@ def scores(search: GridSearchCV) -> list[Candidate]:
         Candidate(
             parameters["codes__backbone"],
             parameters["codes__layer"],
+            parameters["codes__norm"],
             _head_name(parameters["head"]),
             float(mean),
             float(std),
@@ -207,18 +212,19 @@ def scores(search: GridSearchCV) -> list[Candidate]:
             strict=True,
         )
     ]
-    grid = search.param_grid
-    backbones, layers = (list(grid[f"codes__{name}"]) for name in ("backbone", "layer"))
+    places = {name: list(search.param_grid[key]) for name, key in _KEYS.items()}
     return sorted(
-        found, key=lambda c: (backbones.index(c.backbone), layers.index(c.layer))
+        found, key=lambda c: [places[name].index(getattr(c, name)) for name in _KEYS]
     )
 
 
 def chosen(search: GridSearchCV) -> Candidate:
     """The best candidate of a fitted `code_search`."""
     best = search.best_params_
-    wanted = best["codes__backbone"], best["codes__layer"], _head_name(best["head"])
-    return next(c for c in scores(search) if (c.backbone, c.layer, c.head) == wanted)
+    wanted = [*(best[key] for key in _KEYS.values()), _head_name(best["head"])]
+    return next(
+        c for c in scores(search) if [c.backbone, c.layer, c.norm, c.head] == wanted
+    )
 
 
 def _head_name(head: ClassifierMixin) -> str:
@@ -238,26 +244,27 @@ def score_table(search: GridSearchCV) -> str:
     Returns
     -------
     table : str
-        One line per backbone and layer, one column per head.
+        One line for each backbone, layer and, if there are several, norm; one column
+        for each head, named by its key in `HEADS`.
     """
     found = scores(search)
-    names = list(dict.fromkeys(c.head for c in found))
-    rows: dict[tuple[str, str], dict[str, float]] = {}
-    for candidate in found:
-        row = rows.setdefault((candidate.backbone, str(candidate.layer)), {})
-        row[candidate.head] = candidate.mean
-    first = max(len("backbone"), *(len(short_name(b)) for b, _ in rows))
-    second = max(len("layer"), *(len(layer) for _, layer in rows))
-    heads = [HEADS[name][0] for name in names]
-    lines = ["  ".join([f"{'backbone':<{first}}", f"{'layer':>{second}}", *heads])]
-    for (backbone, layer), row in rows.items():
-        cells = [
-            f"{100 * row[name]:{len(head)}.2f}"
-            for name, head in zip(names, heads, strict=True)
-        ]
-        start = [f"{short_name(backbone):<{first}}", f"{layer:>{second}}"]
-        lines.append("  ".join(start + cells))
-    return "\n".join(lines)
+    heads = list(dict.fromkeys(c.head for c in found))
+    names = ["backbone", "layer", "norm"]
+    if len({c.norm for c in found}) == 1:
+        names.pop()
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for c in found:
+        start = (short_name(c.backbone), str(c.layer), str(c.norm))[: len(names)]
+        cell = f"{100 * c.mean:{max(len(c.head), 5)}.1f}"
+        lines.setdefault(start, []).append(cell)
+    widths = [max(map(len, column)) for column in zip(names, *lines, strict=True)]
+    rows = [(names, [f"{head:>5}" for head in heads]), *lines.items()]
+    return "\n".join(
+        "  ".join(
+            [start[0].ljust(widths[0]), *map(str.rjust, start[1:], widths[1:]), *cells]
+        )
+        for start, cells in rows
+    )
 
 
 @public
@@ -272,12 +279,13 @@ def verdict(search: GridSearchCV) -> str:
     Returns
     -------
     sentence : str
-        The backbone, layer and head chosen, and their cross-validated accuracy.
+        The backbone, layer, norm and head chosen, and their cross-validated accuracy.
     """
     best = chosen(search)
     return (
         f"Chosen: {short_name(best.backbone)}, layer {best.layer}, "
-        f"{HEADS[best.head][0]}: {100 * best.mean:.2f}% in cross-validation."
+        f"{best.norm or 'no'} norm, {HEADS[best.head][0]}: {100 * best.mean:.2f}% in "
+        "cross-validation."
     )
 
 

@@ -19,9 +19,11 @@ from sk_cnncodes import CNNCodeTransformer, download_backbone, load_backbone
 from sk_cnncodes.base.exceptions import ExportError
 from sk_cnncodes.cli import train as train_module
 from sk_cnncodes.cli.report import confusions
-from sk_cnncodes.cli.train import LAYERS, Head
+from sk_cnncodes.cli.train import HEADS as CLI_HEADS
+from sk_cnncodes.cli.train import LAYERS, NORMS, Head
 from sk_cnncodes.export import pipeline as export
-from sk_cnncodes.heads.selection import DEFAULT_LAYERS, HEADS
+from sk_cnncodes.heads.presets import DEFAULT_HEADS, HEADS
+from sk_cnncodes.heads.selection import DEFAULT_LAYERS, DEFAULT_NORMS
 from tests.cli.commands import environment, invoke, only_posix
 from tests.forwards import counted_forwards
 
@@ -30,6 +32,8 @@ FAST = ("--layer", "-1", "--layer", "-2", "--head", "svm", "--head", "knn", "--c
 
 def test_defaults_are_those_of_the_library() -> None:
     assert [head.value for head in Head] == list(HEADS)
+    assert tuple(CLI_HEADS) == DEFAULT_HEADS
+    assert tuple(NORMS) == DEFAULT_NORMS
     assert tuple(map(int, LAYERS)) == DEFAULT_LAYERS
 
 
@@ -40,15 +44,7 @@ def test_text(photos: Path, tmp_path: Path) -> None:
     assert text.startswith("24 images of 2 classes; 5 held out.\n")
     assert "Mean accuracy in 2-fold cross-validation, in %:" in text
     table = text.split("in %:\n\n")[1].split("\n\n")[0].splitlines()
-    assert table[0].split() == [
-        "backbone",
-        "layer",
-        "linear",
-        "SVM",
-        "5",
-        "nearest",
-        "neighbours",
-    ]
+    assert table[0].split() == ["backbone", "layer", "svm", "knn"]
     assert [line.split()[:2] for line in table[1:]] == [
         ["cnncodes-mini", "-1"],
         ["cnncodes-mini", "-2"],

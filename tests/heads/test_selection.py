@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, ParameterGrid
 
+from sk_cnncodes.heads.presets import DEFAULT_HEADS, HEADS
 from sk_cnncodes.heads.selection import (
-    HEADS,
     chosen,
     code_search,
     score_table,
@@ -32,35 +32,77 @@ def digits() -> tuple[Any, Any]:
 def search(digits: tuple[Any, Any]) -> GridSearchCV:
     # Layers and heads in an order other than their sorted one.
     found = code_search(
-        ["cnncodes-mini"], [-3, -1], ["knn", "svm"], cv=2, cache="memory"
+        *(["cnncodes-mini"], [-3, -1], ["knn", "svm"]),
+        norms=["l2", "power"],
+        cv=2,
+        cache="memory",
     )
     return found.fit(*digits)
 
 
 def test_scores_are_those_of_the_search(search: GridSearchCV) -> None:
     found = scores(search)
-    assert [(c.backbone, c.layer, c.head) for c in found] == [
-        ("cnncodes-mini", layer, head) for layer in (-3, -1) for head in ("knn", "svm")
+    assert [(c.backbone, c.layer, c.norm, c.head) for c in found] == [
+        ("cnncodes-mini", layer, norm, head)
+        for layer in (-3, -1)
+        for norm in ("l2", "power")
+        for head in ("knn", "svm")
     ]
     means = sorted(c.mean for c in found)
     assert means == sorted(search.cv_results_["mean_test_score"])
     assert chosen(search).mean == search.best_score_ == means[-1]
     assert search.best_estimator_["codes"].layer == chosen(search).layer
+    assert search.best_estimator_["codes"].norm == chosen(search).norm
     assert type(search.best_estimator_["head"]) is type(HEADS[chosen(search).head][1])
 
 
 def test_table_and_verdict(search: GridSearchCV) -> None:
     head, *lines = score_table(search).splitlines()
-    assert head == "backbone       layer  5 nearest neighbours  linear SVM"
+    assert head == "backbone       layer   norm    knn    svm"
     assert len({len(line) for line in (head, *lines)}) == 1
-    values = [float(cell) for line in lines for cell in line.split()[2:]]
+    assert [line.split()[1:3] for line in lines] == [
+        *(["-3", "l2"], ["-3", "power"], ["-1", "l2"], ["-1", "power"])
+    ]
+    values = [float(cell) for line in lines for cell in line.split()[3:]]
     np.testing.assert_allclose(
-        values, [100 * c.mean for c in scores(search)], atol=0.01
+        values, [100 * c.mean for c in scores(search)], atol=0.051
     )
     best = chosen(search)
-    assert f"layer {best.layer}, {HEADS[best.head][0]}: {100 * best.mean:.2f}%" in (
-        verdict(search)
-    )
+    assert (
+        f"layer {best.layer}, {best.norm} norm, {HEADS[best.head][0]}: "
+        f"{100 * best.mean:.2f}%"
+    ) in verdict(search)
+
+
+@pytest.mark.parametrize(
+    ("heads", "norms", "names"),
+    [
+        (DEFAULT_HEADS, ["l2", "power"], ["backbone", "layer", "norm"]),
+        (tuple(HEADS), ["power"], ["backbone", "layer"]),
+    ],
+)
+def test_a_table_fits_a_terminal(
+    heads: tuple[str, ...], norms: list[str], names: list[str]
+) -> None:
+    search = code_search(["squeezenet1.1.onnx"], [-1, -10], heads, norms=norms)
+    found = list(ParameterGrid(search.param_grid))
+    search.cv_results_ = {
+        "params": found,
+        "mean_test_score": np.ones(len(found)),
+        "std_test_score": np.zeros(len(found)),
+    }
+    lines = score_table(search).splitlines()
+    assert len(lines) == 1 + 2 * len(norms)
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == [*names, *heads]
+    assert lines[1].split()[len(names) :] == ["100.0"] * len(heads)
+
+
+def test_norms_none_and_a_head_that_does_not_exist() -> None:
+    search = code_search(["cnncodes-mini"], [-1], ["lda"], norms=[None])
+    assert search.param_grid["codes__norm"] == [None]
+    with pytest.raises(ValueError, match=r"expected some of \['svm'.*got \['tree'\]"):
+        code_search(["cnncodes-mini"], heads=["tree"])
 
 
 def test_layers_side_by_side_are_candidates(digits: tuple[Any, Any]) -> None:
