@@ -17,6 +17,8 @@ _MODULE_OF = {
     "SKOPS_TRUSTED_TYPES": "export.loading",
     "Backbone": "backbones.backbone",
     "BackboneError": "base.exceptions",
+    "CNNCodeClassifier": "heads.code_estimators",
+    "CNNCodeRegressor": "heads.code_estimators",
     "CNNCodeTransformer": "codes.transformer",
     "CacheInfo": "cache.code_cache",
     "CacheWarning": "cache.cache_warning",

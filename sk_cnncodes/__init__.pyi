@@ -61,6 +61,12 @@ from sk_cnncodes.export.loading import (
 from sk_cnncodes.export.onnx_classifier import OnnxClassifier as OnnxClassifier
 from sk_cnncodes.export.pipeline import to_onnx as to_onnx
 from sk_cnncodes.export.saving import save_model as save_model
+from sk_cnncodes.heads.code_estimators import (
+    CNNCodeClassifier as CNNCodeClassifier,
+)
+from sk_cnncodes.heads.code_estimators import (
+    CNNCodeRegressor as CNNCodeRegressor,
+)
 from sk_cnncodes.heads.code_ranking import (
     CodeRanking as CodeRanking,
 )
@@ -104,6 +110,8 @@ __all__ = [
     "SKOPS_TRUSTED_TYPES",
     "Backbone",
     "BackboneError",
+    "CNNCodeClassifier",
+    "CNNCodeRegressor",
     "CNNCodeTransformer",
     "CacheInfo",
     "CacheWarning",

@@ -17,6 +17,7 @@ from sk_cnncodes.codes.norms import signed_roots
 from sk_cnncodes.engines.devices import CPU, usable_threads
 from sk_cnncodes.engines.onnxruntime import load_session
 from sk_cnncodes.export.head_graph import HeadGraph
+from sk_cnncodes.heads.code_estimators import CNNCodeClassifier, CNNCodeRegressor
 
 if TYPE_CHECKING:
     import onnx
@@ -121,10 +122,12 @@ class _StepError(ExportError):
 
 
 def unwrapped(estimator: Any) -> Any:
-    """The fitted estimator inside of searches and of FrozenEstimator."""
+    """The fitted estimator inside of searches, FrozenEstimator, CNNCodeClassifier."""
     while True:
         if isinstance(estimator, FrozenEstimator):
             estimator = estimator.estimator
+        elif isinstance(estimator, (CNNCodeClassifier, CNNCodeRegressor)):
+            estimator = estimator.pipeline_
         elif hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_
         else:

@@ -244,7 +244,7 @@ def temperature_factors(predictions: np.ndarray, numbers: np.ndarray) -> np.ndar
     factors = np.ones_like(low)
     # Newton's method; the slope falls with the factor, so that its sign tells the side.
     for _ in range(60):
-        p = _softmax(predictions * factors[..., None, None])
+        p = softmax(predictions * factors[..., None, None])
         mean = (p * predictions).sum(axis=-1)
         slope = right - mean.mean(axis=-1)
         curve = ((p * predictions**2).sum(axis=-1) - mean**2).mean(axis=-1)
@@ -274,7 +274,7 @@ def _of_classes(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return found
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     normalised: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
     return normalised
