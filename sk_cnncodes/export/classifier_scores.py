@@ -138,14 +138,15 @@ def _positive(graph: HeadGraph, estimator: Any, x: str, rows: np.ndarray) -> str
 
 def _linear(graph: HeadGraph, estimator: Any, x: str) -> str:
     """Add the decision values of a linear classifier."""
-    coef, intercept = estimator.coef_.T, estimator.intercept_
+    coef, intercept = np.atleast_2d(estimator.coef_).T, estimator.intercept_
     if isinstance(estimator, LinearDiscriminantAnalysis):
         # Its weights are large, and cancel on what all codes have in common.
         centre = estimator.priors_ @ estimator.means_
         x = graph.node("Sub", x, graph.constant(centre))
         # As the nodes compute it.
         intercept = intercept + centre.astype(np.float32).astype(float) @ coef
-    return graph.node("Gemm", x, graph.constant(coef), graph.constant(intercept))
+    intercept = graph.constant(np.atleast_1d(intercept))
+    return graph.node("Gemm", x, graph.constant(coef), intercept)
 
 
 def _column(graph: HeadGraph, matrix: str, index: int) -> str:
