@@ -12,19 +12,28 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.preprocessing import KernelCenterer
 from threadpoolctl import threadpool_limits
 
-from sk_cnncodes import CNNCodeTransformer, RankedCodes, code_search, rank_codes
+from sk_cnncodes import (
+    HEADS,
+    CNNCodeTransformer,
+    RankedCodes,
+    code_search,
+    rank_codes,
+)
 from tests.benchmarks.accuracy import splits
 from tests.benchmarks.timing import machine, peak_memory, seconds
 
@@ -91,7 +100,11 @@ def ranking(data: Data) -> Iterator[Row]:
         return rank_codes(x, y, data.backbones, LAYERS, cache=data.cache)
 
     def search() -> Any:
-        return code_search(data.backbones, LAYERS, cache=data.cache).fit(x, y)
+        heads = ("svm", "logistic", "knn")
+        found = code_search(
+            data.backbones, LAYERS, heads, norms=["l2"], cache=data.cache
+        )
+        return found.fit(x, y)
 
     rank()  # computes the codes
     pairs = [(seconds(rank), seconds(search)) for _ in range(3)]
@@ -143,9 +156,86 @@ def many(data: Data) -> Iterator[Row]:
     path.unlink()
 
 
+def heads(data: Data) -> Iterator[Row]:
+    """Test accuracy of each head by set, layer and norm."""
+    caltech20, fashion, cifar = splits(data.folder)
+    cases = [
+        *[
+            (caltech20, name, layer)
+            for name in data.backbones
+            for layer in (-1, -2, -4)
+        ],
+        *[
+            (each, "cnncodes-mini", layer)
+            for each in (fashion, cifar)
+            for layer in (-1, -3)
+        ],
+    ]
+    for (name, x, y, x_test, y_test), backbone, layer in cases:
+        for norm in ("l2", "power"):
+            transformer = CNNCodeTransformer(
+                backbone,
+                layer=layer,
+                norm=norm,
+                cache=data.cache,
+                cache_layers=LAYERS,
+            )
+            codes, test = transformer.transform(x), transformer.transform(x_test)
+            for key, (_, head) in HEADS.items():
+                start = time.perf_counter()
+                fitted = clone(head).fit(codes, y)
+                took = time.perf_counter() - start
+                yield (
+                    f"{name}, {Path(backbone).stem}, layer {layer}, {norm}, {key}",
+                    f"{100 * fitted.score(test, y_test):.2f} ({took:.2f} s)",
+                )
+
+
+def few_shots(data: Data) -> Iterator[Row]:
+    """A few photographs of each of 81 other classes, with MobileNetV2, 5 draws.
+
+    The test images are all others, each class with the same weight.
+    """
+    with zipfile.ZipFile(data.folder / "pool_caltech81.zip") as archive:
+        names = [
+            name
+            for name in sorted(archive.namelist())
+            if name.endswith(".jpg") and not name.startswith("BACKGROUND")
+        ]
+        x = [archive.read(name) for name in names]
+    y = np.array([name.split("/")[0] for name in names])
+    for views in ("center", "flip"):
+        transformer = CNNCodeTransformer(
+            str(data.folder.parent / "backbones" / "mobilenet_v2.onnx"),
+            norm="power",
+            views=views,
+            cache=data.cache,
+        )
+        codes = transformer.transform(x)
+        for shots in (3, 5, 10, 20):
+            for key in ("logistic", "ridge", "lda", "rbf"):
+                found = []
+                for seed in range(5):
+                    rng = np.random.default_rng(seed)
+                    drawn = [
+                        rng.permutation(np.flatnonzero(y == c)) for c in np.unique(y)
+                    ]
+                    train = np.concatenate([each[:shots] for each in drawn])
+                    test = np.setdiff1d(np.arange(len(y)), train)
+                    head = clone(HEADS[key][1]).fit(codes[train], y[train])
+                    predicted = head.predict(codes[test])
+                    found.append(balanced_accuracy_score(y[test], predicted))
+                yield (
+                    f"81 classes, {shots} shots, views={views}, power, {key}",
+                    f"{100 * np.mean(found):.2f}",
+                )
+
+
 MEASUREMENTS: dict[str, Callable[[Data], Iterator[Row]]] = {
     "ranking": ranking,
     "many": many,
+    "heads": heads,
+    "few_shots": few_shots,
 }
 
 
