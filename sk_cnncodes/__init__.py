@@ -15,6 +15,7 @@ import os
 # __init__.pyi instead.
 _MODULE_OF = {
     "SKOPS_TRUSTED_TYPES": "export.loading",
+    "Advice": "heads.advice",
     "Backbone": "backbones.backbone",
     "BackboneError": "base.exceptions",
     "CNNCodeClassifier": "heads.code_estimators",
@@ -30,6 +31,7 @@ _MODULE_OF = {
     "DownloadError": "base.exceptions",
     "Explanation": "codes.explanation",
     "ExportError": "base.exceptions",
+    "Finding": "heads.advice",
     "HEADS": "heads.presets",
     "ImageError": "base.exceptions",
     "ImageFiles": "images.folders",
@@ -41,7 +43,7 @@ _MODULE_OF = {
     "OnnxClassifier": "export.onnx_classifier",
     "Preprocessing": "images.preprocessing",
     "PreprocessingError": "base.exceptions",
-    "RankedCodes": "heads.code_ranking",
+    "RankedCodes": "heads.ranked_codes",
     "SavedModelError": "base.exceptions",
     "code_search": "heads.selection",
     "code_union": "heads.grids",

@@ -61,6 +61,12 @@ from sk_cnncodes.export.loading import (
 from sk_cnncodes.export.onnx_classifier import OnnxClassifier as OnnxClassifier
 from sk_cnncodes.export.pipeline import to_onnx as to_onnx
 from sk_cnncodes.export.saving import save_model as save_model
+from sk_cnncodes.heads.advice import (
+    Advice as Advice,
+)
+from sk_cnncodes.heads.advice import (
+    Finding as Finding,
+)
 from sk_cnncodes.heads.code_estimators import (
     CNNCodeClassifier as CNNCodeClassifier,
 )
@@ -69,9 +75,6 @@ from sk_cnncodes.heads.code_estimators import (
 )
 from sk_cnncodes.heads.code_ranking import (
     CodeRanking as CodeRanking,
-)
-from sk_cnncodes.heads.code_ranking import (
-    RankedCodes as RankedCodes,
 )
 from sk_cnncodes.heads.grids import (
     code_union as code_union,
@@ -86,6 +89,9 @@ from sk_cnncodes.heads.kernel_ridge import (
     KernelRidgeCV as KernelRidgeCV,
 )
 from sk_cnncodes.heads.presets import HEADS as HEADS
+from sk_cnncodes.heads.ranked_codes import (
+    RankedCodes as RankedCodes,
+)
 from sk_cnncodes.heads.ranking import rank_codes as rank_codes
 from sk_cnncodes.heads.selection import (
     code_search as code_search,
@@ -108,6 +114,7 @@ from sk_cnncodes.layers.layer import Layer as Layer
 __all__ = [
     "HEADS",
     "SKOPS_TRUSTED_TYPES",
+    "Advice",
     "Backbone",
     "BackboneError",
     "CNNCodeClassifier",
@@ -123,6 +130,7 @@ __all__ = [
     "DownloadError",
     "Explanation",
     "ExportError",
+    "Finding",
     "ImageError",
     "ImageFiles",
     "ImageNotFoundError",

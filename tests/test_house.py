@@ -45,7 +45,10 @@ LATE_MODULES = {
     "cli.embed": {"codes.transformer"},
     "cli.models": {"cache.code_cache", "codes.persistence", "codes.saving"},
     "cli.predict": {"export.loading", "export.onnx_classifier"},
-    "cli.rank": {"codes.transformer", "heads.layer_codes", "heads.ranking"},
+    "cli.rank": {
+        *("codes.transformer", "heads.advice", "heads.layer_codes"),
+        *("heads.ranked_codes", "heads.ranking"),
+    },
     "cli.report": {"heads.selection"},
     "cli.similar": {
         *("base.exceptions", "codes.transformer"),

@@ -42,6 +42,7 @@ app = typer.Typer(
 )
 for name, command in (
     ("rank", rank.rank),
+    ("advise", rank.advise),
     ("train", train.train),
     ("predict", predict.predict),
     ("embed", embed.embed),

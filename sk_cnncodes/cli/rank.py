@@ -1,10 +1,9 @@
-"""The command that ranks the layers of backbones for a folder of images."""
+"""The commands that rank layers for a folder of images, and say what follows."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -26,6 +25,7 @@ from sk_cnncodes.cli.image_arguments import MaxPixelsOption, pixel_limit
 from sk_cnncodes.cli.labelled_images import (
     BackbonesOption,
     LabelledFolder,
+    LabelledImages,
     cache_file,
     embed_labelled,
     labelled_images,
@@ -43,30 +43,34 @@ class Scoring(StrEnum):
     neg_log_loss = "neg_log_loss"
 
 
+LayersOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer",
+        show_default=False,
+        help="-1: penultimate, -2: the one before, and so on; or a name; -1,-3: "
+        "the codes of both side by side; repeatable.  [default: all layers]",
+    ),
+]
+ScoringOption = Annotated[Scoring, typer.Option(help="What is compared.")]
+GroupsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX",
+        show_default=False,
+        help="Images whose CLASS/FILE matches this with the same text (of its "
+        "first group, if it has one) are left out together: one burst, object or "
+        "patient.",
+    ),
+]
+
+
 def rank(
     folder: LabelledFolder,
     backbone: BackbonesOption = ["cnncodes-mini"],  # noqa: B006
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(
-            show_default=False,
-            help="-1: penultimate, -2: the one before, and so on; or a name; -1,-3: "
-            "the codes of both side by side; repeatable.  [default: all layers]",
-        ),
-    ] = None,
-    scoring: Annotated[
-        Scoring, typer.Option(help="What is compared.")
-    ] = Scoring.accuracy,
-    groups: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REGEX",
-            show_default=False,
-            help="Images whose CLASS/FILE matches this with the same text (of its "
-            "first group, if it has one) are left out together: one burst, object or "
-            "patient.",
-        ),
-    ] = None,
+    layer: LayersOption = None,
+    scoring: ScoringOption = Scoring.accuracy,
+    groups: GroupsOption = None,
     as_json: AsJson = False,
     max_pixels: MaxPixelsOption = None,
     cache: CacheOption = None,
@@ -87,6 +91,76 @@ def rank(
       sk-cnncodes rank photos --layer -1 --layer -3 --layer -1,-3
       sk-cnncodes rank photos --groups '(IMG_[0-9]+)_crop'
     """
+    from sk_cnncodes.heads.advice import train_command
+    from sk_cnncodes.heads.ranked_codes import layers_of
+
+    ranking, images = _rank_folder(
+        folder, backbone, layer, scoring, groups, max_pixels, cache, device
+    )
+    options = _next_options(cache, max_pixels, device)
+    chosen = ranking.recommended
+    following = train_command(chosen.backbone, layers_of(chosen), str(folder), options)
+    if as_json:
+        rest = {"next": following, "ignored": images.ignored, "unreadable": images.bad}
+        typer.echo(json.dumps(_as_dict(ranking) | rest, indent=1))
+    else:
+        typer.echo(repr(ranking))
+        typer.echo(f"\nNext: {following}")
+    end_with(len(images.bad))
+
+
+def advise(
+    folder: LabelledFolder,
+    backbone: BackbonesOption = ["cnncodes-mini"],  # noqa: B006
+    layer: LayersOption = None,
+    scoring: ScoringOption = Scoring.accuracy,
+    groups: GroupsOption = None,
+    as_json: AsJson = False,
+    max_pixels: MaxPixelsOption = None,
+    cache: CacheOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Say what would help to classify the images of a folder.
+
+    Ranks backbones and layers, as `rank` does, and says in sentences whether the images
+    are like those of the backbone; whether several layers, another backbone, more
+    images or fine-tuning may help; and which command to run next. Images that cannot be
+    read are reported and skipped; the exit code is then 3.
+
+    \b
+    Examples:
+      sk-cnncodes advise photos
+      sk-cnncodes advise photos --backbone cnncodes-mini --backbone resnet50 \\
+          --cache codes.sqlite3
+      sk-cnncodes advise photos --groups '(IMG_[0-9]+)_crop' --json
+    """
+    ranking, images = _rank_folder(
+        folder, backbone, layer, scoring, groups, max_pixels, cache, device
+    )
+    options = _next_options(cache, max_pixels, device)
+    ranking_options = [] if groups is None else ["--groups", groups]
+    if scoring is not Scoring.accuracy:
+        ranking_options += ["--scoring", scoring.value]
+    advice = ranking.advice(str(folder), options, ranking_options)
+    if as_json:
+        rest = {"ignored": images.ignored, "unreadable": images.bad}
+        typer.echo(json.dumps(advice.as_dict() | rest, indent=1))
+    else:
+        typer.echo(repr(advice))
+    end_with(len(images.bad))
+
+
+def _rank_folder(
+    folder: Path,
+    backbone: list[str],
+    layer: list[str] | None,
+    scoring: Scoring,
+    groups: str | None,
+    max_pixels: int | None,
+    cache: Path | None,
+    device: str,
+) -> tuple[CodeRanking, LabelledImages]:
+    """Rank with the options of `rank`; also return the images that can be read."""
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
     from sk_cnncodes.heads.layer_codes import compared_backbones
     from sk_cnncodes.heads.ranking import rank_codes
@@ -121,14 +195,14 @@ def rank(
             device=device,
             verbose=sys.stderr is not None and sys.stderr.isatty(),
         )
-    following = _train_command(folder, ranking, cache)
-    if as_json:
-        rest = {"next": following, "ignored": images.ignored, "unreadable": images.bad}
-        typer.echo(json.dumps(_as_dict(ranking) | rest, indent=1))
-    else:
-        typer.echo(repr(ranking))
-        typer.echo(f"\nNext: {following}")
-    end_with(len(images.bad))
+    return ranking, images
+
+
+def _next_options(cache: Path | None, max_pixels: int | None, device: str) -> list[str]:
+    """Options that the next command has too."""
+    options = [] if cache is None else ["--cache", str(cache)]
+    options += [] if max_pixels is None else ["--max-pixels", str(max_pixels)]
+    return options + ([] if device == "auto" else ["--device", device])
 
 
 def _compiled(groups: str | None) -> re.Pattern[str] | None:
@@ -153,16 +227,6 @@ def _groups(paths: list[str], pattern: re.Pattern[str]) -> list[str]:
     if n_alone:
         note(f"--groups: {n_alone} images do not match; each is a group of its own.")
     return groups
-
-
-def _train_command(folder: Path, ranking: CodeRanking, cache: Path | None) -> str:
-    """The command that trains on what is recommended."""
-    chosen = ranking.recommended
-    layer = chosen.layer if isinstance(chosen.layer, list) else [chosen.layer]
-    words = ["sk-cnncodes", "train", str(folder), "-o", "model.joblib"]
-    words += ["--backbone", chosen.backbone, "--layer", ",".join(map(str, layer))]
-    words += [] if cache is None else ["--cache", str(cache)]
-    return shlex.join(words)
 
 
 def _as_dict(ranking: CodeRanking) -> dict[str, Any]:

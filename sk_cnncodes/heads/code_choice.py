@@ -18,7 +18,6 @@ from threadpoolctl import threadpool_limits
 from sk_cnncodes.base.progress import progress_bar
 from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
-from sk_cnncodes.heads.code_ranking import RankedCodes
 from sk_cnncodes.heads.head_comparison import (
     ComparedHead,
     Splits,
@@ -27,6 +26,7 @@ from sk_cnncodes.heads.head_comparison import (
     results_table,
 )
 from sk_cnncodes.heads.presets import HEADS, REGRESSORS
+from sk_cnncodes.heads.ranked_codes import RankedCodes
 from sk_cnncodes.heads.ranking import NORMS, rank_codes
 from sk_cnncodes.heads.scoring import (
     Targets,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
@@ -9,71 +10,19 @@ from typing import Any
 import numpy as np
 
 from sk_cnncodes.base.public import public
+from sk_cnncodes.heads.advice import Advice, advise
+from sk_cnncodes.heads.ranked_codes import (
+    SHARES,
+    CodeFigures,
+    RankedCodes,
+    layer_text,
+    layers_of,
+)
 from sk_cnncodes.heads.selection import short_name
 
 # Rows of a table; `to_frame` has all.
 _MAX_ROWS = 20
-# Scores that are shares, shown in percent.
-_SHARES = {"accuracy", "balanced_accuracy", "average_precision"}
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-
-
-@public
-@dataclass(frozen=True)
-class RankedCodes:
-    """Codes of one layer with one norm, and the best ridge classifier on them.
-
-    Attributes
-    ----------
-    score : float
-        Leave-one-out score; greater is better.
-    error : float
-        Its standard error.
-    backbone : str
-        As given to `rank_codes`.
-    layer : int, str or list of them
-        As the parameter `layer` of `CNNCodeTransformer` takes it.
-    label : str
-        Label of the layer.
-    norm : str
-        As the parameter `norm` of `CNNCodeTransformer`.
-    kernel : {"linear", "rbf"}
-        Of the best ridge classifier, or regression.
-    gamma : float or None
-        Of an RBF kernel ``exp(-gamma * |a - b|**2)``.
-    alpha : float
-        Its regularisation.
-    code_length : int
-        Number of features.
-    multiply_adds : int
-        Multiply-adds of the network up to the layer, for one image.
-    compute_share : float
-        Their share of those of the whole network, in [0, 1].
-    images_per_second : float or None
-        Speed of the pass through the backbone, with decoding, that computed these codes
-        together with those of its other layers; None if some were in the cache, or they
-        were too few to tell.
-    indistinguishable : bool
-        Whether the score is worse than the best by no more than chance explains.
-    recommended : bool
-        Whether these are the cheapest of those.
-    """
-
-    score: float
-    error: float
-    backbone: str
-    layer: int | str | list[int | str]
-    label: str
-    norm: str
-    kernel: str
-    gamma: float | None
-    alpha: float
-    code_length: int
-    multiply_adds: int
-    compute_share: float
-    images_per_second: float | None
-    indistinguishable: bool
-    recommended: bool
 
 
 @public
@@ -107,6 +56,7 @@ class CodeRanking:
     n_groups: int | None
     notes: tuple[str, ...]
     _predictions: tuple[np.ndarray | None, ...] = field(repr=False)
+    _figures: CodeFigures = field(repr=False)
 
     @property
     def best(self) -> RankedCodes:
@@ -138,6 +88,65 @@ class CodeRanking:
         """
         position = row if isinstance(row, int) else self.rows.index(row)
         return self._predictions[position]
+
+    def advice(
+        self,
+        folder: str = "DIR",
+        options: Sequence[str] = (),
+        ranking_options: Sequence[str] = (),
+    ) -> Advice:
+        """Say what the figures say about images, backbone and what to do next.
+
+        Parameters
+        ----------
+        folder : str, default="DIR"
+            The folder of the images in the next command.
+        options : sequence of str, default=()
+            Other words of that command, such as ``["--cache", "codes.sqlite3"]``.
+        ranking_options : sequence of str, default=()
+            Other words of a command that ranks, such as ``["--groups", "IMG_[0-9]+"]``.
+
+        Returns
+        -------
+        advice : Advice
+            It prints as sentences.
+
+        Notes
+        -----
+        `rank_codes` measures what it takes, for a few percent of its time:
+
+        - Whether the images are like those of the backbone: the best score of an
+          earlier layer against that of layer -1, since a network's last layers suit
+          what it was trained for; and how many images have one of their own class as
+          the nearest neighbour at layer -1.
+        - Whether several layers, or two backbones, help: the penultimate and the best
+          earlier layer side by side, and the best of two backbones, unless such codes
+          were ranked.
+        - Whether more images help: scores on disjoint parts of an eighth, a quarter and
+          half of the images, for as many parts as take 2,000 images. A part has at
+          least 4 images of a class, or groups with it. Twice as many images are
+          expected to multiply the loss, such as the share of wrong predictions, by what
+          the last doubling did.
+        - Whether fine-tuning may: the score of the recommended ridge on the images that
+          it is fitted to. It is called worth a try for at least 1,000 images, and 50 of
+          a class, if their loss is at most half of that of new images. This is a rule
+          of thumb: nothing is fine-tuned to find out.
+
+        A gain is clear if it is three standard errors or more (as improbable, for few
+        images): the best of several rows is two ahead by luck. For twice as many images
+        two are enough, since nothing is chosen.
+        """
+        return advise(
+            self.rows,
+            self._figures,
+            self.kind,
+            self.scoring,
+            self.n_images,
+            self._title(),
+            folder,
+            options,
+            ranking_options,
+        )
 
     def to_frame(self) -> Any:
         """Return the rows as a pandas frame.
@@ -215,7 +224,7 @@ class CodeRanking:
             ) from error
         if ax is None:
             _, ax = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
-        factor = 100 if self.scoring in _SHARES else 1
+        factor = 100 if self.scoring in SHARES else 1
         backbones = list(dict.fromkeys(row.backbone for row in self.rows))
         norms = sorted({row.norm for row in self.rows})
         for number, backbone in enumerate(sorted(backbones)):
@@ -264,7 +273,7 @@ class CodeRanking:
     @property
     def _score_name(self) -> str:
         left_out = "leave-one-out" if self.n_groups is None else "leave-one-group-out"
-        unit = ", in %" if self.scoring in _SHARES else ""
+        unit = ", in %" if self.scoring in SHARES else ""
         return f"{left_out} {self.scoring}{unit}"
 
     def _title(self) -> str:
@@ -279,7 +288,7 @@ class CodeRanking:
 
     def _legend(self) -> list[str]:
         chosen = self.recommended
-        layer = _layer_text(chosen.layer)
+        layer = layer_text(layers_of(chosen))
         return [
             "=: chance can explain the difference from the best; *: the cheapest of "
             "these.",
@@ -289,12 +298,12 @@ class CodeRanking:
         ]
 
     def _score(self, row: RankedCodes) -> str:
-        if self.scoring in _SHARES:
+        if self.scoring in SHARES:
             return f"{100 * row.score:.2f}"
         return f"{row.score:.4g}"
 
     def _error(self, row: RankedCodes) -> str:
-        if self.scoring in _SHARES:
+        if self.scoring in SHARES:
             return f"{100 * row.error:.2f}"
         return f"{row.error:.2g}"
 
@@ -311,17 +320,12 @@ class CodeRanking:
             )
             speed = row.images_per_second
             cells = [mark, self._score(row), self._error(row), short_name(row.backbone)]
-            cells += [_layer_text(row.layer), row.norm, kernel, f"{row.alpha:.2g}"]
+            cells += [layer_text(layers_of(row)), row.norm, kernel, f"{row.alpha:.2g}"]
             cells += [f"{row.code_length}", f"{row.multiply_adds / 1e6:.0f}M"]
             cells += [f"{row.compute_share:.0%}"]
             cells += [("" if speed is None else f"{speed:.0f}")] if timed else []
             table.append(cells)
         return table
-
-
-def _layer_text(layer: int | str | list[int | str]) -> str:
-    parts = layer if isinstance(layer, list) else [layer]
-    return ", ".join(map(str, parts))
 
 
 def _shown(rows: tuple[RankedCodes, ...], recommended: RankedCodes) -> list[int]:

@@ -202,6 +202,31 @@ class RidgeDecomposition(ABC):
             else:
                 yield rows, y - self._solve(z, shrunk.T, residuals)
 
+    def fitted(self, targets: np.ndarray, alpha: float) -> np.ndarray:
+        """What the model of all samples predicts for them.
+
+        Parameters
+        ----------
+        targets : ndarray, shape (n_samples,) or (n_samples, n_targets)
+        alpha : float
+
+        Returns
+        -------
+        ndarray of float64, shape (n_samples, n_targets)
+        """
+        targets = _as_matrix(targets, self.n_samples)
+        mean = targets.mean(axis=0, dtype=float)
+        projected = self._project(targets, mean)
+        weights = self._shrinkage(alpha)[:, None] * projected
+        found = np.empty((self.n_samples, targets.shape[1]))
+        for rows in _slices(self.n_samples, _CHUNK_BYTES // (16 * len(weights))):
+            found[rows] = mean + self._coordinates(rows) @ weights
+        return found
+
+    @abstractmethod
+    def _shrinkage(self, alpha: float) -> np.ndarray:
+        """What turns projected targets into coordinates of fitted ones."""
+
     @abstractmethod
     def _coordinates(self, rows: slice | np.ndarray) -> np.ndarray:
         """Samples in the basis of the eigenvectors, shape (n_rows, n_values)."""
@@ -239,6 +264,9 @@ class _OfSamples(RidgeDecomposition):
         values, vectors = np.linalg.eigh(kernel)
         self._values = np.maximum(values[:-1], 0)
         self._vectors = vectors[:, :-1]
+
+    def _shrinkage(self, alpha: float) -> np.ndarray:
+        return self._values / (self._values + alpha)
 
     def _coordinates(self, rows: slice | np.ndarray) -> np.ndarray:
         return self._vectors[rows]
@@ -282,6 +310,9 @@ class _OfFeatures(RidgeDecomposition):
             gram += part.T @ part
         values, self._vectors = np.linalg.eigh(gram)
         self._values = np.maximum(values, 0)
+
+    def _shrinkage(self, alpha: float) -> np.ndarray:
+        return 1 / (self._values + alpha)
 
     def _coordinates(self, rows: slice | np.ndarray) -> np.ndarray:
         coordinates: np.ndarray = (self._codes[rows] - self._mean) @ self._vectors

@@ -24,12 +24,14 @@ from sk_cnncodes.base.progress import progress_bar
 from sk_cnncodes.base.public import public
 from sk_cnncodes.base.threads import OrderedThreadPool
 from sk_cnncodes.cache.code_cache import CodeCache
-from sk_cnncodes.heads.code_ranking import CodeRanking, RankedCodes
+from sk_cnncodes.heads.code_figures import code_figures
+from sk_cnncodes.heads.code_ranking import CodeRanking
 from sk_cnncodes.heads.layer_codes import (
     ComparedBackbone,
     ComparedLayer,
     compared_backbones,
 )
+from sk_cnncodes.heads.ranked_codes import RankedCodes
 from sk_cnncodes.heads.ridge_scores import NormedCodes, RidgeScore, best_ridge
 from sk_cnncodes.heads.scoring import (
     GAMMAS,
@@ -210,7 +212,29 @@ def rank_codes(
             bar.total += len(close)
             scorer.score(close, gammas)
             _forget_predictions(candidates)
-    rows, predictions = _rows(candidates, numbers)
+        candidates.sort(key=_place)
+        rows = _rows(candidates, numbers)
+
+        def codes_of(row: RankedCodes) -> NormedCodes:
+            """The codes of a row, from the cache if they were not kept."""
+            position = next(i for i, each in enumerate(rows) if each is row)
+            found = candidates[position]
+            parts = found.parts or found.backbone.compute(
+                found.layer, images, folder if mmap_folder else None
+            )
+            return NormedCodes(parts, found.norm)
+
+        with threadpool_limits(
+            scorer.n_threads if len(images) > MAX_KERNEL_IMAGES else 1, user_api="blas"
+        ):
+            figures = code_figures(
+                rows,
+                [each.scored.samples for each in candidates],
+                codes_of,
+                targets,
+                scoring,
+                numbers,
+            )
     return CodeRanking(
         rows,
         scoring,
@@ -219,7 +243,8 @@ def rank_codes(
         len(images),
         None if numbers is None else int(numbers.max()) + 1,
         tuple(notes),
-        predictions,
+        tuple(each.scored.predictions for each in candidates),
+        figures,
     )
 
 
@@ -323,15 +348,14 @@ def _forget_predictions(candidates: list[_Candidate]) -> None:
 
 def _rows(
     candidates: list[_Candidate], groups: np.ndarray | None
-) -> tuple[tuple[RankedCodes, ...], tuple[np.ndarray | None, ...]]:
-    """The rows of a ranking, and the predictions that are kept."""
-    candidates = sorted(candidates, key=_place)
+) -> tuple[RankedCodes, ...]:
+    """The rows of a ranking, of sorted candidates."""
     ridges = [each.scored for each in candidates]
     best = ridges[0].samples
     near = [not is_worse(ridge.samples, best, groups) for ridge in ridges]
     costs = [each.layer.multiply_adds for each in candidates]
     cheapest = min(range(len(costs)), key=lambda i: (not near[i], costs[i], i))
-    rows = tuple(
+    return tuple(
         RankedCodes(
             score=ridge.score,
             error=standard_error(ridge.samples, groups),
@@ -351,7 +375,6 @@ def _rows(
         )
         for position, (each, ridge) in enumerate(zip(candidates, ridges, strict=True))
     )
-    return rows, tuple(ridge.predictions for ridge in ridges)
 
 
 def _group_numbers(groups: Any, n_images: int) -> np.ndarray:

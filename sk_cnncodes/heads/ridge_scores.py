@@ -125,20 +125,35 @@ class NormedCodes:
         Codes of layers, side by side, without norm.
     norm : str or None
         As for `apply_norm`; of each part.
+    rows : ndarray of int, shape (n_rows,), or None, default=None
+        The samples that are meant; None are all.
     """
 
     ndim = 2
 
-    def __init__(self, parts: list[np.ndarray], norm: str | None) -> None:
+    def __init__(
+        self,
+        parts: list[np.ndarray],
+        norm: str | None,
+        rows: np.ndarray | None = None,
+    ) -> None:
         self._parts = parts
         self._norm = norm
-        self.shape = len(parts[0]), sum(part.shape[1] for part in parts)
+        self._rows = rows
+        n_rows = len(parts[0]) if rows is None else len(rows)
+        self.shape = n_rows, sum(part.shape[1] for part in parts)
+
+    def take(self, rows: np.ndarray) -> NormedCodes:
+        """The codes of some samples, which are not read yet."""
+        rows = rows if self._rows is None else self._rows[rows]
+        return NormedCodes(self._parts, self._norm, rows)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         """The codes of some samples."""
+        rows = rows if self._rows is None else self._rows[rows]
         normed = [
             apply_norm(np.asarray(part[rows]), self._norm) for part in self._parts
         ]
