@@ -293,7 +293,8 @@ class CodeRanking:
             "=: chance can explain the difference from the best; *: the cheapest of "
             "these.",
             f"Recommended: {short_name(chosen.backbone)}, layer {layer}, norm "
-            f'"{chosen.norm}": {self._score(chosen)} +- {self._error(chosen)}.',
+            f'"{chosen.norm}", {chosen.kernel} kernel: {self._score(chosen)} +- '
+            f"{self._error(chosen)}.",
             *self.notes,
         ]
 
@@ -316,7 +317,7 @@ class CodeRanking:
         for row in self.rows:
             mark = "*" if row.recommended else "=" if row.indistinguishable else ""
             kernel = (
-                row.kernel if row.gamma is None else f"{row.kernel} {row.gamma:.3g}"
+                row.kernel if row.gamma is None else f"{row.kernel} {row.gamma:.2g}"
             )
             speed = row.images_per_second
             cells = [mark, self._score(row), self._error(row), short_name(row.backbone)]
