@@ -56,8 +56,8 @@ print(f"{len(images)} images of {len(set(labels))} classes; {len(held_out)} held
 # %%
 # A `GridSearchCV` over a pipeline of `CNNCodeTransformer` and a head. Codes of unit
 # length, after signed square roots, suit all heads: a linear SVM, logistic regression,
-# nearest neighbours, shrinkage LDA, and ridge without and with an RBF kernel. A backbone
-# sees each image once for all layers, heads and folds.
+# nearest neighbours, shrinkage LDA, and ridge without and with an RBF kernel. A
+# backbone sees each image once for all layers, heads and folds.
 search = code_search(args.backbone or ["cnncodes-mini"], args.layers)
 search.fit(held_in, y_in)
 best = search.best_estimator_
