@@ -34,6 +34,7 @@ from sk_cnncodes import (
     code_search,
     rank_codes,
 )
+from tests.benchmarks import chosen
 from tests.benchmarks.accuracy import splits
 from tests.benchmarks.timing import machine, peak_memory, seconds
 
@@ -122,9 +123,9 @@ def ranking(data: Data) -> Iterator[Row]:
         f"Spearman correlation with the test accuracy, {len(scores)} rows",
         (f"{correlation:.3f}"),
     )
-    chosen = found.rows.index(found.recommended)
+    recommended = found.rows.index(found.recommended)
     yield "test accuracy of the best row", f"{100 * tested[0]:.2f}"
-    yield "test accuracy of the recommended row", f"{100 * tested[chosen]:.2f}"
+    yield "test accuracy of the recommended row", f"{100 * tested[recommended]:.2f}"
     yield "largest test accuracy of all rows", f"{100 * max(tested):.2f}"
 
 
@@ -236,6 +237,9 @@ MEASUREMENTS: dict[str, Callable[[Data], Iterator[Row]]] = {
     "many": many,
     "heads": heads,
     "few_shots": few_shots,
+    "estimators": lambda data: chosen.estimators(data.folder, data.cache),
+    "bursts": lambda data: chosen.bursts(data.folder, data.cache),
+    "sweep": lambda data: chosen.sweep(data.folder, data.cache),
 }
 
 
