@@ -49,14 +49,14 @@ LATE_MODULES = {
         *("codes.transformer", "heads.advice", "heads.layer_codes"),
         *("heads.ranked_codes", "heads.ranking"),
     },
-    "cli.report": {"heads.selection"},
+    "cli.report": {"heads.presets", "heads.ranked_codes", "heads.selection"},
     "cli.similar": {
         *("base.exceptions", "codes.transformer"),
         *("export.loading", "export.onnx_classifier"),
     },
     "cli.train": {
         *("codes.transformer", "export.pipeline", "export.saving"),
-        *("heads.presets", "heads.selection"),
+        *("heads.code_estimators", "heads.layer_codes", "heads.presets"),
     },
     "engines.execution": {"engines.openvino"},
     "engines.session": {

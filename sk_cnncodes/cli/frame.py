@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,31 +75,6 @@ def interruptible(cache: Path | None, output: str) -> Iterator[None]:
         _end_interrupted(f"{output} {how}")
 
 
-def start_workers(count: int) -> None:
-    """Start joblib's worker processes with SIGINT blocked.
-
-    On Ctrl-C, this process ends them; otherwise each would print a traceback. Workers
-    inherit the signal mask of the thread that starts them. A Ctrl-C during the start is
-    delivered after it.
-    """
-    import joblib
-
-    if count == 1 or not hasattr(signal, "pthread_sigmask"):
-        return
-    from multiprocessing import resource_tracker
-
-    from joblib.externals.loky.backend import resource_tracker as loky_resource_tracker
-
-    # Otherwise they would start with the first worker, and reset the signal mask.
-    resource_tracker.ensure_running()
-    loky_resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        joblib.Parallel(count)(joblib.delayed(int)() for _ in range(abs(count)))
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
 def _end_interrupted(message: str) -> None:
     typer.echo(f"\nInterrupted. {message}", err=True)
     raise typer.Exit(INTERRUPTED) from None
@@ -163,10 +137,17 @@ def check_output(
 
 def print_table(table: list[list[str]], right: set[str]) -> None:
     """Print a table with a header row; `right` names right-aligned columns."""
+    typer.echo(format_table(table, right))
+
+
+def format_table(table: list[list[str]], right: set[str]) -> str:
+    """Lay out a table with a header row; `right` names right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
     for cells in table:
         padded = [
             cell.rjust(width) if name in right else cell.ljust(width)
             for cell, width, name in zip(cells, widths, table[0], strict=True)
         ]
-        typer.echo("  ".join(padded).rstrip())
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)

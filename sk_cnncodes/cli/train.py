@@ -22,7 +22,6 @@ from sk_cnncodes.cli.frame import (
     interruptible,
     note,
     parse_layer,
-    start_workers,
 )
 from sk_cnncodes.cli.image_arguments import MaxPixelsOption, pixel_limit
 from sk_cnncodes.cli.labelled_images import (
@@ -35,13 +34,11 @@ from sk_cnncodes.cli.labelled_images import (
 )
 from sk_cnncodes.cli.report import Report
 
-# Same as in `sk_cnncodes.heads`, whose import takes a second.
-LAYERS = ["-1", "-2", "-4"]
-
 
 class Head(StrEnum):
-    """Keys of `sk_cnncodes.heads.presets.HEADS`."""
+    """What chooses heads, and keys of `sk_cnncodes.heads.presets.HEADS`."""
 
+    auto = "auto"
     svm = "svm"
     logistic = "logistic"
     knn = "knn"
@@ -52,14 +49,10 @@ class Head(StrEnum):
 
 
 class Norm(StrEnum):
-    """Norms that give codes of unit length."""
+    """Same as `sk_cnncodes.heads.ranking.NORMS`, whose import takes a second."""
 
     l2 = "l2"
     power = "power"
-
-
-HEADS: list[Head] = [head for head in Head if head != "svc"]
-NORMS: list[Norm] = [Norm.power]
 
 
 def train(
@@ -76,41 +69,53 @@ def train(
     ],
     backbone: BackbonesOption = ["cnncodes-mini"],  # noqa: B006
     layer: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
+            show_default=False,
             help="-1: penultimate, -2: the one before, and so on; or a name; -1,-3: "
-            "the codes of both side by side; repeatable."
+            "the codes of both side by side; repeatable.  [default: all layers]",
         ),
-    ] = LAYERS,
-    head: Annotated[
-        list[Head],
-        typer.Option(
-            help="Classifier: linear SVM, logistic regression, nearest neighbours, "
-            "LDA, ridge, ridge with an RBF kernel, or RBF SVM; repeatable. logistic, "
-            "knn and lda give probabilities."
-        ),
-    ] = HEADS,
+    ] = None,
     norm: Annotated[
         list[Norm],
         typer.Option(
             help="l2: codes of unit length; power: after signed square roots; "
             "repeatable."
         ),
-    ] = NORMS,
+    ] = list(Norm),  # noqa: B006
+    head: Annotated[
+        list[Head],
+        typer.Option(
+            help="Classifier: linear SVM, logistic regression, nearest neighbours, "
+            "shrinkage LDA, ridge, ridge with an RBF kernel, RBF SVM; repeatable; or "
+            "auto: those that suit the number of images."
+        ),
+    ] = [Head.auto],  # noqa: B006
     held_out: Annotated[
         float,
         typer.Option(
             min=0, max=0.9, help="Share of images held out for the report; 0: none."
         ),
     ] = 0.2,
-    cv: Annotated[int, typer.Option(min=2, help="Folds of the search.")] = 5,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Fit the saved model to all images, or only to those that are not "
+            "held out.",
+        ),
+    ] = True,
+    cv: Annotated[
+        int,
+        typer.Option(
+            min=2, help="Folds; fewer if the smallest class has fewer images."
+        ),
+    ] = 5,
     seed: Annotated[
         int,
         typer.Option(min=0, max=2**32 - 1, help="Seed of held-out images and folds."),
     ] = 0,
-    jobs: Annotated[
-        int, typer.Option(help="Number of search processes; -1: all cores.")
-    ] = 1,
+    jobs: Annotated[int, typer.Option(help="Number of threads; -1: all cores.")] = -1,
     onnx: Annotated[
         Path | None,
         typer.Option(
@@ -136,10 +141,12 @@ def train(
 ) -> None:
     """Train a classifier on a folder of images.
 
-    Backbone, layer, norm and classifier are chosen by cross-validation on the images
-    that are not held out, and the model is trained on the same images. The report is
-    about the held-out images, which are used for neither. Images that cannot be read
-    are reported and skipped; the exit code is then 3.
+    All layers are ranked by the exact leave-one-out accuracy of ridge on their codes,
+    classifiers are compared on the best of them by cross-validation, and the
+    probabilities of the best combination are calibrated. Images that are held out take
+    no part in this: the report is about them. The saved model is then the same
+    combination, fitted to all images. Images that cannot be read are reported and
+    skipped; the exit code is then 3.
 
     \b
     Examples:
@@ -149,7 +156,8 @@ def train(
       sk-cnncodes train photos -o model.joblib --head logistic --onnx model.onnx
     """
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
-    from sk_cnncodes.heads.selection import code_search
+    from sk_cnncodes.heads.code_estimators import CNNCodeClassifier
+    from sk_cnncodes.heads.layer_codes import compared_backbones
 
     if output.suffix.lower() == ".onnx":
         raise typer.BadParameter(
@@ -166,15 +174,10 @@ def train(
             )
     if jobs == 0:
         raise typer.BadParameter("--jobs: expected a number other than 0.")
-    layers = [parse_layer(text) for text in dict.fromkeys(layer)]
-    single_layers = [
-        each
-        for layer in layers
-        for each in (layer if isinstance(layer, list) else [layer])
-    ]
-    heads = [name.value for name in dict.fromkeys(head)]
-    norms = [name.value for name in dict.fromkeys(norm)]
-    backbones = list(dict.fromkeys(backbone))
+    layers: Any = "all"
+    if layer:
+        layers = [parse_layer(text) for text in dict.fromkeys(layer)]
+    heads = _parse_heads(head)
     found = labelled_images(folder)
     for path in filter(None, [output, onnx]):
         check_output(path, inputs=found.paths)
@@ -183,43 +186,51 @@ def train(
         transformers = [
             CNNCodeTransformer(
                 name,
-                norm="l2",
                 cache=codes,
-                cache_layers=single_layers,
                 device=device,
+                n_jobs=jobs,
                 **pixel_limit(max_pixels),
             )
-            for name in backbones
+            for name in dict.fromkeys(backbone)
         ]
-        _split(found, held_out, seed, cv, heads)  # fail early on too few images
-        images = embed_labelled([(each, layers) for each in transformers], found)
+        # Fail early on a wrong layer, and on too few images.
+        compared = compared_backbones(transformers, layers)
+        _split(found, held_out, seed, cv, heads)
+        images = embed_labelled(
+            [(each.transformer, each.single_layers) for each in compared], found
+        )
         split = _split(images, held_out, seed, cv, heads)
-        combinations = len(backbones) * len(layers) * len(norms) * len(heads)
-        start_workers(jobs)
-        note(f"Comparing {combinations} combinations in {cv}-fold cross-validation ...")
-        search = code_search(
-            backbones,
+        n_folds = _n_folds(split.labels, cv)
+        if n_folds < cv:
+            note(
+                f"{n_folds} folds instead of {cv}: the smallest class has {n_folds} "
+                "images to train on."
+            )
+        n_layers = sum(len(each.layers) for each in compared)
+        layer_noun = "layer" if n_layers == 1 else "layers"
+        note(f"Ranking {n_layers} {layer_noun}, and comparing heads on the best ...")
+        model = CNNCodeClassifier(
+            transformers,
             layers,
             heads,
-            norms=norms,
+            norms=[name.value for name in dict.fromkeys(norm)],
             cv=cv,
-            seed=seed,
-            n_jobs=jobs,
             cache=codes,
             device=device,
+            n_jobs=jobs,
+            random_state=seed,
             verbose=sys.stderr is not None and sys.stderr.isatty(),
-        )
-        search.estimator["codes"].set_params(**pixel_limit(max_pixels))
-        search.fit(split.paths, split.labels)
+        ).fit(split.paths, split.labels)
+        refit = refit and bool(split.held_out_paths)
         report = Report(
-            search, len(split.paths), split.held_out_paths, split.held_out_labels
+            model, len(split.paths), split.held_out_paths, split.held_out_labels, refit
         )
-        # The saved model does not refer to the cache of this run.
-        search.best_estimator_["codes"].set_params(
-            cache="memory",
-            cache_layers=None,
-        )
-        _save(search.best_estimator_, output, onnx, store_backbone)
+        if refit:
+            note(f"Fitting the best to all {len(images.paths)} images ...")
+            model.refit(images.paths, images.labels)
+        # The saved model refers neither to the cache nor to the threads of this run.
+        model.pipeline_["codes"].set_params(cache="memory", n_jobs=-1)
+        _save(model.pipeline_, output, onnx, store_backbone)
     if as_json:
         files = {"model": str(output), "onnx": None if onnx is None else str(onnx)}
         rest = {"ignored": found.ignored, "unreadable": images.bad}
@@ -231,6 +242,15 @@ def train(
         if onnx is not None:
             typer.echo(f"Saved {onnx} ({onnx.stat().st_size / 1e6:.2f} MB).")
     end_with(len(images.bad))
+
+
+def _parse_heads(heads: list[Head]) -> str | list[str]:
+    """Read --head; "auto" stands alone."""
+    if Head.auto not in heads:
+        return [head.value for head in dict.fromkeys(heads)]
+    if {*heads} != {Head.auto}:
+        raise typer.BadParameter("--head auto: expected no other head beside it.")
+    return Head.auto.value
 
 
 # -- images ------------------------------------------------------------------
@@ -247,7 +267,11 @@ class _Split:
 
 
 def _split(
-    images: LabelledImages, held_out: float, seed: int, cv: int, heads: list[str]
+    images: LabelledImages,
+    held_out: float,
+    seed: int,
+    cv: int,
+    heads: str | list[str],
 ) -> _Split:
     """Hold out images of each class; raise a ValueError if too few are left."""
     from sklearn.model_selection import train_test_split
@@ -273,9 +297,10 @@ def _split(
             random_state=seed,
         )
         split = _Split(parts[0], parts[2], parts[1], parts[3])
-    purpose = f" for training, one per fold ({held_out:g} of all are held out)"
-    _check_counts(Counter(split.labels), cv, purpose)
-    in_folds = len(split.paths) * (cv - 1) // cv
+    purpose = f" for training ({held_out:g} of all are held out)"
+    _check_counts(Counter(split.labels), 2, purpose)
+    n_folds = _n_folds(split.labels, cv)
+    in_folds = len(split.paths) * (n_folds - 1) // n_folds
     if "knn" in heads and in_folds < NEIGHBOURS:
         raise ValueError(
             f"too few images for {NEIGHBOURS} nearest neighbours: {in_folds} remain "
@@ -285,13 +310,18 @@ def _split(
     return split
 
 
+def _n_folds(labels: list[str], cv: int) -> int:
+    """The folds that all classes have images for."""
+    return min(cv, *Counter(labels).values())
+
+
 def _check_counts(counts: Counter[str], least: int, purpose: str) -> None:
     """Raise a ValueError if a class has too few images."""
     few = [f"{name!r} has {n}" for name, n in sorted(counts.items()) if n < least]
     if few:
         raise ValueError(
             f"too few images: class {', '.join(few)}. Expected at least {least} of "
-            f"each class{purpose}. Add images, remove the class, or lower --cv or "
+            f"each class{purpose}. Add images, remove the class, or lower "
             "--held-out."
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
@@ -47,6 +47,8 @@ _REGRESSORS = ("rbf", "ridge")
 
 class CodeChoice(BaseEstimator):
     """What the classifier and the regressor share."""
+
+    pipeline_: Pipeline
 
     def __init__(
         self,
@@ -141,18 +143,67 @@ class CodeChoice(BaseEstimator):
         self.best_index_ = compared.index(best)
         self.best_params_ = self.cv_results_["params"][self.best_index_]
         self.best_score_ = best.score
-        pipeline = Pipeline(
-            [
-                ("codes", self._transformer(rows[best.codes], cache)),
-                ("head", self.final_head(clone(heads[best.head]), targets, splits)),
-            ]
-        )
+        codes = self._transformer(rows[best.codes], cache)
+        head = heads[best.head]
+        pipeline = self._fitted(codes, head, images, labels, targets, splits)
+        return images, pipeline, targets, splits, best
+
+    def _fitted(
+        self,
+        codes: CNNCodeTransformer,
+        head: Any,
+        images: Any,
+        labels: np.ndarray,
+        targets: Targets,
+        splits: Splits,
+    ) -> Pipeline:
+        """The pipeline of codes and a head, fitted to all images."""
+        head = self.final_head(clone(head), targets, splits)
+        pipeline = Pipeline([("codes", codes), ("head", head)])
         with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
             # Of LDA, about classes of a single image.
             warnings.filterwarnings("ignore", "Only one sample available")
             pipeline.fit(images, labels)
         pipeline["codes"].set_params(cache=self.cache)
-        return images, pipeline, targets, splits, best
+        return pipeline
+
+    def refit(self, X: Any, y: Any, groups: Any = None) -> Self:
+        """Fit the chosen codes and head to other images, without choosing again.
+
+        For a last fit to all images, after the accuracy was measured on some that `fit`
+        did not get. `pipeline_` is then fitted to these images alone, and calibrated by
+        folds of them; all other attributes stay those of `fit`.
+
+        Parameters
+        ----------
+        X, y, groups
+            As for `fit`, with the same classes.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If the classes are others.
+        """
+        check_is_fitted(self)
+        images, y = as_image_sequence(X), as_targets(self, y)
+        targets, _ = read_targets(y, self.ranking_.scoring)
+        if not np.array_equal(targets.classes, self.ranking_.classes):
+            raise ValueError(
+                f"y: expected the classes of fit, {self.ranking_.classes.tolist()[:9]},"
+                f" got {targets.classes.tolist()[:9]}."
+            )
+        labels = _fitted_to(y, targets)
+        groups = None if groups is None else np.asarray(groups)
+        splits = make_splits(self.cv, targets, labels, groups, self.random_state)
+        known = REGRESSORS if targets.kind == "regression" else HEADS
+        head = known[self.best_params_["head"]][1]
+        codes = clone(self.pipeline_["codes"])
+        self.pipeline_ = self._fitted(codes, head, images, labels, targets, splits)
+        return self
 
     def _heads(self, targets: Targets, n_images: int) -> dict[str, Any]:
         """The heads to compare, by name."""

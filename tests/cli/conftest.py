@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sk_cnncodes.cli.train import Head
+from sk_cnncodes.heads.presets import HEADS
 from tests.cli.commands import invoke
 
 
@@ -38,7 +38,7 @@ def photos(
 def models(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model that train wrote for each head."""
     folder = tmp_path_factory.mktemp("models")
-    paths = {head.value: folder / f"{head.value}.joblib" for head in Head}
+    paths = {head: folder / f"{head}.joblib" for head in HEADS}
     for head, path in paths.items():
         layers = ("--layer", "-1", "--layer", "-2")
         arguments = ("train", photos, "-o", path, "--head", head, *layers, "--cv", "3")

@@ -36,9 +36,25 @@ def with_bad_images(photos: Path, tmp_path: Path) -> list[Path]:
     return [tmp_path / "missing.jpg", good[0], truncated, good[1], good[2], text]
 
 
-@pytest.mark.parametrize("head", ["svm", "logistic", "knn"])
-def test_csv_of_a_folder(models: dict[str, Path], photos: Path, head: str) -> None:
-    result = invoke("predict", models[head], photos)
+@pytest.fixture
+def without_probabilities(
+    models: dict[str, Path], photos: Path, tmp_path: Path
+) -> Path:
+    """A model whose classifier, without calibration, has no probabilities."""
+    model = joblib.load(models["svm"])
+    images = sorted(map(str, photos.glob("*/*.jpg")))
+    labels = [Path(image).parent.name for image in images]
+    model.set_params(head=model["head"].estimator).fit(images, labels)
+    joblib.dump(model, tmp_path / "without.joblib")
+    return tmp_path / "without.joblib"
+
+
+@pytest.mark.parametrize("head", [None, "svm", "logistic", "knn"])
+def test_csv_of_a_folder(
+    models: dict[str, Path], without_probabilities: Path, photos: Path, head: str | None
+) -> None:
+    path = without_probabilities if head is None else models[head]
+    result = invoke("predict", path, photos)
     assert result.exit_code == 0
     assert result.stdout.startswith("path,label,probability,error\n")
     assert (
@@ -48,9 +64,9 @@ def test_csv_of_a_folder(models: dict[str, Path], photos: Path, head: str) -> No
     rows = rows_of(result.stdout)
     paths = [row["path"] for row in rows]
     assert paths == sorted(map(str, photos.glob("*/*.jpg")))
-    model = joblib.load(models[head])
+    model = joblib.load(path)
     assert [row["label"] for row in rows] == model.predict(paths).tolist()
-    if head == "svm":
+    if head is None:
         assert {row["probability"] for row in rows} == {""}
     else:
         best = model.predict_proba(paths).max(axis=1)
@@ -58,9 +74,9 @@ def test_csv_of_a_folder(models: dict[str, Path], photos: Path, head: str) -> No
         np.testing.assert_allclose(found, best, atol=1e-5)
 
 
-def test_json_lines(models: dict[str, Path], photos: Path) -> None:
+def test_json_lines(without_probabilities: Path, photos: Path) -> None:
     path = str(photos / "flower" / "0000.jpg")
-    result = invoke("predict", models["svm"], path, "--json")
+    result = invoke("predict", without_probabilities, path, "--json")
     assert [json.loads(line) for line in result.stdout.splitlines()] == [
         {"path": path, "label": "flower", "probability": None, "error": None}
     ]

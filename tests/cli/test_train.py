@@ -15,45 +15,65 @@ from pathlib import Path
 import joblib
 import pytest
 
-from sk_cnncodes import CNNCodeTransformer, download_backbone, load_backbone
+from sk_cnncodes import (
+    CNNCodeTransformer,
+    download_backbone,
+    load_backbone,
+    load_model,
+    to_onnx,
+)
 from sk_cnncodes.base.exceptions import ExportError
 from sk_cnncodes.cli import train as train_module
-from sk_cnncodes.cli.report import confusions
-from sk_cnncodes.cli.train import HEADS as CLI_HEADS
-from sk_cnncodes.cli.train import LAYERS, NORMS, Head
+from sk_cnncodes.cli.report import calibration_error, confusions
+from sk_cnncodes.cli.train import Head, Norm
 from sk_cnncodes.export import pipeline as export
-from sk_cnncodes.heads.presets import DEFAULT_HEADS, HEADS
-from sk_cnncodes.heads.selection import DEFAULT_LAYERS, DEFAULT_NORMS
+from sk_cnncodes.heads.presets import HEADS
+from sk_cnncodes.heads.ranking import NORMS
 from tests.cli.commands import environment, invoke, only_posix
 from tests.forwards import counted_forwards
 
 FAST = ("--layer", "-1", "--layer", "-2", "--head", "svm", "--head", "knn", "--cv", "2")
 
 
-def test_defaults_are_those_of_the_library() -> None:
-    assert [head.value for head in Head] == list(HEADS)
-    assert tuple(CLI_HEADS) == DEFAULT_HEADS
-    assert tuple(NORMS) == DEFAULT_NORMS
-    assert tuple(map(int, LAYERS)) == DEFAULT_LAYERS
+def test_choices_are_those_of_the_library() -> None:
+    assert [head.value for head in Head] == ["auto", *HEADS]
+    assert [norm.value for norm in Norm] == list(NORMS)
 
 
 def test_text(photos: Path, tmp_path: Path) -> None:
     result = invoke("train", photos, "-o", tmp_path / "model.joblib", *FAST)
     assert result.exit_code == 0, result.stderr
     text = result.stdout
+    assert max(map(len, text.replace(str(tmp_path), "").splitlines())) <= 80
     assert text.startswith("24 images of 2 classes; 5 held out.\n")
-    assert "Mean accuracy in 2-fold cross-validation, in %:" in text
-    table = text.split("in %:\n\n")[1].split("\n\n")[0].splitlines()
-    assert table[0].split() == ["backbone", "layer", "svm", "knn"]
-    assert [line.split()[:2] for line in table[1:]] == [
-        ["cnncodes-mini", "-1"],
-        ["cnncodes-mini", "-2"],
+    ranked = text.split("leave-one-out accuracy of ridge, in %:\n\n")[1]
+    table = ranked.split("\n\n")[0].splitlines()
+    assert table[0].split() == [
+        *("score", "+-", "backbone", "layer", "norm", "kernel", "length", "compute")
     ]
-    assert re.search(r"Chosen: cnncodes-mini, layer -[12], .*: [\d.]+% in cross", text)
-    assert re.search(r"^Held-out accuracy: [\d.]+%$", text, re.MULTILINE)
+    assert len(table) == 5
+    assert sum(line.startswith("*") for line in table) == 1
+    compared = text.split("Mean accuracy in 2-fold cross-validation, in %:\n\n")[1]
+    table = compared.split("\n\n")[0].splitlines()
+    assert table[0].split() == ["backbone", "layer", "norm", "svm", "knn"]
+    for line in table[1:]:
+        name, layer, norm, *scores = line.split()
+        assert (name, layer in ("-1", "-2")) == ("cnncodes-mini", True)
+        assert norm in NORMS
+        assert all(0 <= float(score) <= 100 for score in scores)
+    sentences = " ".join(text.split())
+    assert re.search(
+        r"Chosen: cnncodes-mini, layer -[12], (l2|power) norm, .*: [\d.]+% in cross",
+        sentences,
+    )
+    assert re.search(
+        r"Held-out accuracy: [\d.]+%; mean probability of what is predicted: [\d.]+%",
+        sentences,
+    )
     assert re.search(r"^ +precision +recall +f1-score +support$", text, re.MULTILINE)
     assert re.search(r"^china +1 +\d+ +\S+$", text, re.MULTILINE)
-    assert re.search(r"Saved .*model.joblib \(0.0\d MB\)\.\n$", text)
+    assert "this combination, fitted anew to all 24 images" in sentences
+    assert re.search(r"Saved .*model.joblib \(0.\d\d MB\)\.\n$", text)
     assert (
         "Ignored 3 entries that are hidden or without an image suffix." in result.stderr
     )
@@ -69,9 +89,17 @@ def test_json_describes_the_saved_model(photos: Path, tmp_path: Path) -> None:
     assert found["classes"] == ["china", "flower"]
     assert (found["images"], found["ignored"], found["unreadable"]) == (24, 3, [])
     assert (found["model"], found["onnx"]) == (str(output), None)
-    assert [(c["layer"], c["head"]) for c in found["search"]] == [
-        *[(-1, "svm"), (-1, "knn"), (-2, "svm"), (-2, "knn")]
-    ]
+
+    ranked = [(row["layer"], row["norm"]) for row in found["ranking"]]
+    assert sorted(ranked) == [(-2, "l2"), (-2, "power"), (-1, "l2"), (-1, "power")]
+    scores = [row["score"] for row in found["ranking"]]
+    assert scores == sorted(scores, reverse=True)
+    assert sum(row["recommended"] for row in found["ranking"]) == 1
+
+    assert found["folds"] == 2
+    compared = [(c["layer"], c["norm"]) for c in found["search"]]
+    assert {*compared} <= {*ranked}
+    assert [c["head"] for c in found["search"]] == ["svm", "knn"] * (len(compared) // 2)
     assert found["chosen"] in found["search"]
     best = max(candidate["mean"] for candidate in found["search"])
     assert found["chosen"]["mean"] == best
@@ -82,13 +110,72 @@ def test_json_describes_the_saved_model(photos: Path, tmp_path: Path) -> None:
     right = matrix[0][0] + matrix[1][1]
     assert held_out["accuracy"] == pytest.approx(right / 6)
     assert held_out["classes"]["china"]["support"] == 3
+    assert 0.5 <= held_out["mean_probability"] <= 1
+    assert 0 <= held_out["expected_calibration_error"] <= 1
 
     model = joblib.load(output)
     codes, head = model["codes"], model["head"]
-    assert codes.layer == found["chosen"]["layer"]
-    assert type(head) is type(HEADS[found["chosen"]["head"]][1])
-    # It does not refer to the cache of the run.
-    assert (codes.cache, codes.cache_layers) == ("memory", None)
+    assert (codes.layer, codes.norm) == (
+        *(found["chosen"]["layer"], found["chosen"]["norm"]),
+    )
+    assert type(head.estimator) is type(HEADS[found["chosen"]["head"]][1])
+    # It refers neither to the cache of the run nor to its threads.
+    assert (codes.cache, codes.cache_layers, codes.n_jobs) == ("memory", None, -1)
+
+
+@pytest.mark.parametrize(
+    ("options", "n_fitted"),
+    [((), 24), (("--no-refit",), 18), (("--held-out", "0"), 24)],
+)
+def test_the_saved_model_is_fitted_to_all_images(
+    options: tuple[str, ...], n_fitted: int, photos: Path, tmp_path: Path
+) -> None:
+    """Those that are held out too, unless --no-refit is given."""
+    arguments = ("train", photos, "-o", tmp_path / "m.joblib", "--held-out", "0.25")
+    rest = ("--layer", "-1", "--head", "rbf", "--cv", "2", "--json")
+    found = json.loads(invoke(*arguments, *rest, *options).stdout)
+    assert found["fitted_images"] == n_fitted
+    (calibrated,) = joblib.load(tmp_path / "m.joblib")["head"].calibrated_classifiers_
+    assert len(calibrated.estimator.X_fit_) == n_fitted
+
+
+def test_the_report_does_not_depend_on_the_refit(photos: Path, tmp_path: Path) -> None:
+    arguments = ("train", photos, "-o", tmp_path / "m.joblib", *FAST, "--json")
+    refitted, kept = (
+        json.loads(invoke(*arguments, option).stdout)
+        for option in ("--refit", "--no-refit")
+    )
+    assert refitted | {"fitted_images": 19} == kept
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_gives_probabilities_also_as_onnx(
+    head: str, photos: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("skl2onnx")
+    exported = tmp_path / "model.onnx"
+    to_onnx(load_model(models[head]), exported)
+    expected, found = (
+        [json.loads(line) for line in invoke(*call, "--json").stdout.splitlines()]
+        for call in (("predict", models[head], photos), ("predict", exported, photos))
+    )
+    assert len(expected) == 24
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["label"] == theirs["label"]
+        assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-3)
+        assert 0.5 <= ours["probability"] <= 1
+
+
+def test_fewer_folds_for_a_small_class(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    for path in sorted((folder / "china").glob("*.jpg"))[4:]:
+        path.unlink()
+    rest = ("--layer", "-1", "--head", "svm", "--json")
+    result = invoke("train", folder, "-o", tmp_path / "m.joblib", *rest)
+    assert result.exit_code == 0
+    assert "3 folds instead of 5: the smallest class has 3 images" in result.stderr
+    assert json.loads(result.stdout)["folds"] == 3
 
 
 def test_layers_side_by_side(photos: Path, tmp_path: Path) -> None:
@@ -101,7 +188,8 @@ def test_layers_side_by_side(photos: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert count.images <= 24
     found = json.loads(result.stdout)
-    assert [c["layer"] for c in found["search"]] == [[-1, "fire9"], -1]
+    assert all(row["layer"] in ([-1, "fire9"], -1) for row in found["ranking"])
+    assert len(found["ranking"]) == 4
     assert joblib.load(output)["codes"].layer == found["chosen"]["layer"]
 
 
@@ -122,12 +210,20 @@ def test_one_forward_pass_per_image(photos: Path, tmp_path: Path) -> None:
         assert count.images == 24
         assert invoke(*arguments, *cache).exit_code == 0
         assert count.images == 24
-        # Another layer, which the cache lacks, takes one more pass.
-        assert invoke(*arguments, *cache, "--layer", "-3").exit_code == 0
+        # All layers, which the cache lacks, take one more pass.
+        arguments = ("train", photos, "-o", tmp_path / "model.joblib", "--head", "svm")
+        assert invoke(*arguments, *cache).exit_code == 0
         assert count.images == 48
 
 
-def test_several_processes(photos: Path, tmp_path: Path) -> None:
+def test_all_numbered_layers_are_ranked(photos: Path, tmp_path: Path) -> None:
+    options = ("--head", "svm", "--cv", "2", "--json")
+    printed = invoke("train", photos, "-o", tmp_path / "m.joblib", *options).stdout
+    layers = {row["layer"] for row in json.loads(printed)["ranking"]}
+    assert layers == {-1 - i for i in range(len(load_backbone("cnncodes-mini").layers))}
+
+
+def test_the_number_of_threads_changes_nothing(photos: Path, tmp_path: Path) -> None:
     arguments = ("train", photos, "-o", tmp_path / "m.joblib", *FAST, "--json")
     alone, together = (
         json.loads(invoke(*arguments, "--jobs", jobs).stdout) for jobs in ("1", "2")
@@ -162,9 +258,12 @@ def test_a_terminal_shows_the_fits_of_the_comparison(
         assert process.stdout is not None
         report = process.stdout.read()
     assert process.returncode == 0, shown
-    embedded, _, compared = shown.decode().partition("Comparing 4 combinations")
+    embedded, _, compared = shown.decode().partition("Ranking 2 layers")
     assert "Embed: 100%" in embedded
-    assert re.findall(r"Compare:.*?(\d+)/8", compared)[-1] == "8"
+    assert "Rank: 100%" in compared
+    assert re.findall(r"Compare:.*?(\d+)/(\d+)", compared)[-1] in {
+        *(("12", "12"), ("16", "16"))  # 3 codes, and the recommended ones
+    }
     assert report.startswith("24 images of 2 classes")
     assert "Compare:" not in report
 
@@ -209,8 +308,16 @@ def test_temporary_cache_is_removed(
         ({}, [], "found no images in its sub-folders"),
         ({"a": 9}, [], "found images of 1 class: ['a']"),
         ({"a": 9, "b": 1}, [], "too few images: class 'b' has 1. Expected at least 2"),
-        ({"a": 9, "b": 5}, [], "class 'b' has 4. Expected at least 5 of each class"),
-        ({"a": 2, "b": 2}, ["--cv", "2", "--held-out", "0"], "5 nearest neighbours: 2"),
+        (
+            {"a": 2, "b": 2},
+            [],
+            "'b' has 1. Expected at least 2 of each class for train",
+        ),
+        (
+            {"a": 2, "b": 2},
+            ["--head", "knn", "--held-out", "0"],
+            "5 nearest neighbours: 2",
+        ),
         ({"a/deep": 9, "b/deep": 9}, [], "Found nested folders, such as"),
         ({"a": 9, "b": 9}, ["--layer", "-99"], "layer=-99"),
         ({"a": 9, "b": 9}, ["--backbone", "nothing"], "backbone='nothing'"),
@@ -301,12 +408,34 @@ def test_many_classes_list_the_most_frequent_confusions() -> None:
     assert len(confusions(classes[:20], matrix[:20, :20]).splitlines()) == 23
 
 
+def test_expected_calibration_error() -> None:
+    import numpy as np
+
+    certainty = np.array([0.95, 0.95, 0.91, 1.0, 0.65, 0.65])
+    right = np.array([True, True, True, False, True, False])
+    expected = (abs(0.95 + 0.95 + 0.91 + 1 - 3) + abs(1.3 - 1)) / 6
+    assert calibration_error(certainty, right) == pytest.approx(expected)
+    assert calibration_error(np.ones(3), np.ones(3, bool)) == 0
+
+
+def test_long_names_fit_a_terminal(photos: Path, tmp_path: Path) -> None:
+    backbone = tmp_path / f"{'a_long_name_of_a_network_' * 3}.onnx"
+    shutil.copy(load_backbone("cnncodes-mini").path, backbone)
+    options = ("--layer", "-1", "--cv", "2", "--backbone", backbone)
+    heads = [word for head in HEADS for word in ("--head", head)]
+    arguments = ("train", photos, "-o", tmp_path / "m.joblib", *options, *heads)
+    text = invoke(*arguments).stdout.split("Chosen:")[0]
+    assert "a_lo" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_codes_of_training_and_use_are_the_same(
     models: dict[str, Path], photos: Path
 ) -> None:
     """The head was fitted on codes of the saved transformer."""
     model = joblib.load(models["logistic"])
-    transformer = CNNCodeTransformer(layer=model["codes"].layer, norm="l2")
+    codes = model["codes"]
+    transformer = CNNCodeTransformer(layer=codes.layer, norm=codes.norm)
     images = sorted(map(str, photos.glob("*/*.jpg")))
     labels = model["head"].predict(transformer.transform(images))
     assert labels.tolist() == model.predict(images).tolist()

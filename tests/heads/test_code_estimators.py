@@ -138,6 +138,34 @@ def test_it_is_exported(
     )
 
 
+def test_refit_fits_the_chosen_combination_to_other_images(cache: CodeCache) -> None:
+    model = CNNCodeClassifier(**FEW, cache=cache)
+    model.fit(IMAGES[:150], DIGITS.target[:150])
+    best, ranking, scores = model.best_params_, model.ranking_, model.cv_results_
+    assert model.refit(IMAGES[:240], DIGITS.target[:240]) is model
+    assert model.best_params_ is best
+    assert model.ranking_ is ranking
+    assert model.cv_results_ is scores
+    codes = model.pipeline_["codes"]
+    assert (codes.layer, codes.norm) == (best["layer"], best["norm"])
+    twin = CNNCodeClassifier(
+        layers=[best["layer"]], norms=best["norm"], heads=best["head"], cache=cache
+    ).fit(IMAGES[:240], DIGITS.target[:240])
+    found, expected = (m.predict_proba(IMAGES[240:300]) for m in (model, twin))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    with pytest.raises(ValueError, match="expected the classes of fit"):
+        model.refit(IMAGES[:20], DIGITS.target[:20] % 5)
+
+
+def test_refit_of_a_regressor(cache: CodeCache) -> None:
+    y = IMAGES.mean(axis=(1, 2))
+    model = CNNCodeRegressor(layers=[-3], heads="ridge", cache=cache)
+    model.fit(IMAGES[:60], y[:60])
+    few = model.score(IMAGES[300:400], y[300:400])
+    model.refit(IMAGES[:200], y[:200])
+    assert model.score(IMAGES[300:400], y[300:400]) > few
+
+
 def test_labels_of_other_types(cache: CodeCache) -> None:
     names = np.array(["null", "eins", "zwei"])
     few = DIGITS.target < 3
