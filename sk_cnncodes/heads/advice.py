@@ -313,7 +313,7 @@ class _Words:
             text += f" {both.sentence}"
             figures["joined"] = both.figures
         clear = all(pair.difference.clear for pair in pairs)
-        answer = f"{name} is best" if clear else "not clear"
+        answer = f"the best is {name}" if clear else "not clear"
         return Finding("backbones", answer, text, figures)
 
     def images(self) -> Finding:
@@ -329,9 +329,11 @@ class _Words:
         *few, last = [self.score(point.score) for point in points]
         counts = ", ".join(str(point.n_images) for point in points[:-1])
         text = (
-            f"With {counts} and all {self.n_images} images: {', '.join(few)} and "
-            f"{last}."
+            f"With {counts} and all {self.n_images} images: {', '.join(few)} and {last}"
         )
+        if points[-1].score != self.chosen.score:
+            text += ", leaving out one of each class at a time"
+        text += "."
         found["last_doubling"] = asdict(doubling)
         if following is None or not following.clear:
             text += (
@@ -340,8 +342,8 @@ class _Words:
             )
             return Finding("images", "no clear gain", text, found)
         text += (
-            " If the loss falls by the same factor once more, twice as many images "
-            f"bring {self.gain(following)}."
+            " If the loss goes on falling by the same power of the number of images, "
+            f"twice as many bring about {self.gain(following)}."
         )
         found["next_doubling"] = asdict(following)
         return Finding("images", "yes", text, found)

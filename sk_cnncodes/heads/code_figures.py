@@ -26,9 +26,12 @@ from sk_cnncodes.heads.scoring import Targets, sample_scores, standard_error
 
 # Parts of the images that a learning curve is measured on.
 _PARTS = (8, 4, 2)
-# Images of a class, or groups with it, in a part: with fewer, a model without an image
-# hardly knows its class, and the curve is steeper than that of new images.
-_LEAST_IN_PART = 4
+# Images of a class, or groups with it, in a part; of what has no classes, in all.
+_LEAST_IN_PART, _LEAST_WITHOUT_CLASSES = 2, 8
+# With fewer in a part, one image, or group, of each class is left out at a time: a
+# model without a single one knows its class less than the others, so that the curve was
+# twice as steep as with new images.
+_FEW_IN_PART = 50
 # Share of the images whose classes have that many.
 _LEAST_SHARE = 0.95
 # Images that are enough for a point of the curve, for codes side by side, and to ask
@@ -188,40 +191,57 @@ class _Measured:
         self, row: RankedCodes
     ) -> tuple[list[CurvePoint], Difference | None, Difference | None]:
         """Scores with fewer images, and what twice as many add."""
-        codes, all_samples = self.codes_of(row), self.samples_of(row)
+        codes = self.codes_of(row)
         gamma = _relative_gamma(row, codes)
+        parts_of = {n_parts: list(self._parts(n_parts)) for n_parts in _PARTS}
+        few = self._few(max((n for n in _PARTS if parts_of[n]), default=1))
+        everything = np.arange(self.n_samples)
+        all_samples = self.samples_of(row)
+        if few and parts_of[2]:
+            all_samples = self._score(codes, everything, gamma, few)
         points = list[CurvePoint]()
         last = following = None
         for n_parts in _PARTS:
-            parts = list(self._parts(n_parts))
+            parts = parts_of[n_parts]
             if not parts:
                 continue
             covered = np.concatenate(parts)
-            samples = np.concatenate(
-                [self._score(codes.take(part), part, gamma) for part in parts]
-            )
+            scored = [self._score(codes.take(p), p, gamma, few) for p in parts]
+            samples = np.concatenate(scored)
             groups = None if self.groups is None else _numbered(self.groups[covered])
             size = round(len(covered) / len(parts))
             points.append(CurvePoint(n_parts, size, float(samples.mean())))
             if n_parts == 2:
-                last = difference(all_samples[covered], samples, groups)
-                following = self._following(all_samples[covered], samples, groups)
-        points.append(CurvePoint(1, self.n_samples, row.score))
+                known = self._n_known(parts[0], few), self._n_known(everything, few)
+                pair = all_samples[covered], samples
+                last = difference(*pair, groups)
+                following = self._following(*pair, groups, known[1] / known[0])
+        points.append(CurvePoint(1, self.n_samples, float(all_samples.mean())))
         return points, last, following
 
     def _following(
-        self, samples: np.ndarray, halves: np.ndarray, groups: np.ndarray | None
+        self,
+        samples: np.ndarray,
+        halves: np.ndarray,
+        groups: np.ndarray | None,
+        factor: float,
     ) -> Difference | None:
-        """What twice the images add if the loss falls by the same factor once more."""
+        """What twice the images add if the loss falls by the same power of them.
+
+        `factor` is how many times more images the models of `samples` know than those
+        of `halves`.
+        """
         perfect = 0.0 if self.scoring.startswith("neg_") else 1.0
         loss, before = perfect - float(samples.mean()), perfect - float(halves.mean())
         if not 0 <= loss < before:
             return None
-        ratio = loss / before
-        # The gain loss - loss**2 / before, linear in both near their values.
-        linear = (2 * ratio - 1) * samples - ratio**2 * halves
+        power = np.log(2) / np.log(factor)
+        ratio = (loss / before) ** power
+        # The gain is linear in both losses near their values.
+        linear = ((1 + power) * ratio - 1) * samples
+        linear -= power * ratio * loss / before * halves
         error = standard_error(linear, groups)
-        gain = loss * (1 - ratio)
+        gain = float(loss * (1 - ratio))
         return Difference(gain, error, gain > 2 * error)
 
     def _parts(self, n_parts: int) -> Iterator[np.ndarray]:
@@ -237,32 +257,62 @@ class _Measured:
             if n_images >= _ENOUGH:
                 return
 
-    def _split(self, n_parts: int) -> np.ndarray | None:
-        """The part of each sample; groups are kept together, classes are spread."""
-        rng = np.random.default_rng(0)
+    def _units(self) -> tuple[np.ndarray, np.ndarray]:
+        """The image or group that each sample is, and the class of each of these."""
         units = np.arange(self.n_samples) if self.groups is None else self.groups
-        n_units = int(units.max()) + 1
-        numbers = self.targets.numbers
-        kinds = np.zeros(n_units, int)
-        if len(numbers):
+        kinds = np.zeros(int(units.max()) + 1, int)
+        if len(self.targets.numbers):
             # The class of a group is that of most of its images.
             pairs, counts = np.unique(
-                np.column_stack([units, numbers]), axis=0, return_counts=True
+                np.column_stack([units, self.targets.numbers]),
+                axis=0,
+                return_counts=True,
             )
             order = np.argsort(counts, kind="stable")
             kinds[pairs[order, 0]] = pairs[order, 1]
-            units_of = np.bincount(pairs[:, 1], minlength=int(numbers.max()) + 1)
-            enough = units_of[numbers] >= _LEAST_IN_PART * n_parts
-            if enough.mean() < _LEAST_SHARE:
+        return units, kinds
+
+    def _few(self, n_parts: int) -> bool:
+        """Whether a class has few images, or groups, in a part."""
+        if not len(self.targets.numbers):
+            return False
+        _, kinds = self._units()
+        return len(kinds) / len(np.unique(kinds)) < _FEW_IN_PART * n_parts
+
+    def _split(self, n_parts: int) -> np.ndarray | None:
+        """The part of each sample; groups are kept together, classes are spread."""
+        units, kinds = self._units()
+        if len(self.targets.numbers):
+            enough = np.bincount(kinds)[kinds] >= _LEAST_IN_PART * n_parts
+            if enough[units].mean() < _LEAST_SHARE:
                 return None
-        elif n_units < _LEAST_IN_PART * n_parts:
+        elif len(kinds) < _LEAST_WITHOUT_CLASSES * n_parts:
             return None
-        shuffled = rng.permutation(n_units)
+        shuffled = np.random.default_rng(0).permutation(len(kinds))
         shuffled = shuffled[np.argsort(kinds[shuffled], kind="stable")]
-        part_of_unit = np.empty(n_units, int)
-        part_of_unit[shuffled] = np.arange(n_units) % n_parts
+        part_of_unit = np.empty(len(kinds), int)
+        part_of_unit[shuffled] = np.arange(len(kinds)) % n_parts
         part_of: np.ndarray = part_of_unit[units]
         return part_of
+
+    def _folds(self, taken: np.ndarray, few: bool) -> np.ndarray | None:
+        """What is left out together: a group, or with few one of each class."""
+        if not few:
+            return None if self.groups is None else _numbered(self.groups[taken])
+        units, kinds = self._units()
+        found, numbers = np.unique(units[taken], return_inverse=True)
+        order = np.argsort(kinds[found], kind="stable")
+        ordered = kinds[found][order]
+        folds = np.empty(len(found), int)
+        folds[order] = np.arange(len(found)) - np.searchsorted(ordered, ordered)
+        left_out: np.ndarray = folds[numbers]
+        return left_out
+
+    def _n_known(self, taken: np.ndarray, few: bool) -> float:
+        """Images, or groups, that a model knows, without those that it predicts."""
+        units, kinds = self._units()
+        found = np.unique(units[taken])
+        return len(found) - (len(np.unique(kinds[found])) if few else 1)
 
     def _some(self, count: int) -> np.ndarray:
         """All samples, or about so many of them, of all classes."""
@@ -274,9 +324,11 @@ class _Measured:
             return np.arange(self.n_samples)
         return np.sort(np.random.default_rng(0).permutation(self.n_samples)[:count])
 
-    def _score(self, codes: Any, taken: np.ndarray, gamma: float | None) -> np.ndarray:
+    def _score(
+        self, codes: Any, taken: np.ndarray, gamma: float | None, few: bool = False
+    ) -> np.ndarray:
         """What samples add to the leave-one-out score of a kernel."""
-        groups = None if self.groups is None else _numbered(self.groups[taken])
+        groups = self._folds(taken, few)
         targets = _some_targets(self.targets, taken)
         read = codes if _in_chunks(codes, gamma) else codes[:]
         return best_ridge(read, targets, self.scoring, [gamma], groups=groups).samples

@@ -111,7 +111,7 @@ def test_other_backbones() -> None:
     good, bad = made_codes(LABELS, 0.8, 0), made_codes(LABELS, 0.2, 1)
     made = Made({("good.onnx", -1): good, ("bad.onnx", -1): bad}, LABELS)
     found = finding(made.advice(), "backbones")
-    assert found.answer == "good.onnx is best"
+    assert found.answer == "the best is good.onnx"
     assert f"good.onnx has {percent(made.rows[0].score)}: +" in found.sentence
     assert "points against bad.onnx." in found.sentence
     assert "The best two side by side have" in found.sentence
@@ -155,11 +155,11 @@ def test_more_images_help() -> None:
     curve = made.figures().curve
     scores = [percent(point.score) for point in curve]
     start = f"With 30, 60, 120 and all 240 images: {', '.join(scores[:-1])} and "
-    assert found.sentence.startswith(start + scores[-1])
+    assert found.sentence.startswith(f"{start}{scores[-1]}, leaving out one of each")
     following = found.figures["next_doubling"]
     assert following["value"] > 2 * following["error"]
     gain = f"{100 * following['value']:+.1f} +- {100 * following['error']:.1f} points"
-    assert f"twice as many images bring {gain}" in found.sentence
+    assert f"twice as many bring about {gain}" in found.sentence
 
 
 def test_more_images_do_not_help_a_perfect_score() -> None:
@@ -169,13 +169,13 @@ def test_more_images_do_not_help_a_perfect_score() -> None:
 
 
 def test_few_images_have_no_learning_curve() -> None:
-    advice = two_layers(0.9, 0.2, np.arange(30) % 6).advice()
+    advice = two_layers(0.9, 0.2, np.arange(18) % 6).advice()
     found = finding(advice, "images")
     assert found.answer == "not clear"
-    assert found.sentence.endswith("for a learning curve: the smallest has 5.")
+    assert found.sentence.endswith("for a learning curve: the smallest has 3.")
     found = finding(advice, "fine-tuning")
     assert found.answer == "not with so few images"
-    assert found.sentence.endswith("here are 30, 5 of a class.")
+    assert found.sentence.endswith("here are 18, 3 of a class.")
 
 
 def test_fine_tuning_takes_many_images_and_a_far_better_training_fit() -> None:
@@ -288,6 +288,6 @@ def test_photographs_of_clothes(shared: Path) -> None:
     assert finding(advice, "similarity").figures["same_class_by_chance"] < 0.12
     curve = finding(advice, "images").figures["curve"]
     assert [point["n_images"] for point in curve] == [75, 150, 300, 600]
-    assert curve[-1]["score"] == ranking.recommended.score
+    assert curve[-1]["score"] == pytest.approx(ranking.recommended.score, abs=0.02)
     assert finding(advice, "images").answer == "yes"
     assert finding(advice, "fine-tuning").answer == "not with so few images"
