@@ -331,7 +331,7 @@ class _Words:
         text = (
             f"With {counts} and all {self.n_images} images: {', '.join(few)} and {last}"
         )
-        if points[-1].score != self.chosen.score:
+        if points[-1].one_of_each_class:
             text += ", leaving out one of each class at a time"
         text += "."
         found["last_doubling"] = asdict(doubling)

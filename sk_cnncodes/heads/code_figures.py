@@ -210,13 +210,15 @@ class _Measured:
             samples = np.concatenate(scored)
             groups = None if self.groups is None else _numbered(self.groups[covered])
             size = round(len(covered) / len(parts))
-            points.append(CurvePoint(n_parts, size, float(samples.mean())))
+            points.append(CurvePoint(n_parts, size, float(samples.mean()), few))
             if n_parts == 2:
                 known = self._n_known(parts[0], few), self._n_known(everything, few)
                 pair = all_samples[covered], samples
                 last = difference(*pair, groups)
                 following = self._following(*pair, groups, known[1] / known[0])
-        points.append(CurvePoint(1, self.n_samples, float(all_samples.mean())))
+        few = few and bool(points)
+        score = float(all_samples.mean())
+        points.append(CurvePoint(1, self.n_samples, score, few))
         return points, last, following
 
     def _following(
@@ -242,7 +244,9 @@ class _Measured:
         linear -= power * ratio * loss / before * halves
         error = standard_error(linear, groups)
         gain = float(loss * (1 - ratio))
-        return Difference(gain, error, gain > 2 * error)
+        # What did not clearly help is no sign that more would.
+        helped = before - loss > 2 * standard_error(samples - halves, groups)
+        return Difference(gain, error, helped and gain > 2 * error)
 
     def _parts(self, n_parts: int) -> Iterator[np.ndarray]:
         """Disjoint parts, until they have enough images; none if classes are small."""

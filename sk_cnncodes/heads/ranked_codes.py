@@ -176,11 +176,14 @@ class CurvePoint:
     n_images : int
         Number of images in a part.
     score : float
+    one_of_each_class : bool
+        Whether one image, or group, of each class is left out at a time.
     """
 
     n_parts: int
     n_images: int
     score: float
+    one_of_each_class: bool
 
 
 @dataclass(frozen=True)

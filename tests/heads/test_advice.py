@@ -149,7 +149,7 @@ def test_a_second_backbone_is_another_one() -> None:
 
 
 def test_more_images_help() -> None:
-    made = two_layers(0.5, 0.2)
+    made = two_layers(0.35, 0.1)
     found = finding(made.advice(), "images")
     assert found.answer == "yes"
     curve = made.figures().curve
@@ -160,6 +160,15 @@ def test_more_images_help() -> None:
     assert following["value"] > 2 * following["error"]
     gain = f"{100 * following['value']:+.1f} +- {100 * following['error']:.1f} points"
     assert f"twice as many bring about {gain}" in found.sentence
+
+
+def test_a_last_doubling_that_chance_explains_promises_nothing() -> None:
+    made = two_layers(0.4, 0.1)
+    figures, found = made.figures(), finding(made.advice(), "images")
+    assert figures.last_doubling is not None
+    assert 0 < figures.last_doubling.value < 2 * figures.last_doubling.error
+    assert found.answer == "no clear gain"
+    assert "too little to tell what another one would" in found.sentence
 
 
 def test_more_images_do_not_help_a_perfect_score() -> None:

@@ -46,12 +46,15 @@ def test_the_curve_rises_to_the_score_of_all_images(groups: Any) -> None:
     scores = [point.score for point in curve]
     assert scores == sorted(scores)
     assert scores[-1] - scores[0] > 0.1
+    assert all(point.one_of_each_class for point in curve)
 
 
 def test_many_images_of_a_class_are_left_out_one_by_one() -> None:
     labels = np.arange(800) % 2
     made = single(signal=0.1, labels=labels)
-    assert made.figures().curve[-1].score == made.rows[0].score
+    last = made.figures().curve[-1]
+    assert last.score == made.rows[0].score
+    assert not last.one_of_each_class
 
 
 @pytest.mark.parametrize("groups", [None, GROUPS], ids=["images", "groups"])
