@@ -226,9 +226,10 @@ def rank_codes(
             )
             return NormedCodes(parts, found.norm)
 
-        with threadpool_limits(
-            scorer.n_threads if len(images) > MAX_KERNEL_IMAGES else 1, user_api="blas"
-        ):
+        # More threads slow small products down, as in `_Scorer`.
+        large = any(each.is_large for each in candidates)
+        n_blas = scorer.n_threads if large else 1
+        with threadpool_limits(n_blas, user_api="blas"):
             figures = code_figures(
                 rows,
                 [each.scored.samples for each in candidates],
