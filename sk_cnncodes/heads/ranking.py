@@ -264,13 +264,12 @@ class _Candidate:
     parts: list[np.ndarray]
     ridge: RidgeScore | None = None
     code_length: int = field(init=False)
+    is_large: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.code_length = sum(part.shape[1] for part in self.parts)
 
-    @property
-    def is_large(self) -> bool:
-        return self.code_length * len(self.parts[0]) > _LARGE_SIZE
+        self.is_large = self.code_length * len(self.parts[0]) > _LARGE_SIZE
 
     @property
     def scored(self) -> RidgeScore:
