@@ -268,7 +268,6 @@ class _Candidate:
 
     def __post_init__(self) -> None:
         self.code_length = sum(part.shape[1] for part in self.parts)
-
         self.is_large = self.code_length * len(self.parts[0]) > _LARGE_SIZE
 
     @property
