@@ -113,7 +113,8 @@ class CodeRanking:
 
         Notes
         -----
-        `rank_codes` measures what it takes, for a few percent of its time:
+        `rank_codes` measures what it takes, in 7% of its time for 600 images, and in
+        that of several layers for thousands, where it tries no RBF kernels:
 
         - Whether the images are like those of the backbone: the best score of an
           earlier layer against that of layer -1, since a network's last layers suit
