@@ -165,7 +165,9 @@ class CodeCache:
 
     # -- rows ----------------------------------------------------------------
 
-    def get_many(self, spec: str, images: Sequence[bytes]) -> list[np.ndarray | None]:
+    def get_many(
+        self, spec: str, images: Sequence[bytes], *, counted: bool = True
+    ) -> list[np.ndarray | None]:
         """Look up the codes of images.
 
         Parameters
@@ -174,6 +176,9 @@ class CodeCache:
             Digest of the code spec.
         images : sequence of bytes
             Digests of the images.
+        counted : bool, default=True
+            False if they were looked up just before: hits and misses are not counted
+            twice.
 
         Returns
         -------
@@ -183,10 +188,11 @@ class CodeCache:
         found: list[np.ndarray | None] = self._attempt(
             lambda store: store.get(spec, images)
         ) or [None] * len(images)
-        hits = sum(code is not None for code in found)
-        with self._lock:
-            self._hits += hits
-            self._misses += len(found) - hits
+        if counted:
+            hits = sum(code is not None for code in found)
+            with self._lock:
+                self._hits += hits
+                self._misses += len(found) - hits
         report_told()
         return found
 

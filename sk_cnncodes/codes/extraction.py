@@ -270,10 +270,10 @@ class Extraction:
         for start in range(0, len(missing), _CLAIM_SIZE):
             group = missing[start : start + _CLAIM_SIZE]
             if start > 0:
-                # Another process may have finished some since.
                 self._flush()
-                group = self._write_found(group)
             claimed = self._claim(group)
+            # Others have stored what they had claimed before they give it up.
+            group = self._write_found(group, again=True)
             for index, digest in group:
                 if isinstance(digest, ImageError):
                     yield index, digest
@@ -293,11 +293,11 @@ class Extraction:
                     self._deferred.append((index, digest))
 
     def _write_found(
-        self, keyed: list[tuple[int, Digest | ImageError]]
+        self, keyed: list[tuple[int, Digest | ImageError]], *, again: bool = False
     ) -> list[tuple[int, Digest | ImageError]]:
         """Write the rows found in the cache; return the other images."""
         readable = [key for _, key in keyed if isinstance(key, bytes)]
-        found = dict(zip(readable, self._look_up(readable), strict=True))
+        found = dict(zip(readable, self._look_up(readable, again), strict=True))
         missing, rows, codes = [], [], []
         for index, digest in keyed:
             code = None if isinstance(digest, ImageError) else found[digest]
@@ -323,13 +323,17 @@ class Extraction:
         self._claims = self._claims or new_owner()
         return self._cache.claim(self._spec_digests[0], images, self._claims)
 
-    def _look_up(self, digests: list[Digest]) -> list[tuple[np.ndarray, ...] | None]:
+    def _look_up(
+        self, digests: list[Digest], again: bool
+    ) -> list[tuple[np.ndarray, ...] | None]:
         """Cached codes of the wanted specs; of all outputs if codes are only stored."""
         assert self._cache is not None
         specs = self._spec_digests
         if not self._only_store:
             specs = [specs[number] for number in self._wanted]
-        found = [self._cache.get_many(spec, digests) for spec in specs]
+        found = [
+            self._cache.get_many(spec, digests, counted=not again) for spec in specs
+        ]
         return [
             None if any(code is None for code in codes) else codes
             for codes in zip(*found, strict=True)

@@ -362,3 +362,25 @@ def test_row_i_is_the_code_of_image_i(
             np.testing.assert_allclose(code, alone[row], rtol=1e-4, atol=1e-5)
         else:
             assert np.isnan(code).all()
+
+
+def test_codes_stored_between_look_up_and_claim_are_used(
+    net: str, photograph_files: list[Path], tmp_path: Path
+) -> None:
+    """Regression: another process had finished them meanwhile, and all ran again."""
+    path = tmp_path / "codes.sqlite3"
+
+    class Late(CodeCache):
+        """A cache whose images another transform computes before they are claimed."""
+
+        def claim(self, *arguments: Any) -> set[bytes]:
+            CNNCodeTransformer(net, cache=CodeCache(path)).transform(photograph_files)
+            return super().claim(*arguments)
+
+    late = Late(path)
+    with counted_forwards() as count:
+        codes = CNNCodeTransformer(net, cache=late).transform(photograph_files)
+    assert count.images == len(photograph_files)
+    expected = CNNCodeTransformer(net, cache=None).transform(photograph_files)
+    np.testing.assert_array_equal(codes, expected)
+    assert late.info().misses == len(photograph_files)
