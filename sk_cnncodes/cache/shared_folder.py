@@ -53,7 +53,11 @@ def _ray_driver(pid: int) -> int:
 @functools.cache
 def shared_folder(root: int) -> Path:
     """Folder of the temporary file of a process and its workers."""
-    return Path(tempfile.gettempdir(), f"{_prefix()}{root}-{_start_time(root)}")
+    try:
+        parent = tempfile.gettempdir()
+    except FileNotFoundError:  # none can be written to: nor can this one
+        parent = "/tmp"
+    return Path(parent, f"{_prefix()}{root}-{_start_time(root)}")
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import pytest
 from sk_cnncodes import CNNCodeTransformer, CodeCache
 from sk_cnncodes.backbones import analysis, backbone
 from sk_cnncodes.cache import file_store
-from sk_cnncodes.codes import digests, extraction, workers
+from sk_cnncodes.codes import digests, extraction, preparation, workers
 from sk_cnncodes.codes.sessions import SESSIONS
 from sk_cnncodes.engines import session as runtime
 from tests.faults.conftest import check_rows, leftovers, own_threads
@@ -29,8 +29,8 @@ PHASES: dict[str, tuple[Any, str]] = {
     "cutting the graph": (backbone, "build_code_graphs"),
     "opening the session": (runtime, "_open_runner"),
     "its self-test": (runtime, "_batch_fault"),
-    "reading": (workers, "read_content"),
-    "decoding": (workers, "decode_content"),
+    "reading": (preparation, "read_content"),
+    "decoding": (preparation, "decode_content"),
     "stacking": (workers.Workers, "_forward"),
     "running": (runtime.CodeSession, "_run"),
     "checking": (extraction, "_check_finite"),
