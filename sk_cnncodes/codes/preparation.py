@@ -1,9 +1,9 @@
 """Prepare images: from an element of X to its digest and the pixels of its views.
 
 Python runs one thread at a time between the steps of a decoder. From about eight
-threads on, that bounds the images a second, and a GPU waits. `DecodeProcess` is a
-process that prepares images for one thread, which waits for it; all of them are forked
-from one that has imported what they need.
+threads on, that bounds the images a second, and a GPU waits. So, for a GPU,
+each thread has a `DecodeProcess` do its work; all of them are forked from one that has
+imported what they need.
 """
 
 from __future__ import annotations
@@ -126,10 +126,9 @@ class Preparation:
                 if digest is not None:
                     now = content_digest(content)
                     changed = now if now != digest else None
-                jpeg = None
-                if self.on_gpu is not None:
-                    jpeg = plain_jpeg(content, self.max_pixels, how[2])
-                if self.on_gpu is not None and jpeg is not None:
+                if self.on_gpu is not None and (
+                    jpeg := plain_jpeg(content, self.max_pixels, how[2])
+                ):
                     pixels = self.on_gpu(jpeg, self.preprocessing, self.views)
                     if pixels is not None:
                         return Outcome(index, digest, changed), pixels
@@ -214,12 +213,10 @@ class DecodeProcess:
     """
 
     def __init__(self, preparation: Preparation, ends: list[int]) -> None:
-        self._shape = (preparation.chunk_size, *preparation.shape)
-        size = int(np.prod(self._shape))
+        shape = (preparation.chunk_size, *preparation.shape)
         ends.append(os.memfd_create("sk_cnncodes-pixels"))
-        os.ftruncate(ends[0], size)
-        memory = np.frombuffer(mmap.mmap(ends[0], size), np.uint8)
-        self._pixels = memory.reshape(self._shape)
+        os.ftruncate(ends[0], int(np.prod(shape)))
+        self._pixels = _shared_pixels(ends[0], shape)
         theirs, ours = os.pipe()
         ends.append(theirs)
         self._requests = os.fdopen(ours, "wb")
@@ -318,8 +315,7 @@ def _serve_one(memory: int, requests: int, answers: int) -> None:
     with os.fdopen(requests, "rb") as source, os.fdopen(answers, "wb") as target:
         state = pickle.load(source)
         preparation, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = state
-        shape = (preparation.chunk_size, *preparation.shape)
-        shared = np.frombuffer(mmap.mmap(memory, int(np.prod(shape))), np.uint8)
+        pixels = _shared_pixels(memory, (preparation.chunk_size, *preparation.shape))
         answer: Any = True
         while True:
             try:
@@ -328,7 +324,13 @@ def _serve_one(memory: int, requests: int, answers: int) -> None:
                 tasks = pickle.load(source)
             except (EOFError, OSError):
                 return
-            answer = _prepare_all(preparation, tasks, shared.reshape(shape))
+            answer = _prepare_all(preparation, tasks, pixels)
+
+
+def _shared_pixels(memory: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Pixels in the memory of a file descriptor."""
+    mapped = mmap.mmap(memory, int(np.prod(shape)))
+    return np.frombuffer(mapped, np.uint8).reshape(shape)
 
 
 def _prepare_all(

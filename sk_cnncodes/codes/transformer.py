@@ -130,8 +130,9 @@ class CNNCodeTransformer(
         Engine that runs the network. ``"auto"`` uses OpenVINO for bfloat16 and, if it
         is installed, for int8; otherwise ONNX Runtime.
     n_jobs : int or None, default=-1
-        Number of threads that decode images and, on the CPU, run the backbone. -1 uses
-        all cores available to this process, which in a joblib worker is its share of
+        Number of threads that decode images and, on the CPU, run the backbone; for
+        many images and a GPU, each decodes in a process of its own (Linux). -1 uses all
+        cores available to this process, which in a joblib worker is its share of
         them. None means 1. If you call `transform` from several threads at once, each
         call uses this many threads; ``n_jobs=1`` is then enough.
     verbose : bool, default=False

@@ -87,12 +87,12 @@ def load_session(
     ort = import_onnxruntime()
     providers = providers or gpu_providers(model, device, "float32", None, "")
     reported = _load_nvidia_libraries(ort)
-    # cuDNN's search for the fastest kernels is reported as a series of errors.
-    ort.set_default_logger_severity(4)
     name = "TensorRT" if device.tensorrt else "CUDA"
     try:
         session = make_session(model, session_options(1), [*providers, CPU_PROVIDER])
         if session.get_providers()[0] == providers[0][0]:
+            # In runs, cuDNN's search for kernels is reported as a series of errors.
+            ort.set_default_logger_severity(4)
             return session
         needed = "tensorrt" if device.tensorrt else "'sk-cnncodes[cuda]'"
         reason = (

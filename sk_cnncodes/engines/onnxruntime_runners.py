@@ -104,7 +104,9 @@ class GpuRunner(CpuRunner):
     def _padded_size(self, rows: int) -> int:
         """An earlier size that is not much larger; or a new one."""
         power = 1 << (rows - 1).bit_length()
-        known = [size for size in self._sizes if rows <= size <= _MAX_PADDING * power]
+        # A copy: another thread may add a size meanwhile.
+        sizes = tuple(self._sizes)
+        known = [size for size in sizes if rows <= size <= _MAX_PADDING * power]
         return min(known, default=power if rows <= _MAX_ROUNDED else rows)
 
 

@@ -25,6 +25,7 @@ from sk_cnncodes.heads.head_comparison import (
     make_splits,
     results_table,
 )
+from sk_cnncodes.heads.layer_codes import transformers_of
 from sk_cnncodes.heads.presets import HEADS, REGRESSORS
 from sk_cnncodes.heads.ranked_codes import RankedCodes
 from sk_cnncodes.heads.ranking import NORMS, rank_codes
@@ -46,7 +47,10 @@ _REGRESSORS = ("rbf", "ridge")
 
 
 class CodeChoice(BaseEstimator):
-    """What the classifier and the regressor share."""
+    """Base class of `CNNCodeClassifier` and `CNNCodeRegressor`.
+
+    Attributes are those of `CNNCodeClassifier`.
+    """
 
     pipeline_: Pipeline
 
@@ -81,10 +85,22 @@ class CodeChoice(BaseEstimator):
 
     def choose(
         self, X: Any, y: Any, groups: Any, scoring: str | None
-    ) -> tuple[Any, Pipeline, Targets, Splits, ComparedHead]:
-        """Rank the codes, compare heads on the best, and return the best pipeline."""
+    ) -> tuple[Targets, ComparedHead]:
+        """Rank the codes, compare heads on the best, and fit the best pipeline.
+
+        Returns
+        -------
+        targets : Targets
+        best : ComparedHead
+        """
         if self.n_codes < 1:
             raise ValueError(f"n_codes: expected at least 1, got {self.n_codes!r}.")
+        names = [str(each.backbone) for each in transformers_of(self.backbones)]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"backbones: expected different ones, got {names}. Compare one with "
+                "other parameters by another estimator."
+            )
         images = as_image_sequence(X)
         if len(images) < 2:
             raise ValueError(
@@ -145,8 +161,8 @@ class CodeChoice(BaseEstimator):
         self.best_score_ = best.score
         codes = self._transformer(rows[best.codes], cache)
         head = heads[best.head]
-        pipeline = self._fitted(codes, head, images, labels, targets, splits)
-        return images, pipeline, targets, splits, best
+        self.pipeline_ = self._fitted(codes, head, images, labels, targets, splits)
+        return targets, best
 
     def _fitted(
         self,
@@ -229,14 +245,9 @@ class CodeChoice(BaseEstimator):
     def _transformer(
         self, row: RankedCodes, cache: str | os.PathLike[str] | CodeCache
     ) -> CNNCodeTransformer:
-        given, found = self.backbones, CNNCodeTransformer(row.backbone)
-        single = isinstance(given, (str, os.PathLike, CNNCodeTransformer))
-        for each in [given] if single else given:
-            if isinstance(each, CNNCodeTransformer) and str(each.backbone) == (
-                row.backbone
-            ):
-                found = clone(each)
-                break
+        """What computes the codes of a row."""
+        given = transformers_of(self.backbones)
+        found = next(each for each in given if str(each.backbone) == row.backbone)
         found.set_params(
             layer=row.layer,
             norm=row.norm,
@@ -247,6 +258,7 @@ class CodeChoice(BaseEstimator):
         return found
 
     def final_head(self, head: Any, targets: Targets, splits: Splits) -> Any:
+        """The head that is fitted to all images; a classifier calibrates it."""
         return head
 
     def predict(self, X: Any) -> np.ndarray:
@@ -314,8 +326,8 @@ def as_splitter(splits: Splits, n_samples: int) -> Any:
     return splits
 
 
-def calibrated(values: np.ndarray, targets: Targets) -> np.ndarray:
-    """Out-of-fold probabilities of decision values, after one temperature."""
+def out_of_fold_probabilities(values: np.ndarray, targets: Targets) -> np.ndarray:
+    """Probabilities from decision values, by one temperature for all."""
     if targets.kind == "multilabel":
         return values
     tested = np.isfinite(values).all(axis=1)

@@ -19,7 +19,7 @@ from sk_cnncodes.heads.code_choice import (
     CodeChoice,
     as_splitter,
     as_targets,
-    calibrated,
+    out_of_fold_probabilities,
 )
 from sk_cnncodes.heads.head_comparison import Splits
 from sk_cnncodes.heads.scoring import SCORINGS, Targets
@@ -102,19 +102,14 @@ class CNNCodeClassifier(ClassifierMixin, CodeChoice):
     best_index_ : int
         Its position in `cv_results_`.
     cv_predictions_ : ndarray, shape (n_images, n_classes)
-        Out-of-fold probabilities of the best combination, calibrated; for several
-        labels its decision values. NaN for images that no fold tests, such as the only
-        one of a class.
+        Out-of-fold probabilities of the best combination, by one temperature for all;
+        for several labels its decision values. NaN for images that no fold tests, such
+        as the only one of a class.
 
     See Also
     --------
     rank_codes : The ranking alone.
     code_search : A plain grid search over backbones, layers and heads.
-
-    Notes
-    -----
-    The head is the same for all images. Where a single pipeline is wanted, in a script
-    of a paper, write down `best_params_` and build it.
 
     Examples
     --------
@@ -165,10 +160,9 @@ class CNNCodeClassifier(ClassifierMixin, CodeChoice):
             raise ValueError(
                 f"scoring: expected one of {list(valid)} or None, got {self.scoring!r}."
             )
-        _, pipeline, targets, _, best = self.choose(X, y, groups, self.scoring)
+        targets, best = self.choose(X, y, groups, self.scoring)
         self.classes_ = targets.classes
-        self.pipeline_ = pipeline
-        self.cv_predictions_ = calibrated(best.values, targets)
+        self.cv_predictions_ = out_of_fold_probabilities(best.values, targets)
         return self
 
     def final_head(self, head: Any, targets: Targets, splits: Splits) -> Any:
@@ -255,8 +249,7 @@ class CNNCodeRegressor(RegressorMixin, CodeChoice):
         y = as_targets(self, y)
         y = y.astype(float) if y.dtype.kind == "O" else y
         scoring = "r2" if self.scoring is None else self.scoring
-        _, pipeline, _, _, best = self.choose(X, y, groups, scoring)
-        self.pipeline_ = pipeline
+        _, best = self.choose(X, y, groups, scoring)
         self.cv_predictions_ = best.values[:, 0] if np.ndim(y) == 1 else best.values
         return self
 

@@ -263,10 +263,9 @@ class CodeRanking:
             f"{chosen.norm}",
         )
         ax.set_xscale("log")
-        for axis_ticks in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-            axis_ticks(
-                ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 1))
-            )
+        ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(ticker.NullFormatter())
         ax.set_xlabel("million multiply-adds an image")
         ax.set_ylabel(self._score_name)
         ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))

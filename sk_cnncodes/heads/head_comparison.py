@@ -189,15 +189,11 @@ def results_table(
     scores = np.array([each.score for each in compared])
     folds = np.array([each.fold_scores for each in compared])
     named = [{**parameters[each.codes], "head": each.head} for each in compared]
-    table: dict[str, Any] = {
-        f"param_{key}": np.array([row[key] for row in named], dtype=object)
-        for key in named[0]
-        if key != "layer"
-    }
-    layers = np.empty(len(named), object)
-    layers[:] = [row["layer"] for row in named]
-    table["param_layer"] = layers
-    table["params"] = named
+    table: dict[str, Any] = {"params": named}
+    for key in named[0]:
+        values = np.empty(len(named), object)
+        values[:] = [row[key] for row in named]  # a list of layers stays one
+        table[f"param_{key}"] = values
     for number, column in enumerate(folds.T):
         table[f"split{number}_test_score"] = column
     table["mean_test_score"] = scores

@@ -53,7 +53,7 @@ class ComparedBackbone:
 
     Parameters
     ----------
-    given : str, path-like or CNNCodeTransformer
+    transformer : CNNCodeTransformer
 
     Attributes
     ----------
@@ -66,11 +66,8 @@ class ComparedBackbone:
         Speed of the pass that computed the codes; None if some were in the cache.
     """
 
-    def __init__(self, given: str | os.PathLike[str] | CNNCodeTransformer) -> None:
-        if isinstance(given, CNNCodeTransformer):
-            self.transformer = clone(given).set_params(norm=None)
-        else:
-            self.transformer = CNNCodeTransformer(given)
+    def __init__(self, transformer: CNNCodeTransformer) -> None:
+        self.transformer = transformer.set_params(norm=None)
         self.name = str(self.transformer.backbone)
         self._backbone = load_backbone(
             self.transformer.backbone, self.transformer.preprocessing
@@ -144,6 +141,26 @@ class ComparedBackbone:
         return 0 if cache is None else cache.info().misses
 
 
+def transformers_of(backbones: Any) -> list[CNNCodeTransformer]:
+    """New transformers for the parameter `backbones` of `rank_codes`.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    single = isinstance(backbones, (str, os.PathLike, CNNCodeTransformer))
+    found = [
+        clone(each)
+        if isinstance(each, CNNCodeTransformer)
+        else CNNCodeTransformer(each)
+        for each in ([backbones] if single else backbones)
+    ]
+    if not found:
+        raise ValueError("backbones: expected at least one, got none.")
+    return found
+
+
 def compared_backbones(backbones: Any, layers: Any) -> list[ComparedBackbone]:
     """The backbones, with those of the layers that they have.
 
@@ -154,12 +171,9 @@ def compared_backbones(backbones: Any, layers: Any) -> list[ComparedBackbone]:
     LayerError
         If no backbone has one of the layers.
     ValueError
-        If there is no backbone, or no layer.
+        If there is no layer, or as `transformers_of`.
     """
-    single = isinstance(backbones, (str, os.PathLike, CNNCodeTransformer))
-    found = [ComparedBackbone(each) for each in ([backbones] if single else backbones)]
-    if not found:
-        raise ValueError("backbones: expected at least one, got none.")
+    found = [ComparedBackbone(each) for each in transformers_of(backbones)]
     if isinstance(layers, str) and layers == "all":
         for backbone in found:
             for error in backbone.take(backbone.numbered()):

@@ -421,5 +421,5 @@ def _notes_on_copies(codes: np.ndarray, groups: np.ndarray | None) -> list[str]:
         return []
     return [
         f"{n_copies} images are copies of others, which makes the scores optimistic: "
-        "remove them, or give equal images the same of groups."
+        "remove them, or give equal images the same group."
     ]

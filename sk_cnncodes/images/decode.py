@@ -390,12 +390,12 @@ class PlainJpeg(NamedTuple):
 def plain_jpeg(
     content: bytes, max_pixels: int | None, color: str = "ignore"
 ) -> PlainJpeg | None:
-    """Whether a file is a large JPEG that GPUs decode as Pillow does; None if not.
+    """Read the header of a large JPEG file that GPUs decode; None for other files.
 
-    It is if it has one scan of Huffman-coded 8-bit values (baseline), gray or YCbCr
-    with a common sampling, at least a megapixel, its end, and no colour profile that is
-    to be applied. It depends on the file and the parameters alone, and not on the
-    machine, as they decide how an image is decoded.
+    Such a file has at least a megapixel, in one scan of Huffman-coded 8-bit values
+    (baseline), gray or YCbCr with a common sampling; it has its end, and no colour
+    profile that is to be applied. The machine plays no part: how an image is decoded,
+    and so its code, depends on the file and the parameters alone.
 
     Parameters
     ----------

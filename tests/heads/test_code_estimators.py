@@ -237,11 +237,25 @@ def test_parameters_of_a_transformer_are_kept(cache: CodeCache) -> None:
     assert given.norm is None
 
 
+def test_layers_side_by_side(cache: CodeCache) -> None:
+    """Lists of equal length are kept as lists in the results."""
+    model = CNNCodeClassifier(layers=[[-1, -3], [-1, -2]], heads="lda", cache=cache)
+    model.fit(IMAGES[:120], DIGITS.target[:120])
+    tried = list(model.cv_results_["param_layer"])
+    assert all(layer in ([-1, -3], [-1, -2]) for layer in tried)
+    assert model.pipeline_["codes"].layer == model.best_params_["layer"]
+    assert model.score(IMAGES[120:200], DIGITS.target[120:200]) > 0.8
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"heads": "forest"}, r"heads: expected 'auto' or some of .*got \['forest'\]"),
         ({"heads": []}, "heads: expected 'auto'"),
+        (
+            {"backbones": ["cnncodes-mini", CNNCodeTransformer(views="flip")]},
+            "backbones: expected different ones, got",
+        ),
         ({"n_codes": 0}, "n_codes: expected at least 1, got 0"),
         ({"cv": 1}, "cv: expected at least 2 folds, got 1"),
         ({"scoring": "r2"}, r"scoring: expected one of \['accuracy'"),
