@@ -50,6 +50,7 @@ def test_a_cache_in_memory_or_a_file(tmp_path: Path) -> None:
 def test_the_cache_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory and temporary file together are too small."""
     memory = code_cache._ProcessCache()
+    memory.clear()  # the file may have codes of other tests
     monkeypatch.setattr(memory, "max_bytes", 100_000)
     monkeypatch.setattr(process_store, "MAX_FILE_BYTES", 200_000)
     ((needed, allowed),) = transform_twice(memory)
