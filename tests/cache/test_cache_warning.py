@@ -50,9 +50,9 @@ def test_a_cache_in_memory_or_a_file(tmp_path: Path) -> None:
 def test_the_cache_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory and temporary file together are too small."""
     memory = code_cache._ProcessCache()
-    memory.clear()  # the file may have codes of other tests
     monkeypatch.setattr(memory, "max_bytes", 100_000)
     monkeypatch.setattr(process_store, "MAX_FILE_BYTES", 200_000)
+    memory.clear()  # the file may have codes of other tests
     ((needed, allowed),) = transform_twice(memory)
     assert (needed, allowed) == (pytest.approx(NEEDED, abs=0.2), 0.3)
 
