@@ -51,6 +51,12 @@ from sk_cnncodes.cache.code_cache import (
 )
 from sk_cnncodes.codes.explanation import Explanation as Explanation
 from sk_cnncodes.codes.transformer import CNNCodeTransformer as CNNCodeTransformer
+from sk_cnncodes.datasets.folders import (
+    ImageFiles as ImageFiles,
+)
+from sk_cnncodes.datasets.folders import (
+    find_labelled_images as find_labelled_images,
+)
 from sk_cnncodes.engines.quantisation import Calibration as Calibration
 from sk_cnncodes.export.loading import (
     SKOPS_TRUSTED_TYPES as SKOPS_TRUSTED_TYPES,
@@ -101,12 +107,6 @@ from sk_cnncodes.heads.selection import (
 )
 from sk_cnncodes.heads.selection import (
     verdict as verdict,
-)
-from sk_cnncodes.images.folders import (
-    ImageFiles as ImageFiles,
-)
-from sk_cnncodes.images.folders import (
-    find_labelled_images as find_labelled_images,
 )
 from sk_cnncodes.images.preprocessing import Preprocessing as Preprocessing
 from sk_cnncodes.layers.layer import Layer as Layer

@@ -17,13 +17,15 @@ FLOORS: dict[str, set[str]] = {"base": set()}
 FLOORS["graphs"] = {"base"}
 FLOORS["images"] = {"base"}
 FLOORS["engines"] = {"base"}
+FLOORS["datasets"] = {"images", "base"}
 FLOORS["cache"] = {"base"}
 FLOORS["layers"] = {"graphs", "base"}
 FLOORS["backbones"] = {"layers", "images", "engines", "graphs", "base"}
 FLOORS["codes"] = {"backbones", "cache", *FLOORS["backbones"]}
 FLOORS["heads"] = {"codes", *FLOORS["codes"]}
 FLOORS["export"] = {"heads", *FLOORS["heads"]}
-FLOORS["cli"] = {"export", *FLOORS["export"]}
+FLOORS["inspection"] = {"export", "datasets", *FLOORS["export"]}
+FLOORS["cli"] = {"inspection", *FLOORS["inspection"]}
 # Modules beside the folders that all may import.
 ROOT = {"_version"}
 
@@ -43,13 +45,13 @@ LATE_MODULES = {
     "cli.diagnosis": {"codes.sessions"},
     "cli.doctor": {"cli.diagnosis"},
     "cli.embed": {"codes.transformer"},
-    "cli.models": {"cache.code_cache", "codes.persistence", "codes.saving"},
+    "cli.common.models": {"cache.code_cache", "codes.persistence", "codes.saving"},
     "cli.predict": {"export.loading", "export.onnx_classifier"},
     "cli.rank": {
         *("codes.transformer", "heads.advice", "heads.layer_codes"),
         *("heads.ranked_codes", "heads.ranking"),
     },
-    "cli.report": {"heads.presets", "heads.ranked_codes", "heads.selection"},
+    "cli.common.report": {"heads.presets", "heads.ranked_codes", "heads.selection"},
     "cli.similar": {
         *("base.exceptions", "codes.transformer"),
         *("export.loading", "export.onnx_classifier"),

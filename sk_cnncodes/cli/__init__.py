@@ -25,7 +25,7 @@ from sk_cnncodes.cli import (
     similar,
     train,
 )
-from sk_cnncodes.cli.frame import Commands
+from sk_cnncodes.cli.common.frame import Commands
 
 app = typer.Typer(
     cls=Commands,

@@ -10,7 +10,7 @@ import typer
 
 import sk_cnncodes
 from sk_cnncodes.backbones import catalogue
-from sk_cnncodes.cli.frame import AsJson, print_table
+from sk_cnncodes.cli.common.frame import AsJson, print_table
 
 if TYPE_CHECKING:
     from sk_cnncodes import Backbone

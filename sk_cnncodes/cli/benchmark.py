@@ -9,8 +9,12 @@ from typing import Annotated
 
 import typer
 
-from sk_cnncodes.cli.frame import AsJson, print_table
-from sk_cnncodes.cli.image_arguments import MaxPixelsOption, listed_paths, pixel_limit
+from sk_cnncodes.cli.common.frame import AsJson, print_table
+from sk_cnncodes.cli.common.image_arguments import (
+    MaxPixelsOption,
+    listed_paths,
+    pixel_limit,
+)
 
 
 def benchmark(

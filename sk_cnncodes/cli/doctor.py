@@ -7,7 +7,7 @@ import json
 import typer
 
 import sk_cnncodes
-from sk_cnncodes.cli.frame import ERROR, AsJson
+from sk_cnncodes.cli.common.frame import ERROR, AsJson
 
 
 def doctor(as_json: AsJson = False) -> None:

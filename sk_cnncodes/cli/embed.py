@@ -10,8 +10,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from sk_cnncodes.cli.code_files import WRITERS
-from sk_cnncodes.cli.frame import (
+from sk_cnncodes.cli.common.code_files import WRITERS
+from sk_cnncodes.cli.common.frame import (
     CacheOption,
     DeviceOption,
     check_output,
@@ -20,7 +20,7 @@ from sk_cnncodes.cli.frame import (
     note,
     parse_layer,
 )
-from sk_cnncodes.cli.image_arguments import (
+from sk_cnncodes.cli.common.image_arguments import (
     ImagesArgument,
     MaxPixelsOption,
     compute_parts,

@@ -15,13 +15,13 @@ import numpy as np
 import typer
 
 from sk_cnncodes.base.files import atomic_write
-from sk_cnncodes.cli.frame import (
+from sk_cnncodes.cli.common.frame import (
     CacheOption,
     check_output,
     end_with,
     interruptible,
 )
-from sk_cnncodes.cli.image_arguments import (
+from sk_cnncodes.cli.common.image_arguments import (
     ImagesArgument,
     MaxPixelsOption,
     compute_parts,
@@ -30,7 +30,7 @@ from sk_cnncodes.cli.image_arguments import (
     listed_paths,
     pixel_limit,
 )
-from sk_cnncodes.cli.models import set_up
+from sk_cnncodes.cli.common.models import set_up
 
 if TYPE_CHECKING:
     from sk_cnncodes.export.onnx_classifier import OnnxClassifier

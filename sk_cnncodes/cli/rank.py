@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sk_cnncodes.cli.frame import (
+from sk_cnncodes.cli.common.frame import (
     AsJson,
     CacheOption,
     DeviceOption,
@@ -21,8 +21,8 @@ from sk_cnncodes.cli.frame import (
     note,
     parse_layer,
 )
-from sk_cnncodes.cli.image_arguments import MaxPixelsOption, pixel_limit
-from sk_cnncodes.cli.labelled_images import (
+from sk_cnncodes.cli.common.image_arguments import MaxPixelsOption, pixel_limit
+from sk_cnncodes.cli.common.labelled_images import (
     BackbonesOption,
     LabelledFolder,
     LabelledImages,

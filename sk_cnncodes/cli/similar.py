@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from sk_cnncodes.cli.frame import (
+from sk_cnncodes.cli.common.frame import (
     CacheOption,
     DeviceOption,
     end_with,
@@ -21,14 +21,14 @@ from sk_cnncodes.cli.frame import (
     parse_layer,
     print_table,
 )
-from sk_cnncodes.cli.image_arguments import (
+from sk_cnncodes.cli.common.image_arguments import (
     MaxPixelsOption,
     compute_parts,
     image_bar,
     listed_paths,
     pixel_limit,
 )
-from sk_cnncodes.cli.models import different_transformers
+from sk_cnncodes.cli.common.models import different_transformers
 
 if TYPE_CHECKING:
     from sk_cnncodes.codes.transformer import CNNCodeTransformer

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from sk_cnncodes.base.files import atomic_write
-from sk_cnncodes.cli.frame import (
+from sk_cnncodes.cli.common.frame import (
     CacheOption,
     DeviceOption,
     check_output,
@@ -23,8 +23,8 @@ from sk_cnncodes.cli.frame import (
     note,
     parse_layer,
 )
-from sk_cnncodes.cli.image_arguments import MaxPixelsOption, pixel_limit
-from sk_cnncodes.cli.labelled_images import (
+from sk_cnncodes.cli.common.image_arguments import MaxPixelsOption, pixel_limit
+from sk_cnncodes.cli.common.labelled_images import (
     BackbonesOption,
     LabelledFolder,
     LabelledImages,
@@ -32,7 +32,7 @@ from sk_cnncodes.cli.labelled_images import (
     embed_labelled,
     labelled_images,
 )
-from sk_cnncodes.cli.report import Report
+from sk_cnncodes.cli.common.report import Report
 
 
 class Head(StrEnum):

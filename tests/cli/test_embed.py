@@ -14,7 +14,7 @@ import pytest
 
 from sk_cnncodes import CNNCodeTransformer
 from sk_cnncodes.cli import embed as embed_module
-from sk_cnncodes.cli import image_arguments as images_module
+from sk_cnncodes.cli.common import image_arguments as images_module
 from tests.cli.commands import invoke
 from tests.forwards import counted_forwards
 

@@ -16,7 +16,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from sk_cnncodes import CNNCodeTransformer
-from sk_cnncodes.cli import image_arguments as images_module
+from sk_cnncodes.cli.common import image_arguments as images_module
 from tests.cli.commands import invoke
 from tests.forwards import counted_forwards
 

@@ -24,7 +24,7 @@ from sk_cnncodes import (
 )
 from sk_cnncodes.base.exceptions import ExportError
 from sk_cnncodes.cli import train as train_module
-from sk_cnncodes.cli.report import calibration_error, confusions
+from sk_cnncodes.cli.common.report import calibration_error, confusions
 from sk_cnncodes.cli.train import Head, Norm
 from sk_cnncodes.export import pipeline as export
 from sk_cnncodes.heads.presets import HEADS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sk_cnncodes.cli.frame import format_table
+from sk_cnncodes.cli.common.frame import format_table
 
 if TYPE_CHECKING:
     from sk_cnncodes.heads.code_estimators import CNNCodeClassifier

@@ -13,8 +13,8 @@ import typer
 
 from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.base.progress import progress_bar
-from sk_cnncodes.cli.frame import note
-from sk_cnncodes.images.folders import find_images
+from sk_cnncodes.cli.common.frame import note
+from sk_cnncodes.datasets.folders import find_images
 from sk_cnncodes.images.safe_open import MAX_PIXELS
 from sk_cnncodes.images.sources import describe_image
 

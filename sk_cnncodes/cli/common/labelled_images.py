@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sk_cnncodes.cli.frame import note
-from sk_cnncodes.cli.image_arguments import compute_parts, image_bar, note_ignored
-from sk_cnncodes.images.folders import find_labelled_images
+from sk_cnncodes.cli.common.frame import note
+from sk_cnncodes.cli.common.image_arguments import (
+    compute_parts,
+    image_bar,
+    note_ignored,
+)
+from sk_cnncodes.datasets.folders import find_labelled_images
 
 if TYPE_CHECKING:
     from sk_cnncodes.codes.transformer import CNNCodeTransformer

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sk_cnncodes.datasets.folders import find_images, find_labelled_images
 from sk_cnncodes.images.decode import read_rgb
-from sk_cnncodes.images.folders import find_images, find_labelled_images
 from sk_cnncodes.images.formats import FORMATS, image_suffixes
 from tests.fuzz.image_seeds import encoded
 

@@ -59,7 +59,7 @@ def find_images(folder: str | os.PathLike[str]) -> ImageFiles:
     --------
     >>> import tempfile
     >>> from pathlib import Path
-    >>> from sk_cnncodes.images.folders import find_images
+    >>> from sk_cnncodes.datasets.folders import find_images
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for name in ("a.JPG", "b.png", "notes.txt", ".hidden.png"):
     ...         Path(folder, name).touch()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import sk_cnncodes
-from sk_cnncodes.cli.frame import check_output
+from sk_cnncodes.cli.common.frame import check_output
 from tests.cli.commands import invoke, run
 
 COMMANDS = [
