@@ -67,20 +67,11 @@ from sk_cnncodes.export.loading import (
 from sk_cnncodes.export.onnx_classifier import OnnxClassifier as OnnxClassifier
 from sk_cnncodes.export.pipeline import to_onnx as to_onnx
 from sk_cnncodes.export.saving import save_model as save_model
-from sk_cnncodes.heads.advice import (
-    Advice as Advice,
-)
-from sk_cnncodes.heads.advice import (
-    Finding as Finding,
-)
 from sk_cnncodes.heads.code_estimators import (
     CNNCodeClassifier as CNNCodeClassifier,
 )
 from sk_cnncodes.heads.code_estimators import (
     CNNCodeRegressor as CNNCodeRegressor,
-)
-from sk_cnncodes.heads.code_ranking import (
-    CodeRanking as CodeRanking,
 )
 from sk_cnncodes.heads.grids import (
     code_union as code_union,
@@ -95,10 +86,6 @@ from sk_cnncodes.heads.kernel_ridge import (
     KernelRidgeCV as KernelRidgeCV,
 )
 from sk_cnncodes.heads.presets import HEADS as HEADS
-from sk_cnncodes.heads.ranked_codes import (
-    RankedCodes as RankedCodes,
-)
-from sk_cnncodes.heads.ranking import rank_codes as rank_codes
 from sk_cnncodes.heads.selection import (
     code_search as code_search,
 )
@@ -110,6 +97,19 @@ from sk_cnncodes.heads.selection import (
 )
 from sk_cnncodes.images.preprocessing import Preprocessing as Preprocessing
 from sk_cnncodes.layers.layer import Layer as Layer
+from sk_cnncodes.ranking.advice import (
+    Advice as Advice,
+)
+from sk_cnncodes.ranking.advice import (
+    Finding as Finding,
+)
+from sk_cnncodes.ranking.code_ranking import (
+    CodeRanking as CodeRanking,
+)
+from sk_cnncodes.ranking.rank_codes import rank_codes as rank_codes
+from sk_cnncodes.ranking.ranked_codes import (
+    RankedCodes as RankedCodes,
+)
 
 __all__ = [
     "HEADS",

@@ -22,7 +22,8 @@ FLOORS["cache"] = {"base"}
 FLOORS["layers"] = {"graphs", "base"}
 FLOORS["backbones"] = {"layers", "images", "engines", "graphs", "base"}
 FLOORS["codes"] = {"backbones", "cache", *FLOORS["backbones"]}
-FLOORS["heads"] = {"codes", *FLOORS["codes"]}
+FLOORS["ranking"] = {"codes", *FLOORS["codes"]}
+FLOORS["heads"] = {"ranking", *FLOORS["ranking"]}
 FLOORS["export"] = {"heads", *FLOORS["heads"]}
 FLOORS["inspection"] = {"export", "datasets", *FLOORS["export"]}
 FLOORS["cli"] = {"inspection", *FLOORS["inspection"]}
@@ -48,17 +49,17 @@ LATE_MODULES = {
     "cli.common.models": {"cache.code_cache", "codes.persistence", "codes.saving"},
     "cli.predict": {"export.loading", "export.onnx_classifier"},
     "cli.rank": {
-        *("codes.transformer", "heads.advice", "heads.layer_codes"),
-        *("heads.ranked_codes", "heads.ranking"),
+        *("codes.transformer", "ranking.advice", "ranking.layer_codes"),
+        *("ranking.ranked_codes", "ranking.rank_codes"),
     },
-    "cli.common.report": {"heads.presets", "heads.ranked_codes", "heads.selection"},
+    "cli.common.report": {"heads.presets", "ranking.ranked_codes"},
     "cli.similar": {
         *("base.exceptions", "codes.transformer"),
         *("export.loading", "export.onnx_classifier"),
     },
     "cli.train": {
         *("codes.transformer", "export.pipeline", "export.saving"),
-        *("heads.code_estimators", "heads.layer_codes", "heads.presets"),
+        *("heads.code_estimators", "ranking.layer_codes", "heads.presets"),
     },
     "engines.execution": {"engines.openvino"},
     "engines.session": {

@@ -32,7 +32,7 @@ from sk_cnncodes.cli.common.labelled_images import (
 )
 
 if TYPE_CHECKING:
-    from sk_cnncodes.heads.code_ranking import CodeRanking
+    from sk_cnncodes.ranking.code_ranking import CodeRanking
 
 
 class Scoring(StrEnum):
@@ -91,8 +91,8 @@ def rank(
       sk-cnncodes rank photos --layer -1 --layer -3 --layer -1,-3
       sk-cnncodes rank photos --groups '(IMG_[0-9]+)_crop'
     """
-    from sk_cnncodes.heads.advice import train_command
-    from sk_cnncodes.heads.ranked_codes import layers_of
+    from sk_cnncodes.ranking.advice import train_command
+    from sk_cnncodes.ranking.ranked_codes import layers_of
 
     ranking, images = _rank_folder(
         folder, backbone, layer, scoring, groups, max_pixels, cache, device
@@ -162,8 +162,8 @@ def _rank_folder(
 ) -> tuple[CodeRanking, LabelledImages]:
     """Rank with the options of `rank`; also return the images that can be read."""
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
-    from sk_cnncodes.heads.layer_codes import compared_backbones
-    from sk_cnncodes.heads.ranking import rank_codes
+    from sk_cnncodes.ranking.layer_codes import compared_backbones
+    from sk_cnncodes.ranking.rank_codes import rank_codes
 
     pattern = _compiled(groups)
     layers: Any = "all"

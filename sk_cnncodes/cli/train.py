@@ -49,7 +49,7 @@ class Head(StrEnum):
 
 
 class Norm(StrEnum):
-    """Same as `sk_cnncodes.heads.ranking.NORMS`, whose import takes a second."""
+    """Same as `sk_cnncodes.ranking.rank_codes.NORMS`, whose import takes a second."""
 
     l2 = "l2"
     power = "power"
@@ -157,7 +157,7 @@ def train(
     """
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
     from sk_cnncodes.heads.code_estimators import CNNCodeClassifier
-    from sk_cnncodes.heads.layer_codes import compared_backbones
+    from sk_cnncodes.ranking.layer_codes import compared_backbones
 
     if output.suffix.lower() == ".onnx":
         raise typer.BadParameter(

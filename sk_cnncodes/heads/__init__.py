@@ -1,5 +1,5 @@
-"""Classifiers on codes, the ranking of layers, and the search for the best combination.
+"""Classifiers on codes, their comparison, and the search for the best combination.
 
 Uses scikit-learn's estimators; backbones and layers are referred to by name only.
-Imports `codes` and below.
+Imports `ranking` and below.
 """

@@ -25,17 +25,17 @@ from sk_cnncodes.heads.head_comparison import (
     make_splits,
     results_table,
 )
-from sk_cnncodes.heads.layer_codes import transformers_of
 from sk_cnncodes.heads.presets import HEADS, REGRESSORS
-from sk_cnncodes.heads.ranked_codes import RankedCodes
-from sk_cnncodes.heads.ranking import NORMS, rank_codes
-from sk_cnncodes.heads.scoring import (
+from sk_cnncodes.images.containers import as_image_sequence
+from sk_cnncodes.ranking.layer_codes import transformers_of
+from sk_cnncodes.ranking.rank_codes import NORMS, rank_codes
+from sk_cnncodes.ranking.ranked_codes import RankedCodes
+from sk_cnncodes.ranking.scoring import (
     Targets,
     read_targets,
     softmax,
     temperature_factors,
 )
-from sk_cnncodes.images.containers import as_image_sequence
 
 # Heads that are compared for up to so many images; and for more, those whose time grows
 # slowly. Others were not better by more than chance (see `HEADS`).

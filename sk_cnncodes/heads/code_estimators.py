@@ -22,7 +22,7 @@ from sk_cnncodes.heads.code_choice import (
     out_of_fold_probabilities,
 )
 from sk_cnncodes.heads.head_comparison import Splits
-from sk_cnncodes.heads.scoring import SCORINGS, Targets
+from sk_cnncodes.ranking.scoring import SCORINGS, Targets
 
 _CALIBRATION = (
     "temperature"

@@ -18,7 +18,7 @@ from sklearn.model_selection import (
 )
 from sklearn.utils.validation import has_fit_parameter
 
-from sk_cnncodes.heads.scoring import Targets, sample_scores
+from sk_cnncodes.ranking.scoring import Targets, sample_scores
 
 Splits = list[tuple[np.ndarray, np.ndarray]]
 # Added to the least value, for classes that a fold did not train.

@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from sk_cnncodes.base.logs import logger
 from sk_cnncodes.base.public import public
-from sk_cnncodes.heads.leave_one_out import ridge_decompositions
-from sk_cnncodes.heads.scoring import SCORINGS, Targets, read_targets, sample_scores
+from sk_cnncodes.ranking.leave_one_out import ridge_decompositions
+from sk_cnncodes.ranking.scoring import SCORINGS, Targets, read_targets, sample_scores
 
 # For codes of unit length; also those of linear ridge.
 ALPHAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)

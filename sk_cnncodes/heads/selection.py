@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import getclosurevars
-from pathlib import Path
 from typing import Any, Self
 
 from sklearn.base import ClassifierMixin, clone
@@ -20,6 +19,7 @@ from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
 from sk_cnncodes.heads.grids import LayerChoice, layer_grid
 from sk_cnncodes.heads.presets import DEFAULT_HEADS, HEADS
+from sk_cnncodes.ranking.ranked_codes import short_name
 
 DEFAULT_LAYERS = (-1, -2, -4)
 DEFAULT_NORMS = ("power",)
@@ -287,8 +287,3 @@ def verdict(search: GridSearchCV) -> str:
         f"{best.norm or 'no'} norm, {HEADS[best.head][0]}: {100 * best.mean:.2f}% in "
         "cross-validation."
     )
-
-
-def short_name(backbone: str) -> str:
-    """Name of a backbone, or the file name of its path."""
-    return Path(backbone).name

@@ -131,8 +131,8 @@ def ranking(data: Data) -> Iterator[Row]:
 
 def many(data: Data) -> Iterator[Row]:
     """Memory and time of 100,000 codes of length 1,280, from a file."""
-    from sk_cnncodes.heads.ridge_scores import NormedCodes, best_ridge
-    from sk_cnncodes.heads.scoring import read_targets
+    from sk_cnncodes.ranking.ridge_scores import NormedCodes, best_ridge
+    from sk_cnncodes.ranking.scoring import read_targets
 
     rng = np.random.default_rng(0)
     y = rng.integers(0, 20, 100_000)

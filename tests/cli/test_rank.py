@@ -11,7 +11,7 @@ import pytest
 
 from sk_cnncodes import download_backbone, rank_codes
 from sk_cnncodes.cli.rank import Scoring
-from sk_cnncodes.heads.scoring import SCORINGS
+from sk_cnncodes.ranking.scoring import SCORINGS
 from tests.cli.commands import invoke
 from tests.cli.conftest import copies
 from tests.forwards import counted_forwards

@@ -28,7 +28,7 @@ from sk_cnncodes.cli.common.report import calibration_error, confusions
 from sk_cnncodes.cli.train import Head, Norm
 from sk_cnncodes.export import pipeline as export
 from sk_cnncodes.heads.presets import HEADS
-from sk_cnncodes.heads.ranking import NORMS
+from sk_cnncodes.ranking.rank_codes import NORMS
 from tests.cli.commands import environment, invoke, only_posix
 from tests.forwards import counted_forwards
 

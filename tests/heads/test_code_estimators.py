@@ -31,7 +31,7 @@ from sk_cnncodes import (
 )
 from sk_cnncodes.heads.code_estimators import _has_probabilities
 from sk_cnncodes.heads.head_comparison import make_splits
-from sk_cnncodes.heads.scoring import read_targets
+from sk_cnncodes.ranking.scoring import read_targets
 from tests.forwards import counted_forwards
 
 DIGITS = load_digits()

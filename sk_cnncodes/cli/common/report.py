@@ -238,8 +238,7 @@ _CODES = ("backbone", "layer", "norm")
 
 def _codes(backbone: str, layer: Any, norm: str) -> list[str]:
     """What stands in the columns `_CODES`."""
-    from sk_cnncodes.heads.ranked_codes import layer_text
-    from sk_cnncodes.heads.selection import short_name
+    from sk_cnncodes.ranking.ranked_codes import layer_text, short_name
 
     layers = layer if isinstance(layer, list) else [layer]
     return [short_name(backbone), layer_text(layers), norm]

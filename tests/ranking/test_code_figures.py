@@ -11,9 +11,9 @@ from sklearn.model_selection import LeaveOneGroupOut, LeaveOneOut, cross_val_pre
 from sklearn.neighbors import KNeighborsClassifier
 
 from sk_cnncodes.heads import code_figures as module
-from sk_cnncodes.heads.code_figures import difference
-from sk_cnncodes.heads.ridge_scores import best_ridge
-from tests.heads.made_rankings import Made, made_codes
+from sk_cnncodes.ranking.code_figures import difference
+from sk_cnncodes.ranking.ridge_scores import best_ridge
+from tests.ranking.made_rankings import Made, made_codes
 
 LABELS = np.arange(320) % 8
 GROUPS = np.arange(320) // 16 * 8 + LABELS  # pairs of images of a class

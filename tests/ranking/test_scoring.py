@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics
 from sklearn.utils import resample
 
-from sk_cnncodes.heads.scoring import (
+from sk_cnncodes.ranking.scoring import (
     Targets,
     alpha_losses,
     is_worse,

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils.multiclass import type_of_target
 
-from sk_cnncodes.heads.leave_one_out import signed_targets
+from sk_cnncodes.ranking.leave_one_out import signed_targets
 
 # Regularisations; of a linear kernel, in units of the `spread` of the codes.
 ALPHAS = np.logspace(-4, 2, 13)

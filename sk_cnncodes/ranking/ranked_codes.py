@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from sk_cnncodes.base.public import public
@@ -245,3 +246,8 @@ class CodeFigures:
     training_score: float
     least_per_class: float | None
     mean_per_class: float | None
+
+
+def short_name(backbone: str) -> str:
+    """Name of a backbone, or the file name of its path."""
+    return Path(backbone).name

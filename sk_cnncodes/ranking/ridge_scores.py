@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from sk_cnncodes.codes.norms import apply_norm
-from sk_cnncodes.heads.leave_one_out import ridge_decompositions
-from sk_cnncodes.heads.scoring import ALPHAS, Targets, alpha_losses, sample_scores
+from sk_cnncodes.ranking.leave_one_out import ridge_decompositions
+from sk_cnncodes.ranking.scoring import ALPHAS, Targets, alpha_losses, sample_scores
 
 # Bytes of the predictions of several alphas that are scored at once.
 _PREDICTION_BYTES = 2**26

@@ -14,7 +14,7 @@ from sklearn.model_selection import LeaveOneGroupOut, LeaveOneOut
 from sklearn.preprocessing import KernelCenterer
 
 from sk_cnncodes.heads import leave_one_out
-from sk_cnncodes.heads.leave_one_out import (
+from sk_cnncodes.ranking.leave_one_out import (
     ridge_decompositions,
     signed_targets,
 )

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sk_cnncodes.heads.leave_one_out import ridge_decompositions
-from sk_cnncodes.heads.ranked_codes import (
+from sk_cnncodes.ranking.leave_one_out import ridge_decompositions
+from sk_cnncodes.ranking.ranked_codes import (
     CodeFigures,
     Compared,
     CurvePoint,
@@ -21,8 +21,8 @@ from sk_cnncodes.heads.ranked_codes import (
     Neighbours,
     RankedCodes,
 )
-from sk_cnncodes.heads.ridge_scores import NormedCodes, best_ridge, spread
-from sk_cnncodes.heads.scoring import Targets, sample_scores, standard_error
+from sk_cnncodes.ranking.ridge_scores import NormedCodes, best_ridge, spread
+from sk_cnncodes.ranking.scoring import Targets, sample_scores, standard_error
 
 # Parts of the images that a learning curve is measured on.
 _PARTS = (8, 4, 2)

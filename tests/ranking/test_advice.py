@@ -13,8 +13,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from sk_cnncodes import Advice, Finding, list_backbones, rank_codes
-from sk_cnncodes.heads.advice import OTHER_BACKBONES
-from tests.heads.made_rankings import Made, made_codes
+from sk_cnncodes.ranking.advice import OTHER_BACKBONES
+from tests.ranking.made_rankings import Made, made_codes
 
 LABELS = np.arange(240) % 6
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from sk_cnncodes.base.public import public
-from sk_cnncodes.heads.advice import Advice, advise
-from sk_cnncodes.heads.ranked_codes import (
+from sk_cnncodes.ranking.advice import Advice, advise
+from sk_cnncodes.ranking.ranked_codes import (
     SHARES,
     CodeFigures,
     RankedCodes,
     layer_text,
     layers_of,
+    short_name,
 )
-from sk_cnncodes.heads.selection import short_name
 
 # Rows of a table; `to_frame` has all.
 _MAX_ROWS = 20

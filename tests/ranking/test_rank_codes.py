@@ -25,7 +25,7 @@ from sk_cnncodes import (
     rank_codes,
 )
 from sk_cnncodes.heads import ranking as module
-from sk_cnncodes.heads.scoring import ALPHAS
+from sk_cnncodes.ranking.scoring import ALPHAS
 from tests.forwards import counted_forwards
 
 N = 60

@@ -24,23 +24,23 @@ from sk_cnncodes.base.progress import progress_bar
 from sk_cnncodes.base.public import public
 from sk_cnncodes.base.threads import OrderedThreadPool
 from sk_cnncodes.cache.code_cache import CodeCache
-from sk_cnncodes.heads.code_figures import code_figures
-from sk_cnncodes.heads.code_ranking import CodeRanking
-from sk_cnncodes.heads.layer_codes import (
+from sk_cnncodes.images.containers import as_image_sequence
+from sk_cnncodes.ranking.code_figures import code_figures
+from sk_cnncodes.ranking.code_ranking import CodeRanking
+from sk_cnncodes.ranking.layer_codes import (
     ComparedBackbone,
     ComparedLayer,
     compared_backbones,
 )
-from sk_cnncodes.heads.ranked_codes import RankedCodes
-from sk_cnncodes.heads.ridge_scores import NormedCodes, RidgeScore, best_ridge
-from sk_cnncodes.heads.scoring import (
+from sk_cnncodes.ranking.ranked_codes import RankedCodes
+from sk_cnncodes.ranking.ridge_scores import NormedCodes, RidgeScore, best_ridge
+from sk_cnncodes.ranking.scoring import (
     GAMMAS,
     Targets,
     is_worse,
     read_targets,
     standard_error,
 )
-from sk_cnncodes.images.containers import as_image_sequence
 
 # Beyond it, RBF kernels are left out: eigenvectors take 1.3 s at 2,000, 35 s at 6,000.
 MAX_KERNEL_IMAGES = 2000

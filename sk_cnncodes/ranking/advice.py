@@ -14,7 +14,7 @@ from html import escape
 from typing import Any
 
 from sk_cnncodes.base.public import public
-from sk_cnncodes.heads.ranked_codes import (
+from sk_cnncodes.ranking.ranked_codes import (
     SHARES,
     CodeFigures,
     Difference,
@@ -22,8 +22,8 @@ from sk_cnncodes.heads.ranked_codes import (
     RankedCodes,
     layer_text,
     layers_of,
+    short_name,
 )
-from sk_cnncodes.heads.selection import short_name
 
 # Rules of thumb, not measured. Fine-tuning fits millions of weights: with fewer images
 # it mostly learns them by heart, and a head on frozen codes is as good or better.

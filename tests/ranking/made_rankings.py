@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from sk_cnncodes import Advice, RankedCodes
-from sk_cnncodes.heads.advice import advise
-from sk_cnncodes.heads.code_figures import CodeFigures, code_figures
-from sk_cnncodes.heads.ridge_scores import NormedCodes, best_ridge
-from sk_cnncodes.heads.scoring import is_worse, read_targets, standard_error
+from sk_cnncodes.ranking.advice import advise
+from sk_cnncodes.ranking.code_figures import CodeFigures, code_figures
+from sk_cnncodes.ranking.ridge_scores import NormedCodes, best_ridge
+from sk_cnncodes.ranking.scoring import is_worse, read_targets, standard_error
 
 
 def made_codes(
