@@ -58,11 +58,20 @@ from sk_cnncodes.datasets.folders import (
     find_labelled_images as find_labelled_images,
 )
 from sk_cnncodes.engines.quantisation import Calibration as Calibration
+from sk_cnncodes.export.card_files import (
+    read_model_card as read_model_card,
+)
 from sk_cnncodes.export.loading import (
     SKOPS_TRUSTED_TYPES as SKOPS_TRUSTED_TYPES,
 )
 from sk_cnncodes.export.loading import (
     load_model as load_model,
+)
+from sk_cnncodes.export.model_card import (
+    ModelCard as ModelCard,
+)
+from sk_cnncodes.export.model_card import (
+    OperatingPoint as OperatingPoint,
 )
 from sk_cnncodes.export.onnx_classifier import OnnxClassifier as OnnxClassifier
 from sk_cnncodes.export.pipeline import to_onnx as to_onnx
@@ -138,7 +147,9 @@ __all__ = [
     "KernelRidgeClassifierCV",
     "Layer",
     "LayerError",
+    "ModelCard",
     "OnnxClassifier",
+    "OperatingPoint",
     "Preprocessing",
     "PreprocessingError",
     "RankedCodes",
@@ -152,6 +163,7 @@ __all__ = [
     "load_backbone",
     "load_model",
     "rank_codes",
+    "read_model_card",
     "save_model",
     "score_table",
     "to_onnx",

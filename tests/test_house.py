@@ -58,9 +58,11 @@ LATE_MODULES = {
         *("export.loading", "export.onnx_classifier"),
     },
     "cli.train": {
-        *("codes.transformer", "export.pipeline", "export.saving"),
-        *("heads.code_estimators", "ranking.layer_codes", "heads.presets"),
+        *("codes.transformer", "export.model_card", "export.pipeline"),
+        *("export.saving", "heads.code_estimators", "heads.presets"),
+        *("ranking.layer_codes",),
     },
+    "export.model_card": {"heads.presets"},
     "engines.execution": {"engines.openvino"},
     "engines.session": {
         *("engines.openvino", "engines.precision", "engines.quantisation"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +33,9 @@ from sk_cnncodes.cli.common.labelled_images import (
     labelled_images,
 )
 from sk_cnncodes.cli.common.report import Report
+
+if TYPE_CHECKING:
+    from sk_cnncodes.export.model_card import ModelCard
 
 
 class Head(StrEnum):
@@ -156,6 +159,7 @@ def train(
       sk-cnncodes train photos -o model.joblib --head logistic --onnx model.onnx
     """
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
+    from sk_cnncodes.export.model_card import ModelCard
     from sk_cnncodes.heads.code_estimators import CNNCodeClassifier
     from sk_cnncodes.ranking.layer_codes import compared_backbones
 
@@ -230,7 +234,13 @@ def train(
             model.refit(images.paths, images.labels)
         # The saved model refers neither to the cache nor to the threads of this run.
         model.pipeline_["codes"].set_params(cache="memory", n_jobs=-1)
-        _save(model.pipeline_, output, onnx, store_backbone)
+        card = ModelCard.from_estimator(
+            model,
+            split.labels,
+            n_images=len(images.paths) if refit else None,
+            command=["sk-cnncodes", *sys.argv[1:]],
+        )
+        _save(model.pipeline_, card, output, onnx, store_backbone)
     if as_json:
         files = {"model": str(output), "onnx": None if onnx is None else str(onnx)}
         rest = {"ignored": found.ignored, "unreadable": images.bad}
@@ -329,14 +339,20 @@ def _check_counts(counts: Counter[str], least: int, purpose: str) -> None:
 # -- files -------------------------------------------------------------------
 
 
-def _save(pipeline: Any, output: Path, onnx: Path | None, store_backbone: bool) -> None:
+def _save(
+    pipeline: Any,
+    card: ModelCard,
+    output: Path,
+    onnx: Path | None,
+    store_backbone: bool,
+) -> None:
     """Write the model to both files, or to none on an error."""
     from sk_cnncodes.export.saving import save_model
 
     with atomic_write(output) as part:
-        save_model(pipeline, part, store_backbone)
+        save_model(pipeline, part, store_backbone, card)
         if onnx is not None:
             from sk_cnncodes.export.pipeline import to_onnx
 
             note("Converting to ONNX ...")
-            to_onnx(pipeline, onnx)
+            to_onnx(pipeline, onnx, card)

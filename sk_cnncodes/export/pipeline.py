@@ -19,6 +19,7 @@ from sk_cnncodes.base.files import atomic_write, check_not_an_input
 from sk_cnncodes.base.public import public
 from sk_cnncodes.engines.devices import CPU, usable_threads
 from sk_cnncodes.engines.onnxruntime import load_session
+from sk_cnncodes.export.card_files import CARD_KEY
 from sk_cnncodes.export.composition import Sources, model_steps
 from sk_cnncodes.export.conversion import naming, transformed
 from sk_cnncodes.export.exported_model import (
@@ -31,6 +32,7 @@ from sk_cnncodes.export.exported_model import (
 from sk_cnncodes.export.head_graph import at_opset
 from sk_cnncodes.export.head_model import build_head, check_predictions
 from sk_cnncodes.export.joint_codes import code_lengths, joint_code_graph
+from sk_cnncodes.export.model_card import ModelCard
 from sk_cnncodes.export.onnx_classifier import run_images
 from sk_cnncodes.graphs.builder import merge_opsets
 from sk_cnncodes.graphs.view import default_opset
@@ -46,7 +48,11 @@ _RESERVED = {"label", "probabilities", "decision", "values"}
 
 
 @public
-def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
+def to_onnx(
+    model: Any,
+    path: str | os.PathLike[str] | None = None,
+    card: ModelCard | None = None,
+) -> onnx.ModelProto:
     """Convert a fitted pipeline of codes and a head to one ONNX model.
 
     This needs the extra `export`: ``pip install 'sk-cnncodes[export]'``. Each step is
@@ -63,6 +69,8 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
         stand around the pipeline or its head.
     path : str, path-like or None, default=None
         File to write; None writes no file.
+    card : ModelCard or None, default=None
+        Stored as ``sk_cnncodes.card`` in the metadata, for `read_model_card`.
 
     Returns
     -------
@@ -143,6 +151,8 @@ def to_onnx(model: Any, path: str | os.PathLike[str] | None = None) -> onnx.Mode
     metadata |= _metadata(
         [backbones[name] for name in joint.names], joint.specs, steps, head_input
     )
+    if card is not None:
+        metadata[CARD_KEY] = card.to_json()
     del merged.metadata_props[:]
     for key, value in metadata.items():
         merged.metadata_props.add(key=key, value=value)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
 import os
 import pickle
 import warnings
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +21,20 @@ from sk_cnncodes.codes.persistence import (
     stored_records,
     visiting,
 )
-
-# Compressed files that joblib.load recognises.
-_OPEN: dict[str, Callable[..., Any]] = {
-    ".gz": partial(gzip.open, compresslevel=3),  # as joblib.dump
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-}
+from sk_cnncodes.export.card_files import (
+    COMPRESSED,
+    add_card_to_skops,
+    append_card,
+)
+from sk_cnncodes.export.model_card import ModelCard
 
 
 @public
 def save_model(
-    model: Any, path: str | os.PathLike[str], store_backbone: bool = False
+    model: Any,
+    path: str | os.PathLike[str],
+    store_backbone: bool = False,
+    card: ModelCard | None = None,
 ) -> Path:
     """Save a model that contains `CNNCodeTransformer`, at any depth.
 
@@ -56,6 +53,8 @@ def save_model(
     store_backbone : bool, default=False
         True stores the backbones of all fitted transformers, so that the file needs no
         other. False leaves that to the parameter `store_backbone` of each.
+    card : ModelCard or None, default=None
+        Stored beside the model, for `read_model_card`; loading needs none.
 
     Returns
     -------
@@ -82,6 +81,7 @@ def save_model(
     See Also
     --------
     load_model : Load the file, and set device, cache and threads.
+    read_model_card : Read the card of the file.
     to_onnx : One ONNX file with network and classifier.
 
     Examples
@@ -136,11 +136,13 @@ def save_model(
             import skops.io
 
             skops.io.dump(model, part)
+            add_card_to_skops(part, card)
         else:
             # Not joblib.dump, which pickles arrays of objects apart from the rest: what
             # they share with it is then stored twice.
-            with _OPEN.get(suffix, open)(part, "wb") as opened:
+            with COMPRESSED.get(suffix, open)(part, "wb") as opened:
                 pickle.dump(model, opened, 5)
+                append_card(opened, card)
     return file
 
 
