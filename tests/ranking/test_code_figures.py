@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import LeaveOneGroupOut, LeaveOneOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
-from sk_cnncodes.heads import code_figures as module
+from sk_cnncodes.ranking import code_figures as module
 from sk_cnncodes.ranking.code_figures import difference
 from sk_cnncodes.ranking.ridge_scores import best_ridge
 from tests.ranking.made_rankings import Made, made_codes

@@ -13,7 +13,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.model_selection import LeaveOneGroupOut, LeaveOneOut
 from sklearn.preprocessing import KernelCenterer
 
-from sk_cnncodes.heads import leave_one_out
+from sk_cnncodes.ranking import leave_one_out
 from sk_cnncodes.ranking.leave_one_out import (
     ridge_decompositions,
     signed_targets,

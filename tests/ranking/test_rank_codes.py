@@ -24,7 +24,7 @@ from sk_cnncodes import (
     load_backbone,
     rank_codes,
 )
-from sk_cnncodes.heads import ranking as module
+from sk_cnncodes.ranking import rank_codes as module
 from sk_cnncodes.ranking.scoring import ALPHAS
 from tests.forwards import counted_forwards
 
