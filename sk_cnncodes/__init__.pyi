@@ -52,11 +52,15 @@ from sk_cnncodes.cache.code_cache import (
 from sk_cnncodes.codes.explanation import Explanation as Explanation
 from sk_cnncodes.codes.transformer import CNNCodeTransformer as CNNCodeTransformer
 from sk_cnncodes.datasets.folders import (
-    ImageFiles as ImageFiles,
-)
-from sk_cnncodes.datasets.folders import (
     find_labelled_images as find_labelled_images,
 )
+from sk_cnncodes.datasets.labelled_images import (
+    LabelledImages as LabelledImages,
+)
+from sk_cnncodes.datasets.labelled_images import (
+    LeftOut as LeftOut,
+)
+from sk_cnncodes.datasets.labels import read_labels as read_labels
 from sk_cnncodes.engines.quantisation import Calibration as Calibration
 from sk_cnncodes.export.card_files import (
     read_model_card as read_model_card,
@@ -141,12 +145,13 @@ __all__ = [
     "ExportError",
     "Finding",
     "ImageError",
-    "ImageFiles",
     "ImageNotFoundError",
     "KernelRidgeCV",
     "KernelRidgeClassifierCV",
+    "LabelledImages",
     "Layer",
     "LayerError",
+    "LeftOut",
     "ModelCard",
     "OnnxClassifier",
     "OperatingPoint",
@@ -163,6 +168,7 @@ __all__ = [
     "load_backbone",
     "load_model",
     "rank_codes",
+    "read_labels",
     "read_model_card",
     "save_model",
     "score_table",

@@ -26,13 +26,16 @@ from sk_cnncodes.cli.common.frame import (
 from sk_cnncodes.cli.common.image_arguments import MaxPixelsOption, pixel_limit
 from sk_cnncodes.cli.common.labelled_images import (
     BackbonesOption,
-    LabelledFolder,
-    LabelledImages,
+    DataArgument,
+    DataOptions,
     cache_file,
     embed_labelled,
+    found_as_dict,
     labelled_images,
+    takes_data_options,
 )
 from sk_cnncodes.cli.common.report import Report
+from sk_cnncodes.datasets.labelled_images import LabelledImages
 
 if TYPE_CHECKING:
     from sk_cnncodes.export.model_card import ModelCard
@@ -58,8 +61,9 @@ class Norm(StrEnum):
     power = "power"
 
 
+@takes_data_options
 def train(
-    folder: LabelledFolder,
+    data: DataArgument,
     output: Annotated[
         Path,
         typer.Option(
@@ -135,6 +139,7 @@ def train(
             "ONNX file always contains it.",
         ),
     ] = False,
+    data_options: DataOptions = DataOptions(),  # noqa: B008
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON.")
     ] = False,
@@ -142,7 +147,7 @@ def train(
     cache: CacheOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train a classifier on a folder of images.
+    """Train a classifier on labelled images.
 
     All layers are ranked by the exact leave-one-out accuracy of ridge on their codes,
     classifiers are compared on the best of them by cross-validation, and the
@@ -182,7 +187,7 @@ def train(
     if layer:
         layers = [parse_layer(text) for text in dict.fromkeys(layer)]
     heads = _parse_heads(head)
-    found = labelled_images(folder)
+    found = labelled_images(data, data_options)
     for path in filter(None, [output, onnx]):
         check_output(path, inputs=found.paths)
     written = f"{str(output)!r} was not written."
@@ -200,7 +205,7 @@ def train(
         # Fail early on a wrong layer, and on too few images.
         compared = compared_backbones(transformers, layers)
         _split(found, held_out, seed, cv, heads)
-        images = embed_labelled(
+        images, bad = embed_labelled(
             [(each.transformer, each.single_layers) for each in compared], found
         )
         split = _split(images, held_out, seed, cv, heads)
@@ -243,7 +248,7 @@ def train(
         _save(model.pipeline_, card, output, onnx, store_backbone)
     if as_json:
         files = {"model": str(output), "onnx": None if onnx is None else str(onnx)}
-        rest = {"ignored": found.ignored, "unreadable": images.bad}
+        rest = found_as_dict(images, bad)
         typer.echo(json.dumps(report.as_dict() | rest | files, indent=1))
     else:
         typer.echo(report.as_text())
@@ -251,7 +256,7 @@ def train(
         typer.echo(f"\nSaved {output} ({size:.2f} MB).")
         if onnx is not None:
             typer.echo(f"Saved {onnx} ({onnx.stat().st_size / 1e6:.2f} MB).")
-    end_with(len(images.bad))
+    end_with(len(bad))
 
 
 def _parse_heads(heads: list[Head]) -> str | list[str]:

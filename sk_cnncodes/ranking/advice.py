@@ -136,7 +136,6 @@ def advise(
     title: str,
     folder: str,
     options: Sequence[str],
-    ranking_options: Sequence[str],
 ) -> Advice:
     """Put figures into words.
 
@@ -149,7 +148,7 @@ def advise(
     title : str
         Of the ranking.
     folder : str
-    options, ranking_options : sequence of str
+    options : sequence of str
         As for `CodeRanking.advice`.
     """
     words = _Words(rows, figures, kind, scoring, n_images)
@@ -168,7 +167,7 @@ def advise(
             words.images(),
             words.fine_tuning(),
         ]
-    following = words.next_command(folder, options, ranking_options)
+    following = words.next_command(folder, options)
     return Advice(first, tuple(findings), following)
 
 
@@ -391,23 +390,17 @@ class _Words:
 
     # -- the next command ------------------------------------------------------
 
-    def next_command(
-        self, folder: str, options: Sequence[str], ranking_options: Sequence[str]
-    ) -> str:
+    def next_command(self, folder: str, options: Sequence[str]) -> str:
         best, joined = self.chosen, self.figures.joined_layers
         helps = joined is not None and joined.difference.clear
         layers = joined.layers if joined is not None and helps else layers_of(best)
         names = list(dict.fromkeys(row.backbone for row in self.rows))
-        if self.kind != "classification":
-            name = "Regressor" if self.kind == "regression" else "Classifier"
-            layer = layers if len(layers) > 1 else layers[0]
-            return f"CNNCode{name}([{best.backbone!r}], [{layer!r}]).fit(X, y)"
         others = [name for name in OTHER_BACKBONES if name not in map(_stem, names)]
         if len(names) == 1 and others:
             words = ["advise", folder]
             for name in (*names, others[0]):
                 words += ["--backbone", name]
-            return shlex.join(["sk-cnncodes", *words, *ranking_options, *options])
+            return shlex.join(["sk-cnncodes", *words, *options])
         return train_command(best.backbone, layers, folder, options)
 
 

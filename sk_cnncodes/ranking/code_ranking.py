@@ -93,7 +93,6 @@ class CodeRanking:
         self,
         folder: str = "DIR",
         options: Sequence[str] = (),
-        ranking_options: Sequence[str] = (),
     ) -> Advice:
         """Say what the figures say about images, backbone and what to do next.
 
@@ -103,8 +102,6 @@ class CodeRanking:
             The folder of the images in the next command.
         options : sequence of str, default=()
             Other words of that command, such as ``["--cache", "codes.sqlite3"]``.
-        ranking_options : sequence of str, default=()
-            Other words of a command that ranks, such as ``["--groups", "IMG_[0-9]+"]``.
 
         Returns
         -------
@@ -150,7 +147,6 @@ class CodeRanking:
             self._title(),
             folder,
             options,
-            ranking_options,
         )
 
     def to_frame(self) -> Any:

@@ -27,7 +27,7 @@ def test_text_is_the_advice_of_the_ranking(photos: Path, tmp_path: Path) -> None
     assert count.images == 0  # the command stored them
     advice = ranking.advice(str(photos), ["--cache", str(cache)])
     assert result.stdout == f"{advice!r}\n"
-    assert "3 entries that are hidden or without an image suffix" in result.stderr
+    assert "1 .txt file: not the suffix of an image (README.txt)." in result.stderr
 
 
 def test_each_image_takes_one_forward_pass(photos: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sk_cnncodes import download_backbone, rank_codes
-from sk_cnncodes.cli.rank import Scoring
+from sk_cnncodes.cli.common.scoring import Scoring
 from sk_cnncodes.ranking.scoring import SCORINGS
 from tests.cli.commands import invoke
 from tests.cli.conftest import copies
@@ -20,7 +20,8 @@ FAST = ("--layer", "-1", "--layer", "-3")
 
 
 def test_defaults_are_those_of_the_library() -> None:
-    assert tuple(each.value for each in Scoring) == SCORINGS["classification"]
+    known = dict.fromkeys(name for names in SCORINGS.values() for name in names)
+    assert [each.value for each in Scoring] == list(known)
 
 
 def test_text_is_the_ranking_and_what_to_do_next(photos: Path, tmp_path: Path) -> None:
@@ -39,7 +40,8 @@ def test_text_is_the_ranking_and_what_to_do_next(photos: Path, tmp_path: Path) -
         *("sk-cnncodes", "train", str(photos), "-o", "model.joblib"),
         *("--backbone", "cnncodes-mini", "--layer", layer, "--cache", str(cache)),
     ]
-    assert "3 entries that are hidden or without an image suffix" in result.stderr
+    assert "2 classes" in result.stderr
+    assert "2 entries: hidden, or made by a system" in result.stderr
 
 
 def test_each_image_takes_one_forward_pass(photos: Path) -> None:

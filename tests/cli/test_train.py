@@ -74,9 +74,10 @@ def test_text(photos: Path, tmp_path: Path) -> None:
     assert re.search(r"^china +1 +\d+ +\S+$", text, re.MULTILINE)
     assert "this combination, fitted anew to all 24 images" in sentences
     assert re.search(r"Saved .*model.joblib \(0.\d\d MB\)\.\n$", text)
-    assert (
-        "Ignored 3 entries that are hidden or without an image suffix." in result.stderr
-    )
+    found = result.stderr.split("Ranking")[0]
+    assert re.search(r"photos\d*: 24 images of 2 classes\.\n\nclass +images\n", found)
+    assert re.search(r"\nchina +12\nflower +12\n", found)
+    assert "1 .txt file: not the suffix of an image (README.txt)." in found
     assert [path.name for path in tmp_path.iterdir()] == ["model.joblib"]
 
 
@@ -318,7 +319,7 @@ def test_temporary_cache_is_removed(
             ["--head", "knn", "--held-out", "0"],
             "5 nearest neighbours: 2",
         ),
-        ({"a/deep": 9, "b/deep": 9}, [], "Found nested folders, such as"),
+        ({"a/deep": 9, "b/deep": 9}, ["--flat"], "Found images in nested folders"),
         ({"a": 9, "b": 9}, ["--layer", "-99"], "layer=-99"),
         ({"a": 9, "b": 9}, ["--backbone", "nothing"], "backbone='nothing'"),
     ],
@@ -356,11 +357,9 @@ def test_skipped_images_and_folders_are_reported(photos: Path, tmp_path: Path) -
         *("--head", "svm", "--cv", "2"),
     )
     assert result.exit_code == 0
-    assert (
-        "contain no images themselves and are skipped: 'empty', 'nested'."
-        in result.stderr
-    )
-    assert "Ignored 13 images outside the class folders" in result.stderr
+    assert "1 folder: no images inside (empty)." in result.stderr
+    assert "1 image: not in the folder of a class (0000.jpg)." in result.stderr
+    assert re.search(r"\nnested +12\n", result.stderr)
 
 
 def test_outputs_that_would_replace_an_input(photos: Path, tmp_path: Path) -> None:

@@ -41,7 +41,6 @@ def test_find_images_is_recursive_and_sorted(tmp_path: Path) -> None:
     paths = [Path(path).relative_to(tmp_path).as_posix() for path in found.paths]
     assert paths == ["0.jpg", "a/deep/3.webp", "b/1.JPEG", "b/2.png"]
     assert found.ignored == 4
-    assert found.labels == []
 
 
 def test_relative_folders_give_relative_paths(
@@ -59,18 +58,17 @@ def test_missing_folder() -> None:
 
 
 def test_labels_are_sub_folder_names(tmp_path: Path) -> None:
-    touch(tmp_path, "dog/2.jpg", "cat/1.png", "cat/3.gif")
-    touch(
-        tmp_path, "top.jpg", ".git/4.jpg", "cat/.5.jpg", "dog/Thumbs.db", "cat/in/6.jpg"
-    )
+    touch(tmp_path, "dog/2.jpg", "cat/1.png", "cat/3.gif", "cat/in/deep/6.jpg")
+    touch(tmp_path, "top.jpg", ".git/4.jpg", "cat/.5.jpg", "dog/Thumbs.db", "cow/x.txt")
     found = find_labelled_images(tmp_path)
-    assert [Path(path).name for path in found.paths] == ["1.png", "3.gif", "2.jpg"]
-    assert found.labels == ["cat", "cat", "dog"]
-    assert (found.ignored, found.outside) == (3, 2)
-
-
-def test_nested_folders_are_not_classes(tmp_path: Path) -> None:
-    touch(tmp_path, "train/cat/1.jpg", "test/cat/2.jpg")
-    with pytest.raises(ValueError, match="found no images in its sub-folders") as error:
-        find_labelled_images(tmp_path)
-    assert str(tmp_path / "test" / "cat") in str(error.value)
+    names = ["1.png", "3.gif", "6.jpg", "2.jpg"]
+    assert [Path(path).name for path in found.paths] == names
+    assert found.labels == ["cat", "cat", "cat", "dog"]
+    assert (found.groups, found.splits) == (None, None)
+    left_out = {each.what: each.items for each in found.left_out}
+    assert left_out == {
+        ".txt file": (str(Path("cow/x.txt")),),
+        "entries": (".git", str(Path("cat/.5.jpg")), str(Path("dog/Thumbs.db"))),
+        "image": ("top.jpg",),
+        "folder": ("cow",),
+    }

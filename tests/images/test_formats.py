@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import AvifImagePlugin, Image
 
-from sk_cnncodes import ImageError, find_labelled_images
+from sk_cnncodes import ImageError, LabelledImages, find_labelled_images
 from sk_cnncodes.datasets.folders import find_images
 from sk_cnncodes.images import formats
 from sk_cnncodes.images.decode import read_image, read_rgb
@@ -285,7 +285,7 @@ def test_folders_name_photographs_that_cannot_be_read(
             path = tmp_path / folder / name
             path.parent.mkdir(exist_ok=True, parents=True)
             path.touch()
-    for find, n in ((find_images, 3), (find_labelled_images, 1)):
+    for find in (find_images, find_labelled_images):
         with pytest.warns(UserWarning) as caught:
             found = find(tmp_path)
         texts = sorted(str(warning.message) for warning in caught)
@@ -294,8 +294,17 @@ def test_folders_name_photographs_that_cannot_be_read(
         assert "Convert them to JPEG" in convert
         assert "left out 6 .heic files, 3 .heif files" in install
         assert "pip install 'sk-cnncodes[heif]'" in install
-        assert found.unreadable == {".heic": 6, ".heif": 3, ".nef": 3, ".dng": 3}
-        assert (found.ignored, len(found.paths)) == (3, n)
+        if isinstance(found, LabelledImages):
+            left_out = {each.what: len(each.items) for each in found.left_out}
+            counts = {".heic": 6, ".heif": 3, ".nef": 3, ".dng": 3, ".txt": 3}
+            assert left_out == {f"{s} files": n for s, n in counts.items()} | {
+                "image": 1
+            }
+            assert len(found) == 2
+        else:
+            counts = {suffix: len(names) for suffix, names in found.unreadable.items()}
+            assert counts == {".heic": 6, ".heif": 3, ".nef": 3, ".dng": 3}
+            assert (found.ignored, len(found.paths)) == (3, 3)
 
 
 def test_folders_take_what_can_be_read(tmp_path: Path) -> None:

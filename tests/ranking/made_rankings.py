@@ -89,7 +89,7 @@ class Made:
 
     def advice(self, *options: Any) -> Advice:
         folder, *rest = options or ("DIR",)
-        given = [*rest, [], []][:2]
+        (given,) = rest or [[]]
         return advise(
             self.rows,
             self.figures(),
@@ -98,7 +98,7 @@ class Made:
             len(self.targets.values),
             "Made images:",
             folder,
-            *given,
+            given,
         )
 
 
