@@ -48,6 +48,7 @@ _MODULE_OF = {
     "PreprocessingError": "base.exceptions",
     "RankedCodes": "ranking.ranked_codes",
     "SavedModelError": "base.exceptions",
+    "ShrinkageLDA": "heads.shrinkage_lda",
     "code_search": "heads.selection",
     "code_union": "heads.grids",
     "download_backbone": "backbones.loading",

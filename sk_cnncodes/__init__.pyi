@@ -108,6 +108,7 @@ from sk_cnncodes.heads.selection import (
 from sk_cnncodes.heads.selection import (
     verdict as verdict,
 )
+from sk_cnncodes.heads.shrinkage_lda import ShrinkageLDA as ShrinkageLDA
 from sk_cnncodes.images.preprocessing import Preprocessing as Preprocessing
 from sk_cnncodes.layers.layer import Layer as Layer
 from sk_cnncodes.ranking.advice import (
@@ -159,6 +160,7 @@ __all__ = [
     "PreprocessingError",
     "RankedCodes",
     "SavedModelError",
+    "ShrinkageLDA",
     "code_search",
     "code_union",
     "download_backbone",

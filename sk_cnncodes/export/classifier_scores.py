@@ -31,8 +31,10 @@ from sk_cnncodes.export.head_graph import HeadGraph
 from sk_cnncodes.export.kernels import kernel_decision
 from sk_cnncodes.export.neighbours import neighbour_probabilities
 from sk_cnncodes.heads.kernel_ridge import KernelRidgeClassifierCV
+from sk_cnncodes.heads.shrinkage_lda import ShrinkageLDA
 
-_LINEAR = (LinearDiscriminantAnalysis, RidgeClassifierCV, SGDClassifier)
+_LDA = (LinearDiscriminantAnalysis, ShrinkageLDA)
+_LINEAR = (*_LDA, RidgeClassifierCV, SGDClassifier)
 # Added to probabilities before their logarithm, as scikit-learn's calibration does.
 _LOG_FLOOR = 1e-12
 
@@ -69,7 +71,7 @@ def probabilities(graph: HeadGraph, estimator: Any, x: str, rows: np.ndarray) ->
     """Add probabilities [N, n_classes]."""
     estimator, x, rows = _unwrap(graph, estimator, x, rows)
     n_classes = len(estimator.classes_)
-    if isinstance(estimator, LinearDiscriminantAnalysis):
+    if isinstance(estimator, _LDA):
         values = _linear(graph, estimator, x)
         if n_classes > 2:
             return None, graph.node("Softmax", values, axis=1)
@@ -139,7 +141,7 @@ def _positive(graph: HeadGraph, estimator: Any, x: str, rows: np.ndarray) -> str
 def _linear(graph: HeadGraph, estimator: Any, x: str) -> str:
     """Add the decision values of a linear classifier."""
     coef, intercept = np.atleast_2d(estimator.coef_).T, estimator.intercept_
-    if isinstance(estimator, LinearDiscriminantAnalysis):
+    if isinstance(estimator, _LDA):
         # Its weights are large, and cancel on what all codes have in common.
         centre = estimator.priors_ @ estimator.means_
         x = graph.node("Sub", x, graph.constant(centre))

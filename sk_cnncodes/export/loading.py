@@ -28,6 +28,7 @@ SKOPS_TRUSTED_TYPES = (
     "sk_cnncodes.Calibration",
     "sk_cnncodes.KernelRidgeCV",
     "sk_cnncodes.KernelRidgeClassifierCV",
+    "sk_cnncodes.ShrinkageLDA",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.calibration._TemperatureScaling",

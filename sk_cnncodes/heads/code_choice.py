@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -176,9 +175,7 @@ class CodeChoice(BaseEstimator):
         """The pipeline of codes and a head, fitted to all images."""
         head = self.final_head(clone(head), targets, splits)
         pipeline = Pipeline([("codes", codes), ("head", head)])
-        with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
-            # Of LDA, about classes of a single image.
-            warnings.filterwarnings("ignore", "Only one sample available")
+        with threadpool_limits(1, user_api="blas"):
             pipeline.fit(images, labels)
         pipeline["codes"].set_params(cache=self.cache)
         return pipeline

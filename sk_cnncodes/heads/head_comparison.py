@@ -124,12 +124,9 @@ def compare_heads(
     for name, head in heads.items():
         values = np.full(targets.values.shape, np.nan)
         for train, test in splits:
-            with warnings.catch_warnings():
-                # Of LDA, about classes of one image.
-                warnings.filterwarnings("ignore", "Only one sample available")
-                model = clone(head).fit(
-                    codes[train], y[train], **_fit_params(head, groups, train)
-                )
+            model = clone(head).fit(
+                codes[train], y[train], **_fit_params(head, groups, train)
+            )
             test = np.setdiff1d(test, train)
             values[test] = decision_values(model, codes[test], targets)
             advance()

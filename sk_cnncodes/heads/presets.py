@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifierCV, RidgeCV
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.svm import SVC, SVR, LinearSVC
@@ -15,6 +14,7 @@ from sk_cnncodes.heads.kernel_ridge import (
     KernelRidgeClassifierCV,
     KernelRidgeCV,
 )
+from sk_cnncodes.heads.shrinkage_lda import ShrinkageLDA
 
 NEIGHBOURS = 5
 # What each is, and an estimator for codes of unit length. These differ little from each
@@ -37,10 +37,7 @@ HEADS: dict[str, tuple[str, ClassifierMixin]] = {
     "svm": ("linear SVM", LinearSVC(C=10, random_state=0)),
     "logistic": ("logistic regression", LogisticRegression(C=100, max_iter=1000)),
     "knn": (f"{NEIGHBOURS} nearest neighbours", KNeighborsClassifier(NEIGHBOURS)),
-    "lda": (
-        "shrinkage LDA",
-        LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
-    ),
+    "lda": ("shrinkage LDA", ShrinkageLDA()),
     "ridge": ("ridge", RidgeClassifierCV(ALPHAS)),
     "rbf": ("RBF kernel ridge", KernelRidgeClassifierCV()),
     "svc": ("RBF SVM", SVC(C=10)),

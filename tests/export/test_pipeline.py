@@ -36,6 +36,7 @@ from sk_cnncodes import (
     CodeCache,
     ExportError,
     OnnxClassifier,
+    ShrinkageLDA,
     load_backbone,
     to_onnx,
 )
@@ -71,6 +72,7 @@ HEADS: dict[str, Any] = {
     "svc": SVC(),
     "ridge": RidgeClassifier(),
     "lda": make_pipeline(PCA(8, random_state=0), LinearDiscriminantAnalysis()),
+    "shrinkage lda": ShrinkageLDA(),
     "mlp": MLPClassifier((16,), max_iter=60, random_state=0, tol=0.01),
     "sgd": SGDClassifier(random_state=0),
     "sgd log": SGDClassifier(loss="log_loss", random_state=0),
