@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Before NumPy is imported: with the small matrices of tests, OpenBLAS's threads wait for
+# each other, here and in the processes that tests start, for most of the CPU time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import onnx
 import pytest

@@ -13,17 +13,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import LinearSVC
 
-from sk_cnncodes import CNNCodeTransformer
+from sk_cnncodes import CNNCodeTransformer, CodeCache
 
-LAYERS = [
-    ("squeezenet1.1", "squeezenet0_concat3"),
-    ("squeezenet1.1", "squeezenet0_concat5"),
-    ("squeezenet1.1", "squeezenet0_concat7"),
-    ("squeezenet1.1", "squeezenet0_pool3_fwd"),
-    ("mobilenet_v2", "conv4_6_sum"),
-    ("mobilenet_v2", "conv6_2_sum"),
-    ("mobilenet_v2", "pool6"),
-]
+LAYERS = {
+    "squeezenet1.1": [
+        "squeezenet0_concat3",
+        "squeezenet0_concat5",
+        "squeezenet0_concat7",
+        "squeezenet0_pool3_fwd",
+    ],
+    "mobilenet_v2": ["conv4_6_sum", "conv6_2_sum", "pool6"],
+}
 HEADS = {
     "logreg": make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=999)),
     "linsvc": make_pipeline(StandardScaler(), LinearSVC(C=0.001)),
@@ -31,14 +31,27 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize(("network", "layer"), LAYERS)
-def test_codes_and_accuracies(network: str, layer: str, shared: Path) -> None:
+@pytest.fixture(scope="module")
+def cache() -> CodeCache:
+    """Keeps the codes of all layers of one pass."""
+    return CodeCache()
+
+
+@pytest.mark.parametrize(
+    ("network", "layer"), [(n, layer) for n in LAYERS for layer in LAYERS[n]]
+)
+def test_codes_and_accuracies(
+    network: str, layer: str, shared: Path, cache: CodeCache
+) -> None:
     order = (shared / "reference" / "caltech20_order.txt").read_text().split()
     paths = [shared / "data" / "caltech20" / name for name in order]
     labels = np.array([path.parent.name for path in paths])
     train = np.array([name.startswith("train") for name in order])
     codes = CNNCodeTransformer(
-        shared / "backbones" / f"{network}.onnx", layer=layer
+        shared / "backbones" / f"{network}.onnx",
+        layer=layer,
+        cache=cache,
+        cache_layers=LAYERS[network],
     ).fit_transform(paths)
 
     with np.load(shared / "reference" / f"caltech20_{network}.npz") as reference:

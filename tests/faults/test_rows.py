@@ -138,7 +138,7 @@ def small_chunks() -> Any:
 
 
 @settings(
-    max_examples=asked_cases(300),
+    max_examples=asked_cases(100),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -12,7 +12,7 @@ from tests.fuzz.pool import asked_cases, run_cases
 
 @pytest.mark.skipif(os.name == "nt", reason="needs limits on processes")
 def test_damaged_exported_models() -> None:
-    outcome = run_cases("tests.fuzz.exported_models", asked_cases(1_000))
+    outcome = run_cases("tests.fuzz.exported_models", asked_cases(250))
     print(outcome)
     assert not outcome.failures, str(outcome)
     if not OLD_RUNTIME:

@@ -27,7 +27,7 @@ def test_undamaged_files_are_decoded() -> None:
 
 
 def test_damaged_files() -> None:
-    outcome = run_cases("tests.fuzz.images", asked_cases(50_000))
+    outcome = run_cases("tests.fuzz.images", asked_cases(10_000))
     print(outcome)
     assert not outcome.failures, str(outcome)
     assert outcome.counts["codes"] > sum(outcome.counts.values()) / 10
@@ -43,7 +43,7 @@ def test_bombs() -> None:
 
 def test_rows_beside_damaged_files() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.image_rows", str(asked_cases(600))],
+        [sys.executable, "-m", "tests.fuzz.image_rows", str(asked_cases(200))],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -83,28 +83,28 @@ def test_a_case_can_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
     module = tmp_path / "failing.py"
     module.write_text(
-        "import os, time\n"
+        "import __main__ as pool, os, time\n"
+        "pool.MAX_SECONDS = 0.5\n"
         "kept = []\n"
         "def check(case):\n"
         "    if case == 1: os.abort()\n"
-        "    if case == 2: time.sleep(90)\n"
+        "    if case == 2: time.sleep(60)\n"
         "    if case == 3: raise KeyError('lost')\n"
         "    if case == 4: kept.append(b'1' * 1_100_000_000)\n"
         "    if case == 6:\n"
-        "        end = time.process_time() + 5.2\n"
+        "        end = time.process_time() + 0.7\n"
         "        while time.process_time() < end: pass\n"
         "    return 'codes'\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(pool, "_SILENCE", 25)
+    monkeypatch.setattr(pool, "_SILENCE", 10)
     outcome = pool.run_cases("failing", 8, processes=1)
     faults = dict(outcome.failures)
     assert sorted(faults) == [1, 2, 3, 4, 6]
     assert "exit status -6" in faults[1] and "no answer" in faults[2]
     assert "KeyError: 'lost'" in faults[3]
     assert "GB" in faults[4], faults
-    # On a busy machine, five CPU seconds may exceed the limit on silence.
-    assert "took 5." in faults[6] or "no answer" in faults[6], faults
+    assert "took 0." in faults[6], faults
     assert outcome.counts == {"codes": 3}
 
 
