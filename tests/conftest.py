@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Before NumPy is imported: with the small matrices of tests, OpenBLAS's threads wait for
-# each other, here and in the processes that tests start, for most of the CPU time.
+# Before NumPy is imported: on the small matrices of tests, OpenBLAS's threads wait for
+# each other for most of the CPU time. Processes that tests start inherit it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
