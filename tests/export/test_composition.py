@@ -34,7 +34,7 @@ from sk_cnncodes.export import joint_codes
 from tests import networks
 
 DIGITS = load_digits()
-X, Y = DIGITS.images[:120] / 16, DIGITS.target[:120]
+X, Y = DIGITS.images[:60] / 16, DIGITS.target[:60]
 CODES = CNNCodeTransformer(norm="l2")
 UNION = FeatureUnion(
     [
@@ -52,7 +52,7 @@ def check(model: Any, path: Path, images: Any = X) -> None:
     classifier = OnnxClassifier(path)
     expected = model.predict(images)
     assert len(np.unique(expected)) > 1
-    assert (classifier.predict(given) != expected).sum() <= 1  # of 120
+    assert (classifier.predict(given) != expected).sum() <= 1  # of 60
     method = "predict_proba" if hasattr(model, "predict_proba") else "decision_function"
     wanted = getattr(model, method)(images)
     np.testing.assert_allclose(getattr(classifier, method)(given), wanted, atol=2e-3)
@@ -147,9 +147,9 @@ def test_one_column_of_images(tmp_path: Path) -> None:
 def test_other_features_beside_the_codes_are_refused() -> None:
     union = FeatureUnion([("a", CODES), ("b", "drop")])
     union.fit(X)
-    union.transformer_list[1] = ("b", PCA(2).fit(X.reshape(120, -1)))
+    union.transformer_list[1] = ("b", PCA(2).fit(X.reshape(60, -1)))
     model = make_pipeline(union, SVC())
-    model[-1].fit(np.zeros((120, 802)) + Y[:, None], Y)
+    model[-1].fit(np.zeros((60, 802)) + Y[:, None], Y)
     with pytest.raises(ExportError, match="'featureunion__b' is PCA"):
         to_onnx(model)
 
@@ -207,7 +207,7 @@ def test_a_union_of_backbones_of_several_layers(
             made.metadata_props.add(key=key, value=value)
         backbones.append(networks.save(made, tmp_path / f"{mean}.onnx"))
     union = code_union(backbones, layer=[-1, -2], norm="power")
-    check(make_pipeline(union, SVC(C=10)).fit(X, Y), tmp_path / "m.onnx")
+    check(make_pipeline(union, SVC(C=1000)).fit(X, Y), tmp_path / "m.onnx")
     facts = OnnxClassifier(tmp_path / "m.onnx").metadata["codes"]
     assert [each["backbone"] for each in facts] == [
         backbone for backbone in backbones for _ in range(2)

@@ -31,6 +31,7 @@ from sk_cnncodes.heads.presets import REGRESSORS
 
 DIGITS = load_digits()
 X, Y = DIGITS.images[:200] / 16, DIGITS.target[:200]
+PREDICTED = X[135:165]
 CODES = CNNCodeTransformer(norm="power")
 
 
@@ -41,14 +42,16 @@ def test_heads(name: str, classes: int, tmp_path: Path) -> None:
     model = make_pipeline(CODES, clone(HEADS[name][1])).fit(X[:150], y[:150])
     to_onnx(model, tmp_path / "m.onnx")
     loaded = OnnxClassifier(tmp_path / "m.onnx")
-    np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
+    np.testing.assert_array_equal(loaded.predict(PREDICTED), model.predict(PREDICTED))
     method = next(
         method
         for method in ("predict_proba", "decision_function")
         if hasattr(loaded, method)
     )
     np.testing.assert_allclose(
-        getattr(loaded, method)(X), getattr(model, method)(X), atol=1e-4
+        getattr(loaded, method)(PREDICTED),
+        getattr(model, method)(PREDICTED),
+        atol=1e-4,
     )
 
 
@@ -56,15 +59,15 @@ def test_heads(name: str, classes: int, tmp_path: Path) -> None:
 def test_regressors(name: str, tmp_path: Path) -> None:
     model = make_pipeline(CODES, clone(REGRESSORS[name][1])).fit(X, Y.astype(float))
     to_onnx(model, tmp_path / "m.onnx")
-    found = OnnxClassifier(tmp_path / "m.onnx").predict(X)
-    np.testing.assert_allclose(found.ravel(), model.predict(X), atol=1e-3)
+    found = OnnxClassifier(tmp_path / "m.onnx").predict(PREDICTED)
+    np.testing.assert_allclose(found.ravel(), model.predict(PREDICTED), atol=1e-3)
 
 
 def test_several_targets(tmp_path: Path) -> None:
     model = make_pipeline(CODES, KernelRidgeCV()).fit(X, np.c_[Y, Y**2])
     to_onnx(model, tmp_path / "m.onnx")
-    found = OnnxClassifier(tmp_path / "m.onnx").predict(X)
-    np.testing.assert_allclose(found, model.predict(X), atol=1e-3)
+    found = OnnxClassifier(tmp_path / "m.onnx").predict(PREDICTED)
+    np.testing.assert_allclose(found, model.predict(PREDICTED), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +89,10 @@ def test_inside_of_others(around: Any, tmp_path: Path) -> None:
     model = make_pipeline(CODES, head).fit(X[:150], Y[:150])
     to_onnx(model, tmp_path / "m.onnx")
     loaded = OnnxClassifier(tmp_path / "m.onnx")
-    np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
+    np.testing.assert_array_equal(loaded.predict(PREDICTED), model.predict(PREDICTED))
     if hasattr(model, "predict_proba"):
         np.testing.assert_allclose(
-            loaded.predict_proba(X), model.predict_proba(X), atol=1e-5
+            loaded.predict_proba(PREDICTED), model.predict_proba(PREDICTED), atol=1e-5
         )
 
 

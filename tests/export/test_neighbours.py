@@ -26,10 +26,11 @@ from sk_cnncodes.export.head_model import build_head
 DIGITS = load_digits()
 # The first 120 train a model: they have neighbours at distance 0.
 X, Y = DIGITS.images[:200] / 16, DIGITS.target[:200]
+PREDICTED = X[105:135]
 CODES = CNNCodeTransformer()
 
 
-def check(model: Any, path: Path, X: Any = X, images: Any = X) -> None:
+def check(model: Any, path: Path, X: Any = PREDICTED, images: Any = PREDICTED) -> None:
     to_onnx(model, path)
     classifier = OnnxClassifier(path)
     assert len(np.unique(model.predict(X))) > 1
@@ -77,9 +78,9 @@ def test_regressors(weights: str, n_targets: int | None, tmp_path: Path) -> None
     head = KNeighborsRegressor(weights=weights)
     model = make_pipeline(CODES, Normalizer(), head).fit(X[:120], y)
     to_onnx(model, tmp_path / "m.onnx")
-    values = OnnxClassifier(tmp_path / "m.onnx").predict(X)
-    assert values.shape == model.predict(X).shape
-    np.testing.assert_allclose(values, model.predict(X), atol=1e-5)
+    values = OnnxClassifier(tmp_path / "m.onnx").predict(PREDICTED)
+    assert values.shape == model.predict(PREDICTED).shape
+    np.testing.assert_allclose(values, model.predict(PREDICTED), atol=1e-5)
 
 
 def test_equal_images(tmp_path: Path) -> None:
@@ -93,11 +94,11 @@ def test_equal_images(tmp_path: Path) -> None:
     for count in (2, 4):
         head = KNeighborsClassifier(count, weights="distance", algorithm="ball_tree")
         model = make_pipeline(CODES, head).fit(images, labels)
-        check(model, tmp_path / "m.onnx")
+        check(model, tmp_path / "m.onnx", X[25:55], X[25:55])
         found = OnnxClassifier(tmp_path / "m.onnx").predict_proba(X[:2])
         np.testing.assert_array_equal(found, [[0.5, 0.5, 0, 0, 0], [0, 0.5, 0.5, 0, 0]])
         model = make_pipeline(CODES, KNeighborsClassifier(count)).fit(images, labels)
-        check(model, tmp_path / "m.onnx")
+        check(model, tmp_path / "m.onnx", X[25:55], X[25:55])
 
 
 def test_inside_of_other_models(tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_inside_of_other_models(tmp_path: Path) -> None:
     path, y = tmp_path / "m.onnx", Y[:120] > 4
     train, frame = (
         pd.DataFrame({"image": list(X[:120])}),
-        pd.DataFrame({"image": list(X)}),
+        pd.DataFrame({"image": list(PREDICTED)}),
     )
     both = [("a", CODES, "image"), ("b", CNNCodeTransformer(layer=-2), ["image"])]
     columns = make_pipeline(ColumnTransformer(both), head).fit(train, Y[:120])
