@@ -2,7 +2,7 @@
 
 Only the names in `__all__` are public. Sub-packages import only from those before them
 in this list: base, graphs, images, engines, layers, backbones, codes, heads, export,
-cli.
+inspection, cli.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 # `OnnxClassifier` works without scikit-learn and onnx. Type checkers and editors read
 # __init__.pyi instead.
 _MODULE_OF = {
-    "SKOPS_TRUSTED_TYPES": "export.loading",
     "Advice": "ranking.advice",
     "Backbone": "backbones.backbone",
     "BackboneError": "base.exceptions",
@@ -27,12 +26,14 @@ _MODULE_OF = {
     "CatalogueRow": "backbones.catalogue",
     "CodeCache": "cache.code_cache",
     "CodeRanking": "ranking.code_ranking",
+    "CodesMapDisplay": "inspection.codes_map",
     "DeviceError": "base.exceptions",
     "DownloadError": "base.exceptions",
     "Explanation": "codes.explanation",
     "ExportError": "base.exceptions",
     "Finding": "ranking.advice",
     "HEADS": "heads.presets",
+    "HTMLReport": "inspection.page.report",
     "ImageError": "base.exceptions",
     "ImageNotFoundError": "base.exceptions",
     "KernelRidgeCV": "heads.kernel_ridge",
@@ -40,13 +41,19 @@ _MODULE_OF = {
     "LabelledImages": "datasets.labelled_images",
     "Layer": "layers.layer",
     "LayerError": "base.exceptions",
+    "LayerHeadDisplay": "inspection.layer_displays",
+    "LayerRankingDisplay": "inspection.layer_displays",
     "LeftOut": "datasets.labelled_images",
+    "MistakesDisplay": "inspection.image_displays",
     "ModelCard": "export.model_card",
+    "NeighboursDisplay": "inspection.image_displays",
     "OnnxClassifier": "export.onnx_classifier",
     "OperatingPoint": "export.model_card",
     "Preprocessing": "images.preprocessing",
     "PreprocessingError": "base.exceptions",
     "RankedCodes": "ranking.ranked_codes",
+    "ReliabilityDisplay": "inspection.reliability",
+    "SKOPS_TRUSTED_TYPES": "export.loading",
     "SavedModelError": "base.exceptions",
     "ShrinkageLDA": "heads.shrinkage_lda",
     "code_search": "heads.selection",
@@ -60,6 +67,7 @@ _MODULE_OF = {
     "rank_codes": "ranking.rank_codes",
     "read_labels": "datasets.labels",
     "read_model_card": "export.card_files",
+    "report": "inspection.page.report",
     "save_model": "export.saving",
     "score_table": "heads.selection",
     "to_onnx": "export.pipeline",

@@ -110,6 +110,30 @@ from sk_cnncodes.heads.selection import (
 )
 from sk_cnncodes.heads.shrinkage_lda import ShrinkageLDA as ShrinkageLDA
 from sk_cnncodes.images.preprocessing import Preprocessing as Preprocessing
+from sk_cnncodes.inspection.codes_map import (
+    CodesMapDisplay as CodesMapDisplay,
+)
+from sk_cnncodes.inspection.image_displays import (
+    MistakesDisplay as MistakesDisplay,
+)
+from sk_cnncodes.inspection.image_displays import (
+    NeighboursDisplay as NeighboursDisplay,
+)
+from sk_cnncodes.inspection.layer_displays import (
+    LayerHeadDisplay as LayerHeadDisplay,
+)
+from sk_cnncodes.inspection.layer_displays import (
+    LayerRankingDisplay as LayerRankingDisplay,
+)
+from sk_cnncodes.inspection.page.report import (
+    HTMLReport as HTMLReport,
+)
+from sk_cnncodes.inspection.page.report import (
+    report as report,
+)
+from sk_cnncodes.inspection.reliability import (
+    ReliabilityDisplay as ReliabilityDisplay,
+)
 from sk_cnncodes.layers.layer import Layer as Layer
 from sk_cnncodes.ranking.advice import (
     Advice as Advice,
@@ -140,11 +164,13 @@ __all__ = [
     "CatalogueRow",
     "CodeCache",
     "CodeRanking",
+    "CodesMapDisplay",
     "DeviceError",
     "DownloadError",
     "Explanation",
     "ExportError",
     "Finding",
+    "HTMLReport",
     "ImageError",
     "ImageNotFoundError",
     "KernelRidgeCV",
@@ -152,13 +178,18 @@ __all__ = [
     "LabelledImages",
     "Layer",
     "LayerError",
+    "LayerHeadDisplay",
+    "LayerRankingDisplay",
     "LeftOut",
+    "MistakesDisplay",
     "ModelCard",
+    "NeighboursDisplay",
     "OnnxClassifier",
     "OperatingPoint",
     "Preprocessing",
     "PreprocessingError",
     "RankedCodes",
+    "ReliabilityDisplay",
     "SavedModelError",
     "ShrinkageLDA",
     "code_search",
@@ -172,6 +203,7 @@ __all__ = [
     "rank_codes",
     "read_labels",
     "read_model_card",
+    "report",
     "save_model",
     "score_table",
     "to_onnx",

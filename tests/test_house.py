@@ -36,6 +36,7 @@ ROOT = {"_version"}
 LATE_PACKAGES = {
     *("onnx", "onnxruntime", "openvino", "skl2onnx", "skops"),
     *("PIL", "numpy", "sklearn", "joblib", "pandas", "pyarrow", "matplotlib", "tqdm"),
+    *("jinja2", "umap"),
     *("pooch", "requests", "filelock", "multiprocessing"),
 }
 LATE_MODULES = {

@@ -244,35 +244,9 @@ class ModelCard:
         ValueError
             If the card has no thresholds, or none reached the accuracy.
         """
-        if not 0 < accuracy < 1:
-            raise ValueError(
-                f"accuracy: expected a number from 0 to 1, got {accuracy}."
-            )
         if not self.operating_points:
             raise ValueError("the model card has no thresholds.")
-        least = math.ceil(1 / (1 - accuracy) - 1e-9)
-        usable = [
-            point
-            for point in self.operating_points
-            if round(point.coverage * self.n_tested) >= least
-        ]
-        found = None
-        for point in reversed(usable):
-            if point.accuracy < accuracy:
-                break
-            found = point
-        if found is None:
-            best = max(usable, key=lambda point: point.accuracy, default=None)
-            reached = (
-                f"training tested {self.n_tested} images, and {least} are needed"
-                if best is None
-                else f"the highest was {best.accuracy:.4g}, on {best.coverage:.0%} of "
-                "the images"
-            )
-            raise ValueError(
-                f"accuracy: no threshold reached {accuracy:g} in training; {reached}."
-            )
-        return found
+        return find_threshold(self.operating_points, self.n_tested, accuracy)
 
 
 # -- values ------------------------------------------------------------------
@@ -311,6 +285,42 @@ def operating_points(
         )
         for i in chosen
     )
+
+
+def find_threshold(
+    points: Sequence[OperatingPoint], n_tested: int, accuracy: float
+) -> OperatingPoint:
+    """The lowest threshold that reaches an accuracy; see `ModelCard.threshold_for`.
+
+    Parameters
+    ----------
+    points : sequence of OperatingPoint
+        By rising threshold.
+    n_tested : int
+        Number of images that they were measured on.
+    accuracy : float
+    """
+    if not 0 < accuracy < 1:
+        raise ValueError(f"accuracy: expected a number from 0 to 1, got {accuracy}.")
+    least = math.ceil(1 / (1 - accuracy) - 1e-9)
+    usable = [point for point in points if round(point.coverage * n_tested) >= least]
+    found = None
+    for point in reversed(usable):
+        if point.accuracy < accuracy:
+            break
+        found = point
+    if found is None:
+        best = max(usable, key=lambda point: point.accuracy, default=None)
+        reached = (
+            f"training tested {n_tested} images, and {least} are needed"
+            if best is None
+            else f"the highest was {best.accuracy:.4g}, on {best.coverage:.0%} of the "
+            "images"
+        )
+        raise ValueError(
+            f"accuracy: no threshold reached {accuracy:g} in training; {reached}."
+        )
+    return found
 
 
 def _is_calibrated_by_temperature(model: Any) -> bool:
