@@ -21,8 +21,8 @@ class DuplicateImages:
         Whether files or pixels are equal; otherwise the images are crops, copies of
         other size or quality, or neighbours in a burst.
     similarity : float
-        Smallest cosine similarity of the codes of two images that are linked; 1 for
-        exact duplicates.
+        How well the pixels of the least similar linked images match: the correlation
+        of their thumbnails at the best place and size; 1 for exact duplicates.
     labels : tuple
         Their different labels, sorted; several contradict each other.
     """
@@ -132,6 +132,8 @@ class Bursts:
         Number of images of the largest burst.
     typical : int
         Median number of images of a burst.
+    classes : tuple
+        Classes of which half of the images or more are in bursts.
     """
 
     images: int
@@ -139,3 +141,4 @@ class Bursts:
     scenes: int
     largest: int
     typical: int
+    classes: tuple[Any, ...]
