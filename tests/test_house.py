@@ -48,7 +48,10 @@ LATE_MODULES = {
     "cli.doctor": {"cli.diagnosis"},
     "cli.embed": {"codes.transformer"},
     "cli.common.models": {"cache.code_cache", "codes.persistence", "codes.saving"},
-    "cli.predict": {"export.loading", "export.onnx_classifier"},
+    "cli.serving.predictor": {
+        *("export.card_files", "export.loading", "export.onnx_classifier"),
+    },
+    "cli.serving.sources": {"images.decode"},
     "cli.rank": {
         *("codes.transformer", "ranking.advice", "ranking.layer_codes"),
         *("ranking.ranked_codes", "ranking.rank_codes"),

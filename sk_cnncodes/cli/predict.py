@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import Annotated
 
-import numpy as np
 import typer
 
-from sk_cnncodes.base.files import atomic_write
 from sk_cnncodes.cli.common.frame import (
     CacheOption,
     check_output,
+    end_interrupted,
     end_with,
     interruptible,
+    note,
 )
 from sk_cnncodes.cli.common.image_arguments import (
     ImagesArgument,
     MaxPixelsOption,
-    compute_parts,
+    chunks_of,
+    compute_chunks,
     image_bar,
     image_paths,
     listed_paths,
     pixel_limit,
 )
-from sk_cnncodes.cli.common.models import set_up
-
-if TYPE_CHECKING:
-    from sk_cnncodes.export.onnx_classifier import OnnxClassifier
-
-FIELDS = ("path", "label", "probability", "error")
-# The label of an image, and its probability if the model gives one.
-Prediction = tuple[Any, float | None]
+from sk_cnncodes.cli.serving.predictor import UNKNOWN, Prediction, Predictor
+from sk_cnncodes.cli.serving.rows import Rows, open_rows
+from sk_cnncodes.cli.serving.sorting import LabelFolders, check_sorted_folder
+from sk_cnncodes.cli.serving.sources import WatchedFolder, as_they_come
 
 
 def predict(
@@ -51,7 +45,7 @@ def predict(
             "The other formats run no code.",
         ),
     ],
-    images: ImagesArgument,
+    images: ImagesArgument = [],  # noqa: B006
     output: Annotated[
         Path | None,
         typer.Option(
@@ -59,12 +53,69 @@ def predict(
             "-o",
             metavar="FILE",
             show_default=False,
-            help="Write to a file, which appears when all is done; default: print.",
+            help="Write to a file, which appears when all is done; with --watch, rows "
+            "are added to it as they come. A .csv file begins with a byte order mark, "
+            "for spreadsheets. Default: print.",
         ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON lines instead of CSV.")
     ] = False,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            show_default=False,
+            help="The K most probable classes with their probabilities.",
+        ),
+    ] = None,
+    reject: Annotated[
+        float | None,
+        typer.Option(
+            metavar="ACCURACY",
+            show_default=False,
+            help=f"Label images {UNKNOWN!r} below the probability from which on that "
+            "share of predictions was right in training, such as 0.95.",
+        ),
+    ] = None,
+    reject_below: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="P",
+            show_default=False,
+            help=f"Label images {UNKNOWN!r} below this probability.",
+        ),
+    ] = None,
+    watch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            show_default=False,
+            help="Then wait for images that come into this folder, until Ctrl-C. Those "
+            "that are there at the start are taken if IMAGES names the folder too.",
+        ),
+    ] = None,
+    sort_into: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            show_default=False,
+            help="Copy each image into the folder of its label in DIR. No file is "
+            "moved or replaced.",
+        ),
+    ] = None,
+    link: Annotated[
+        bool, typer.Option("--link", help="With --sort-into: links instead of copies.")
+    ] = False,
+    label_separator: Annotated[
+        str,
+        typer.Option(help="Stands between several labels or values in a CSV cell."),
+    ] = ";",
     max_pixels: MaxPixelsOption = None,
     cache: CacheOption = None,
     device: Annotated[
@@ -77,144 +128,172 @@ def predict(
 ) -> None:
     """Classify images with a saved model.
 
-    Writes CSV or JSON lines with path, label, probability and error. The probability
-    is that of the label, and empty if the model gives none. An image that cannot be
-    read gets an error and no label, and does not stop the others; the exit code is then
-    3.
+    Writes CSV or JSON lines with path, label, probability and error; of a model for
+    several labels, label and score; of one for values, the value. The probability is
+    that of the label, and empty if the model gives none. An image that cannot be read
+    gets an error and no label, and does not stop the others; the exit code is then 3.
+    With -, each row is written as soon as its path comes.
 
     \b
     Examples:
       sk-cnncodes predict model.joblib photo1.jpg photo2.jpg
       sk-cnncodes predict model.onnx folder --json > labels.jsonl
+      sk-cnncodes predict model.joblib photos --reject 0.95 --sort-into sorted
+      sk-cnncodes predict model.joblib --watch inbox --top 5 -o labels.csv
       find . -name '*.jpg' | sk-cnncodes predict model.joblib - -o labels.csv
     """
+    streamed = "-" in images
+    if watch is None and not images:
+        raise typer.BadParameter(
+            "expected IMAGES: files, folders or -; or --watch DIR."
+        )
+    if watch is not None and streamed:
+        raise typer.BadParameter("--watch: expected no - among IMAGES.")
     if output is not None:
         check_output(output, inputs=[model, cache])
-    predictions = _predictor(model, cache, device, max_pixels)
-    streamed = "-" in images
-    paths = image_paths(images) if streamed else iter(listed := listed_paths(images))
-    total = None if streamed else len(listed)
-    if output is not None and not streamed:
-        check_output(output, inputs=listed)
+    predictor = Predictor(model, cache, device, max_pixels)
+    _check_options(predictor, top, sort_into, link, label_separator)
+    _set_threshold(predictor, reject, reject_below)
+    folders = None
+    if sort_into is not None:
+        check_sorted_folder(sort_into, [*images, *([watch] if watch else [])])
+        folders = LabelFolders(sort_into, predictor.classes, link)
+    watched = None if watch is None else WatchedFolder(watch, pixel_limit(max_pixels))
+    total, chunks = _chunks(images, output, watched)
+    written = "The printed rows are complete."
+    if output is not None and watch is None:
+        written = f"{str(output)!r} was not written."
+    elif output is not None:
+        written = f"The rows in {str(output)!r} are complete."
     bad = 0
-    written = (
-        "The printed rows are complete."
-        if output is None
-        else f"{str(output)!r} was not written."
-    )
     with (
-        interruptible(cache, written),
+        _watching(watch, written) if watch else interruptible(cache, written),
         image_bar(total, "Predict", beside_rows=output is None) as bar,
-        _opened(output) as file,
+        open_rows(output, is_appended=watch is not None) as file,
     ):
-        first = next(paths, None)
-        if first is None:
-            raise ValueError("found no images in the arguments.")
-        write = _row_writer(file, as_json)
-        for part in compute_parts(predictions, chain([first], paths), bar):
-            rows = part.result or [(None, None)]
+        rows = Rows(
+            file,
+            predictor,
+            as_json,
+            top,
+            shows_best=predictor.least > 0,
+            separator=label_separator,
+            output=output,
+        )
+        for part in compute_chunks(predictor, chunks, bar):
+            found: Sequence[Prediction | None] = part.result or [None]
             bad += part.result is None
-            for path, (label, probability) in zip(part.paths, rows, strict=True):
-                write((path, label, probability, part.fault or None))
-            file.flush()
+            for path, prediction in zip(part.paths, found, strict=True):
+                if folders is not None and prediction is not None:
+                    folders.put(path, prediction)
+                rows.write(path, prediction, part.fault)
+            rows.flush()
+    if folders is not None:
+        note(folders.summary())
     end_with(bad)
 
 
-@contextmanager
-def _opened(output: Path | None) -> Iterator[TextIO]:
-    """Open the file for the rows; without one, use standard output."""
-    if output is None:
-        yield sys.stdout
+def _check_options(
+    predictor: Predictor,
+    top: int | None,
+    sort_into: Path | None,
+    link: bool,
+    separator: str,
+) -> None:
+    """Refuse options that the model has nothing for."""
+    path = f"model {str(predictor.path)!r}"
+    if link and sort_into is None:
+        raise typer.BadParameter("--link: expected --sort-into DIR beside it.")
+    if predictor.kind == "values" and (top is not None or sort_into is not None):
+        option = "--sort-into" if top is None else "--top"
+        raise typer.BadParameter(
+            f"{option}: {path} gives values, not labels. Expected a classifier."
+        )
+    if top is not None and not predictor.gives_scores:
+        raise typer.BadParameter(
+            f"--top: {path} gives no probabilities to rank its classes by. Models of "
+            "sk-cnncodes train do."
+        )
+    clash = next((each for each in predictor.classes if separator in str(each)), None)
+    if predictor.kind == "labels" and clash is not None:
+        raise typer.BadParameter(
+            f"--label-separator {separator!r}: it is in the label {clash!r}. Expected "
+            "one that is in no label."
+        )
+
+
+def _set_threshold(
+    predictor: Predictor, reject: float | None, reject_below: float | None
+) -> None:
+    """Set the probability below which a class is unknown."""
+    if reject is None and reject_below is None:
         return
-    with (
-        atomic_write(output) as part,
-        open(part, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        yield file
-
-
-def _row_writer(file: TextIO, as_json: bool) -> Callable[[tuple[Any, ...]], object]:
-    """Return a function that writes one row; for CSV, write the header."""
-    if as_json:
-        return lambda row: file.write(
-            json.dumps(dict(zip(FIELDS, row, strict=True))) + "\n"
+    option = "--reject-below" if reject is None else "--reject"
+    if reject is not None and reject_below is not None:
+        raise typer.BadParameter("expected --reject or --reject-below, not both.")
+    path = f"model {str(predictor.path)!r}"
+    if predictor.kind != "classes" or not predictor.gives_scores:
+        raise typer.BadParameter(
+            f"{option}: {path} gives no probabilities of classes. Expected a "
+            "classifier of sk-cnncodes train."
         )
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(FIELDS)
-    return lambda row: writer.writerow(["" if cell is None else cell for cell in row])
-
-
-# -- models ------------------------------------------------------------------
-
-
-def _predictor(
-    path: Path, cache: Path | None, device: str | None, max_pixels: int | None
-) -> Callable[[list[str]], list[Prediction]]:
-    """Load a model; return a function that predicts images."""
-    from sk_cnncodes.export.loading import load_with_transformers
-    from sk_cnncodes.export.onnx_classifier import OnnxClassifier
-
-    model, transformers = load_with_transformers(path)
-    if not hasattr(model, "predict"):
-        raise ValueError(
-            f"model {str(path)!r}: contains a {type(model).__name__}, which "
-            "cannot predict. Expected a fitted pipeline that ends with a classifier."
+    if reject_below is not None:
+        predictor.least = reject_below
+        return
+    assert reject is not None
+    if not 0 < reject < 1:
+        raise typer.BadParameter(
+            f"--reject {reject:g}: expected a share above 0 and below 1, such as 0.95."
         )
-    if not isinstance(model, OnnxClassifier) and not transformers:
-        raise ValueError(
-            f"model {str(path)!r}: contains a {type(model).__name__}, which takes no "
-            "images. Expected a model with a CNNCodeTransformer."
+    if predictor.card is None or not predictor.card.operating_points:
+        raise typer.BadParameter(
+            f"--reject: {path} does not say which probability gives which accuracy. "
+            "Train it again with this version, or use --reject-below P."
         )
-    if isinstance(model, OnnxClassifier):
-        if cache is not None:
-            raise typer.BadParameter(
-                f"{str(path)!r} gives labels, and no codes that --cache could store. "
-                "Expected --cache only with a joblib or skops file."
-            )
-        model.device = device or model.device
-        if max_pixels is not None:
-            model.max_pixels = pixel_limit(max_pixels)["max_pixels"]
-        return lambda images: _onnx_predictions(model, images)
-    set_up(transformers, cache, device, pixel_limit(max_pixels))
-    return lambda images: _predictions(model, images)
+    try:
+        point = predictor.card.threshold_for(reject)
+    except ValueError as error:
+        reason = str(error).removeprefix("accuracy: ")
+        raise typer.BadParameter(f"--reject {reject:g}: {reason}") from error
+    predictor.least = point.threshold
+    note(
+        f"{UNKNOWN!r}: below a probability of {point.threshold:.4f}. In training, "
+        f"{point.accuracy:.1%} of the {point.coverage:.0%} of images above it were "
+        "right."
+    )
 
 
-def _onnx_predictions(model: OnnxClassifier, images: list[str]) -> list[Prediction]:
-    outputs = model.run(images)
-    if "label" not in outputs:
-        values = outputs["values"]
-        column = values[:, 0] if values.shape[1] == 1 else values
-        return [(value, None) for value in _as_list(column)]
-    labels = _as_list(outputs["label"])
-    if "probabilities" not in outputs:
-        return [(label, None) for label in labels]
-    return _with_probabilities(labels, model.classes_, outputs["probabilities"])
+def _chunks(
+    images: list[str], output: Path | None, watched: WatchedFolder | None
+) -> tuple[int | None, Iterable[list[str]]]:
+    """The number of images, if it is known, and their paths in parts."""
+    if "-" in images:
+        return None, _some(as_they_come(image_paths(images)))
+    if watched is None:
+        listed = listed_paths(images)
+        if output is not None:
+            check_output(output, inputs=listed)
+        return len(listed), chunks_of(listed)
+    listed = list(image_paths(images))
+    watched.leave_out(listed)
+    return None, chain(chunks_of(listed), watched.parts())
 
 
-def _predictions(model: Any, images: list[str]) -> list[Prediction]:
-    labels = _as_list(model.predict(images))
-    if not hasattr(model, "predict_proba"):
-        return [(label, None) for label in labels]
-    return _with_probabilities(labels, model.classes_, model.predict_proba(images))
+def _some(chunks: Iterable[list[str]]) -> Iterator[list[str]]:
+    """The same; raise a ValueError if there are none."""
+    empty = True
+    for chunk in chunks:
+        empty = False
+        yield chunk
+    if empty:
+        raise ValueError("found no images in the arguments.")
 
 
-def _as_list(predicted: Any) -> list[Any]:
-    """Predictions, one per image, as plain values."""
-    labels = np.asarray(predicted)
-    if labels.ndim != 1:
-        raise ValueError(
-            f"the model gives predictions of shape {labels.shape}. Expected one label "
-            "per image."
-        )
-    return list(labels.tolist())
-
-
-def _with_probabilities(
-    labels: list[Any], classes: Any, table: Any
-) -> list[Prediction]:
-    """Pair labels with their probabilities from a table with one column per class."""
-    column = {label: i for i, label in enumerate(np.asarray(classes).tolist())}
-    return [
-        (label, round(float(row[column[label]]), 6))
-        for label, row in zip(labels, np.asarray(table), strict=True)
-    ]
+@contextmanager
+def _watching(folder: Path, written: str) -> Iterator[None]:
+    """Say how to end the watching of a folder, and that it ended."""
+    note(f"Watching {str(folder)!r}; Ctrl-C ends it.")
+    try:
+        yield
+    except KeyboardInterrupt:
+        end_interrupted(written)

@@ -133,7 +133,9 @@ def test_output_file(models: dict[str, Path], photos: Path, tmp_path: Path) -> N
     assert (result.exit_code, result.stdout) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
     written = (tmp_path / "labels.csv").read_text(encoding="utf-8")
-    assert written == invoke(*arguments).stdout
+    assert written == "\ufeff" + invoke(*arguments).stdout  # for spreadsheets
+    invoke(*arguments, "-o", tmp_path / "labels.txt")
+    assert (tmp_path / "labels.txt").read_text(encoding="utf-8") == written[1:]
 
 
 @pytest.mark.parametrize("output", ["model", "image", "cache"])
@@ -194,8 +196,20 @@ def test_regressor(photos: Path, tmp_path: Path) -> None:
     model = make_pipeline(CNNCodeTransformer(), LinearRegression()).fit(images, ages)
     joblib.dump(model, tmp_path / "ages.joblib")
     result = invoke("predict", tmp_path / "ages.joblib", *images[:2])
-    found = [float(row["label"]) for row in rows_of(result.stdout)]
+    assert result.stdout.startswith("path,value,error\n")
+    found = [float(row["value"]) for row in rows_of(result.stdout)]
     np.testing.assert_allclose(found, model.predict(images[:2]), rtol=1e-6)
+    result = invoke("predict", tmp_path / "ages.joblib", images[0], "--json")
+    assert json.loads(result.stdout) == {
+        "path": images[0],
+        "value": pytest.approx(found[0]),
+        "error": None,
+    }
+    for option in (["--top", "2"], ["--sort-into", str(tmp_path / "a")]):
+        result = invoke("predict", tmp_path / "ages.joblib", images[0], *option)
+        assert result.exit_code == 2
+        assert f"{option[0]}: model" in result.stderr
+        assert "gives values, not labels" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -40,7 +40,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _end_interrupted("No partial output was left; run the command again.")
+            end_interrupted("No partial output was left; run the command again.")
         except BrokenPipeError:
             raise  # the reader, such as `head`, has finished
         except (ValueError, OSError, ImportError, DeviceError) as error:
@@ -72,10 +72,11 @@ def interruptible(cache: Path | None, output: str) -> Iterator[None]:
                 f"Run the same command again to resume: {str(cache)!r} has the codes "
                 "computed so far."
             )
-        _end_interrupted(f"{output} {how}")
+        end_interrupted(f"{output} {how}")
 
 
-def _end_interrupted(message: str) -> None:
+def end_interrupted(message: str) -> NoReturn:
+    """Exit as after Ctrl-C, with a sentence about what is left."""
     typer.echo(f"\nInterrupted. {message}", err=True)
     raise typer.Exit(INTERRUPTED) from None
 

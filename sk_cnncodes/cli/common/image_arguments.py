@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from sk_cnncodes.images.sources import describe_image
 
 # Images per chunk, so that memory does not grow with the number of images.
 CHUNK_SIZE = 256
+_READ_BYTES = 2**16
 
 ImagesArgument = Annotated[
     list[str],
@@ -78,13 +80,30 @@ def note_ignored(count: int) -> None:
 def _expand_dash(arguments: list[str]) -> Iterator[str]:
     """Yield arguments, with the lines of standard input in place of ``-``."""
     for argument in arguments:
-        if argument != "-":
+        if argument == "-":
+            yield from filter(None, _input_lines())
+        else:
             yield argument
-            continue
-        for line in sys.stdin:
-            path = line.rstrip("\r\n")
-            if path:
-                yield path
+
+
+def _input_lines() -> Iterator[str]:
+    """Yield the lines of standard input as they come, without their ends.
+
+    Not by iterating over `sys.stdin`: a thread that waits in it holds its lock, which
+    ends the process with a crash.
+    """
+    try:
+        stream = sys.stdin.fileno()
+    except (OSError, ValueError):  # no file, as in tests
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    encoding, rest = sys.stdin.encoding or "utf-8", b""
+    while content := os.read(stream, _READ_BYTES):
+        *lines, rest = (rest + content).split(b"\n")
+        for line in lines:
+            yield line.rstrip(b"\r").decode(encoding, "surrogateescape")
+    if rest:
+        yield rest.rstrip(b"\r").decode(encoding, "surrogateescape")
 
 
 def listed_paths(arguments: list[str]) -> list[str]:
@@ -127,8 +146,21 @@ def compute_parts(
     paths : iterable of str
     bar : tqdm
     """
+    return compute_chunks(compute, chunks_of(paths), bar)
+
+
+def chunks_of(paths: Iterable[str]) -> Iterator[list[str]]:
+    """Yield paths in chunks."""
     rest = iter(paths)
     while chunk := list(islice(rest, CHUNK_SIZE)):
+        yield chunk
+
+
+def compute_chunks(
+    compute: Callable[[list[str]], T], chunks: Iterable[list[str]], bar: Any
+) -> Iterator[Part[T]]:
+    """Apply a function to images as `compute_parts`, which come in chunks."""
+    for chunk in chunks:
         for part in _around_bad_images(compute, chunk):
             if part.result is None:
                 bar.write(f"{part.paths[0]}: {part.fault}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""What `predict` is made of: models, sources of images, rows, folders by label."""
