@@ -13,7 +13,7 @@ import os
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from sk_cnncodes.backbones.catalogue import CatalogueRow
@@ -26,7 +26,7 @@ from sk_cnncodes.base.home import (
     cache_dir,
     is_offline,
 )
-from sk_cnncodes.base.logs import logger
+from sk_cnncodes.base.logs import LOG_VARIABLE, logger
 from sk_cnncodes.base.progress import progress_bar
 
 MIRROR_VARIABLE = "SK_CNNCODES_MIRROR"
@@ -80,15 +80,17 @@ def obtain_file(row: CatalogueRow, progress: bool | None = None) -> Path:
             _write_record(path, row, _check_once(path, row))
         return path
     if is_offline():
-        raise DownloadError(
-            f"backbone {row.name!r}: {_file_fault(path, row)}, and {OFFLINE_VARIABLE} "
-            f"forbids downloads. {_manual_install(path, row)}"
+        raise _error(
+            f"backbone {row.name!r}: {_fault(path)}, and {OFFLINE_VARIABLE} forbids "
+            f"downloads. {_manual_install(path, row)}",
+            f"{_file_fault(path, row)}. {_sources(row)}",
         )
     addresses = download_addresses(row)
     if not addresses:
-        raise DownloadError(
-            f"backbone {row.name!r}: {_file_fault(path, row)}, and it has no public "
-            f"address. {_manual_install(path, row)} {row.notes}"
+        raise _error(
+            f"backbone {row.name!r}: {_fault(path)}, and it has no public address. "
+            f"{_manual_install(path, row)} {row.notes}",
+            f"{_file_fault(path, row)}. {_sources(row)}",
         )
     from filelock import FileLock
 
@@ -124,13 +126,35 @@ def _file_fault(path: Path, row: CatalogueRow) -> str:
     )
 
 
+def _fault(path: Path) -> str:
+    """The same in few words."""
+    fault = "is not the right one" if path.is_file() else "does not exist"
+    return f"its file {str(path)!r} {fault}"
+
+
 def _manual_install(path: Path, row: CatalogueRow) -> str:
     """How to install a file by hand, for a message."""
+    return (
+        f"Put the file ({row.size / 1e6:.0f} MB) at {str(path)!r} yourself; "
+        f"{LOG_VARIABLE}=info tells from where."
+    )
+
+
+def _sources(row: CatalogueRow) -> str:
+    """Which file it is and where it comes from."""
     sources = f" from {' or '.join(row.addresses)}" if row.addresses else ""
     return (
-        f"Put the file{sources} ({row.size} bytes, sha256 {row.sha256}) at "
-        f"{str(path)!r}, or set {HOME_VARIABLE} to the folder of {row.file!r}."
+        f"The file of {row.size} bytes, sha256 {row.sha256}{sources}, can also be in "
+        f"another folder that {HOME_VARIABLE} names."
     )
+
+
+def _error(message: str, details: str) -> DownloadError:
+    """A short error; tracebacks and the log show the details."""
+    logger.info("%s", details)
+    error = DownloadError(message)
+    error.add_note(details)
+    return error
 
 
 # -- downloading -------------------------------------------------------------
@@ -144,24 +168,27 @@ def _download(
         stale.unlink(missing_ok=True)  # from a killed process
     old_fault = _file_fault(path, row) if path.is_file() else None
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    faults = []
+    faults: list[tuple[str, _Fault]] = []
     try:
         for address in addresses:
             logger.info("backbone %r: downloading %s", row.name, address)
             fault = _fetch(address, part, row, progress)
             if fault is not None:
-                faults.append(f"{address}: {fault}")
+                faults.append((address, fault))
                 continue
             batch_size = check_backbone(part, row)
             part.replace(path)
             _write_record(path, row, batch_size)
             break
         else:
-            raise DownloadError(
-                f"backbone {row.name!r}: no address gave the right file; the downloads "
-                f"were removed. Tried {'; '.join(faults)}. Check the connection "
-                f"and its proxy, or set {MIRROR_VARIABLE} to a mirror. "
-                f"{_manual_install(path, row)}"
+            tried = "; ".join(
+                f"{address}: {fault.details}" for address, fault in faults
+            )
+            raise _error(
+                f"backbone {row.name!r}: cannot be downloaded: {_in_short(faults)}. "
+                "Check the connection and its proxy, or set "
+                f"{MIRROR_VARIABLE} to a mirror. {_manual_install(path, row)}",
+                f"Tried {tried}; the downloads were removed. {_sources(row)}",
             )
     finally:
         part.unlink(missing_ok=True)
@@ -172,9 +199,27 @@ def _download(
         )
 
 
+class _Fault(NamedTuple):
+    """Why an address did not give a file, in few words and in all."""
+
+    short: str
+    details: str
+
+
+def _in_short(faults: list[tuple[str, _Fault]]) -> str:
+    """What the addresses answered, by their hosts."""
+    hosts: dict[str, list[str]] = {}
+    for address, fault in faults:
+        hosts.setdefault(fault.short, []).append(urlsplit(address).netloc)
+    return ", ".join(
+        f"{short} {' and '.join(dict.fromkeys(names))}"
+        for short, names in hosts.items()
+    )
+
+
 def _fetch(
     address: str, part: Path, row: CatalogueRow, progress: bool | None
-) -> str | None:
+) -> _Fault | None:
     """Download to a file and check its digest; return the fault, or None."""
     import pooch  # type: ignore[import-untyped]
     from requests import HTTPError, RequestException
@@ -193,22 +238,26 @@ def _fetch(
         downloader(address, os.fspath(part), None)
     except HTTPError as error:
         answer = str(error).partition(" for url")[0]  # e.g. 404 Client Error: Not Found
-        return f"HTTP status {answer}"
+        return _Fault(f"status {answer[:3]} from", f"HTTP status {answer}")
     except RequestException as error:
         reason = str(error).replace("\n", " ")[:300]
         got = part.stat().st_size if part.exists() else 0
-        return f"interrupted after {got} of {row.size} bytes ({reason})"
+        short = "interrupted by" if got else "no connection to"
+        details = f"interrupted after {got} of {row.size} bytes ({reason})"
+        return _Fault(short, details)
     finally:
         bar.close()
     size = part.stat().st_size
     with open(part, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if size < row.size:
-        return f"ended after {size} of {row.size} bytes"
+        details = f"ended after {size} of {row.size} bytes"
+        return _Fault("a part of the file from", details)
     if digest != row.sha256:
-        return (
+        return _Fault(
+            "another file from",
             f"another file (expected {row.size} bytes, sha256 {row.sha256}; got {size} "
-            f"bytes, sha256 {digest}), changed by its publisher or in transit"
+            f"bytes, sha256 {digest}), changed by its publisher or in transit",
         )
     return None
 

@@ -49,7 +49,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder. Expected a file name.")
     if path.exists() and not path.is_file():
-        yield path
+        with _naming(path, path):
+            yield path
         return
     if not target.parent.is_dir():
         raise FileNotFoundError(
@@ -60,14 +61,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
     unique = f"{os.getpid()}-{secrets.token_hex(4)}"
     part = target.with_name(f".{path.stem}.{unique}.part{path.suffix}")
     try:
-        yield part
-        part.replace(target)
-    except OSError as error:
-        if error.filename is None and error.errno in _DISK_FULL_ERRORS:
-            error.filename = str(path)  # write errors of open files carry no name
-        raise
+        with _naming(path, part):
+            yield part
+            part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path, part: Path) -> Iterator[None]:
+    """Make errors name a file, not the temporary one, or none."""
+    try:
+        yield
+    except OSError as error:
+        # Write errors of open files carry no name.
+        is_full = error.filename is None and error.errno in _DISK_FULL_ERRORS
+        if is_full or error.filename == str(part):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def working_folder() -> str:

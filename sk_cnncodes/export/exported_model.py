@@ -157,8 +157,8 @@ def read_exported(session: ort.InferenceSession) -> ExportedModel:
         raise ExportError(str(error).rstrip(".")) from error
     if preprocessing is None or MODEL_KEY not in metadata:
         raise ExportError(
-            f"it has no metadata {MODEL_KEY!r}; pass a backbone to CNNCodeTransformer "
-            "instead"
+            f"it is no saved model (no metadata {MODEL_KEY!r}); pass a backbone to "
+            "CNNCodeTransformer instead, or train with it by --backbone"
         )
     facts = _json(metadata, MODEL_KEY)
     if not isinstance(facts, dict):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
 import joblib
+from sklearn.exceptions import InconsistentVersionWarning
 
 from sk_cnncodes.base.exceptions import SavedModelError, first_line
 from sk_cnncodes.base.files import working_folder
@@ -16,8 +20,13 @@ from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.codes.parameters import check_parameters
 from sk_cnncodes.codes.persistence import Visit, visiting
 from sk_cnncodes.codes.plan import state_of
+from sk_cnncodes.export.card_files import read_model_card
 from sk_cnncodes.export.onnx_classifier import OnnxClassifier
 
+# Untrusted types that a message names.
+_MAX_TYPES = 5
+# Packages whose name in `pip install` is another.
+_PIP_NAMES = {"sklearn": "scikit-learn", "cv2": "opencv-python", "PIL": "pillow"}
 # Types in pipelines of this library that skops.io does not trust by default: the
 # transformer and its parameters, kernel ridge, and parts of calibrated classifiers,
 # MLPs, searches, votes and stacks.
@@ -149,18 +158,64 @@ def load_with_transformers(path: str | os.PathLike[str]) -> tuple[Any, list[Any]
         return OnnxClassifier(file), []
     load = _load_skops if file.suffix.lower() == ".skops" else joblib.load
     try:
-        with visiting(Visit()) as visit:
+        with visiting(Visit()) as visit, _versions_compared(path):
             return load(file), list(visit.found.values())
-    except (ImportError, MemoryError, SavedModelError):
+    except (MemoryError, SavedModelError):
         raise
+    except ImportError as error:
+        if error.name is None:
+            raise
+        package = error.name.partition(".")[0]
+        raise ImportError(
+            f"model {str(path)!r}: needs the package {package!r}, which is not "
+            f"installed here. Try: pip install {_PIP_NAMES.get(package, package)}",
+            name=error.name,
+        ) from error
     except Exception as error:
         # Unpickling a damaged file can raise nearly anything.
         raise SavedModelError(
-            f"model {str(path)!r}: cannot be loaded ({type(error).__name__}: "
-            f"{first_line(error)}). Expected a whole file of joblib.dump or "
-            f"skops.io.dump; this one ({file.stat().st_size} bytes) is truncated or "
-            "damaged, or needs other package versions."
+            f"model {str(path)!r}: cannot be loaded. Expected a whole file of "
+            f"joblib.dump or skops.io.dump; this one ({file.stat().st_size} bytes) is "
+            f"damaged, of another kind, or needs other versions{_saved_with(file)}. "
+            f"Reading it stopped at: {type(error).__name__}: {first_line(error)}"
         ) from error
+
+
+def _saved_with(file: Path) -> str:
+    """The versions that a file was saved with, if it has a card."""
+    with suppress(SavedModelError):
+        card = read_model_card(file)
+        if card is not None:
+            found = ", ".join(f"{name} {v}" for name, v in card.versions.items())
+            return f" (it was saved with {found})"
+    return ""
+
+
+@contextmanager
+def _versions_compared(path: str | os.PathLike[str]) -> Iterator[None]:
+    """One warning of another version of scikit-learn, instead of one per estimator."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", InconsistentVersionWarning)
+        yield
+    others = [
+        each.message
+        for each in caught
+        if isinstance(each.message, InconsistentVersionWarning)
+    ]
+    for each in caught:
+        if each.message not in others:
+            warnings.warn_explicit(
+                each.message, each.category, each.filename, each.lineno
+            )
+    if others:
+        saved = others[0].original_sklearn_version
+        warnings.warn(
+            f"model {str(path)!r}: scikit-learn {saved} saved it, and "
+            f"{others[0].current_sklearn_version} is installed, whose predictions may "
+            f"differ. Train it again, or: pip install scikit-learn=={saved}",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def _load_skops(file: Path) -> Any:
@@ -170,9 +225,11 @@ def _load_skops(file: Path) -> Any:
     unknown = skops.io.get_untrusted_types(file=file)
     unknown = sorted(set(unknown) - set(SKOPS_TRUSTED_TYPES))
     if unknown:
+        shown = ", ".join(unknown[:_MAX_TYPES])
+        more = f" and {len(unknown) - _MAX_TYPES} more" * (len(unknown) > _MAX_TYPES)
         raise SavedModelError(
-            f"model {str(file)!r}: contains types that are not trusted: {unknown}. "
-            "If you trust them, call skops.io.load(path, trusted=[...]) with these and "
-            f"{list(SKOPS_TRUSTED_TYPES)}."
+            f"model {str(file)!r}: contains types that are not trusted: {shown}{more}. "
+            "If you trust them, load it in Python by skops.io.load(path, trusted=[...])"
+            " with these and sk_cnncodes.SKOPS_TRUSTED_TYPES."
         )
     return skops.io.load(file, trusted=list(SKOPS_TRUSTED_TYPES))

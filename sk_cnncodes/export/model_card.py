@@ -302,7 +302,7 @@ def find_threshold(
     """
     if not 0 < accuracy < 1:
         raise ValueError(f"accuracy: expected a number from 0 to 1, got {accuracy}.")
-    least = math.ceil(1 / (1 - accuracy) - 1e-9)
+    least = math.ceil(round(1 / (1 - accuracy), 6))
     usable = [point for point in points if round(point.coverage * n_tested) >= least]
     found = None
     for point in reversed(usable):

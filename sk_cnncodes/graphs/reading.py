@@ -81,7 +81,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:
         raise BackboneError(
-            f"backbone file {str(path)!r}: not an ONNX file ({first_line(error)})."
+            f"backbone file {str(path)!r}: not an ONNX file, or a damaged one."
         ) from error
     if not model.graph.node or not model.graph.output:
         raise BackboneError(

@@ -40,13 +40,30 @@ _RAW_SUFFIXES = (
 _OTHER_SUFFIXES = (".jp2", ".j2k")
 _CONVERT = "Convert them to JPEG, PNG or TIFF"
 # What files that are no image of `FORMATS` begin with.
+_CONVERT_IT = "Convert it to JPEG, PNG or TIFF"
+_PAGES = "Save its pages as PNG or JPEG"
+_AGAIN = "A server may have sent it instead of the image: download it again"
+_VIDEO = ("a video (MP4 or MOV)", "Save its frames as JPEG or PNG")
 _OTHERS = (
-    (b"FUJIFILMCCD-RAW", "a raw photograph (RAF)"),
-    (b"IIRO", "a raw photograph (ORF)"),
-    (b"IIRS", "a raw photograph (ORF)"),
-    (b"IIU\0", "a raw photograph (RW2)"),
-    (b"FOVb", "a raw photograph (X3F)"),
+    (b"FUJIFILMCCD-RAW", "a raw photograph (RAF)", _CONVERT_IT),
+    (b"IIRO", "a raw photograph (ORF)", _CONVERT_IT),
+    (b"IIRS", "a raw photograph (ORF)", _CONVERT_IT),
+    (b"IIU\0", "a raw photograph (RW2)", _CONVERT_IT),
+    (b"FOVb", "a raw photograph (X3F)", _CONVERT_IT),
+    (b"%PDF", "a PDF document", _PAGES),
+    (b"%!PS", "a PostScript file", _PAGES),
+    (b"8BPS", "a Photoshop file", _CONVERT_IT),
+    (b"PK\3\4", "a ZIP archive or an office document", "Unpack the images in it"),
+    (b"<svg", "an SVG drawing", "Save it as PNG"),
+    (b"<?xml", "an XML or SVG file", "Save it as PNG if it is a drawing"),
+    (b"<html", "a web page", _AGAIN),
+    (b"<!doctype", "a web page", _AGAIN),
 )
+# What a container of boxes says that is no image.
+_BOXES = {
+    b"crx ": ("a raw photograph (CR3)", _CONVERT_IT),
+    **dict.fromkeys((b"isom", b"mp41", b"mp42", b"avc1", b"qt  ", b"M4V "), _VIDEO),
+}
 _JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 _HEX_DIGITS = bytes.maketrans(b"0123456789abcdef", bytes(range(16)))
 # For decoders in Python, which take a microsecond per pixel.
@@ -78,20 +95,32 @@ def format_of(content: bytes) -> str:
     else:
         name = _format_of_start(content[:16])
     if not name:
-        known = [what for start, what in _OTHERS if content.startswith(start)]
-        if content[4:12] == b"ftypcrx ":
-            known = ["a raw photograph (CR3)"]
-        what = f"{len(content)} bytes of an unknown format"
-        raise RefusedError(
-            f"not an image file. Expected one of {', '.join(FORMATS)}, got "
-            f"{known[0] if known else what}."
-        )
+        raise RefusedError(f"not an image file{_what_else(content)}")
     if name in _KINDS and (cure := _cure(name)):
         raise RefusedError(
             f"not supported here: {_KINDS[name]} file, whatever its name. {cure}; or "
             "convert it to JPEG or PNG."
         )
     return name
+
+
+def _what_else(content: bytes) -> str:
+    """What a file is that is no image, and what to do; the end of a message."""
+    start = content[:32].lstrip(b"\xef\xbb\xbf \t\r\n")
+    known = [
+        (what, cure)
+        for begin, what, cure in _OTHERS
+        if begin in (start[: len(begin)], start[: len(begin)].lower())
+    ]
+    if content[4:8] == b"ftyp" and content[8:12] in _BOXES:
+        known = [_BOXES[content[8:12]]]
+    if known:
+        what, cure = known[0]
+        return f", but {what}. {cure}."
+    return (
+        f". Expected one of {', '.join(FORMATS)}, got {len(content)} bytes of an "
+        "unknown format."
+    )
 
 
 def _format_of_start(start: bytes) -> str:

@@ -269,17 +269,40 @@ def test_a_bad_answer_leaves_nothing(
         load_backbone("net")
     assert known.home_files() == []
     message = str(caught.value)
-    assert f"{server.address}/a/net.onnx: " in message
+    for hint in (" 127.0.0.1:", "SK_CNNCODES_MIRROR", str(known.file)):
+        assert hint in message
+    (details,) = caught.value.__notes__
     for hint in (
+        f"{server.address}/a/net.onnx: ",
         "the downloads were removed",
-        "SK_CNNCODES_MIRROR",
-        str(known.file),
         known.sha256,
     ):
-        assert hint in message
+        assert hint in details
 
     server.answers["/a/net.onnx"] = whole
     assert load_backbone("net").layer(-1).n_channels == 16
+
+
+def test_a_failed_download_is_told_in_a_few_words(
+    known: Catalogue, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has the rest, and so has the error after a process passed it on."""
+    known.add(paths=tuple(f"/{n}/net.onnx" for n in range(9)), answer=None)
+    with (
+        caplog.at_level("INFO", "sk_cnncodes"),
+        pytest.raises(DownloadError) as caught,
+    ):
+        load_backbone("net")
+    host = server.address.removeprefix("http://")
+    assert str(caught.value) == (
+        f"backbone 'net': cannot be downloaded: status 404 from {host}. Check the "
+        "connection and its proxy, or set SK_CNNCODES_MIRROR to a mirror. Put the file "
+        f"(1 MB) at {str(known.file)!r} yourself; SK_CNNCODES_LOG=info tells from "
+        "where."
+    )
+    (details,) = pickle.loads(pickle.dumps(caught.value)).__notes__
+    assert f"{server.address}/8/net.onnx: HTTP status 404" in details
+    assert details in caplog.text
 
 
 def test_a_server_that_stalls(known: Catalogue, server: Server) -> None:
@@ -429,8 +452,9 @@ def test_offline_error_names_the_file_and_its_path(
     with pytest.raises(DownloadError, match="SK_CNNCODES_OFFLINE forbids") as caught:
         load_backbone("net")
     assert str(known.file) in str(caught.value)
-    assert known.sha256 in str(caught.value)
-    assert "https://models.invalid/a/net.onnx" in str(caught.value)
+    (details,) = caught.value.__notes__
+    assert known.sha256 in details
+    assert "https://models.invalid/a/net.onnx" in details
 
     known.home.mkdir()
     known.file.write_bytes(body)

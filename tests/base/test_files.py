@@ -161,3 +161,22 @@ def test_a_deleted_working_directory(tmp_path: Path) -> None:
         assert np.isnan(codes).any(axis=1).tolist() == [True, False]
     finally:
         os.chdir(before)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder of Linux")
+def test_errors_name_the_file_not_its_temporary_one() -> None:
+    with (
+        pytest.raises(OSError, match="'/proc/x.csv'") as caught,
+        atomic_write(Path("/proc/x.csv")) as part,
+    ):
+        part.write_text("")
+    assert caught.value.filename == "/proc/x.csv"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_device_is_named() -> None:
+    with (
+        pytest.raises(OSError, match="No space left.*'/dev/full'"),
+        atomic_write(Path("/dev/full")) as part,
+    ):
+        part.write_text("x")

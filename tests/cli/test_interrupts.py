@@ -119,7 +119,8 @@ def test_train_during_its_search(
     arguments = ("train", many, "-o", "model.joblib", *options)
     process = start(tmp_path, *arguments, "--cache", codes_of_many)
     assert process.stderr is not None
-    assert "Ranking 1 layer, and" in process.stderr.readline()
+    while "Ranking 1 layer, and" not in (line := process.stderr.readline()):
+        assert line
     time.sleep(2)  # during the search, which takes longer
     printed, message = interrupt(process)
     assert (process.returncode, printed) == (130, "")

@@ -315,7 +315,7 @@ def test_onnx_file_takes_no_cache(onnx_model: Path, tmp_path: Path) -> None:
 def test_onnx_file_on_an_unknown_device(onnx_model: Path) -> None:
     result = invoke("predict", onnx_model, "a.jpg", "--device", "tpu")
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: device: expected")
+    assert result.stderr.startswith("Error: --device: expected")
 
 
 def test_backbone_is_not_a_model() -> None:

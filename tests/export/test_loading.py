@@ -123,7 +123,7 @@ def test_skops_refuses_untrusted_types(
     risky = make_pipeline(CNNCodeTransformer(), FunctionTransformer(np.save))
     path = tmp_path / "risky.skops"
     skops.io.dump(risky, path)
-    with pytest.raises(SavedModelError, match=r"not trusted: \['numpy.*save'\]"):
+    with pytest.raises(SavedModelError, match=r"not trusted: numpy\S*save\. If"):
         load_model(path)
 
 

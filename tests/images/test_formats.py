@@ -265,12 +265,17 @@ def test_avif_without_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"FUJIFILMCCD-RAW 0201", r"a raw photograph \(RAF\)"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", r"a raw photograph \(CR3\)"),
         (b"IIU\0\x08\0\0\0", r"a raw photograph \(RW2\)"),
-        (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42", "bytes of an unknown format"),
-        (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", "bytes of an unknown format"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42", "a video"),
+        (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", "a video"),
+        (b"%PDF-1.7\n", r"a PDF document\. Save its pages as PNG"),
+        (b"<!DOCTYPE html><title>404", r"a web page\. .*download it again"),
+        (b"\xef\xbb\xbf\n<HTML>", "a web page"),
+        (b"PK\3\4\x14", "a ZIP archive"),
+        (b"\x89???", "bytes of an unknown format"),
     ],
 )
 def test_other_files_are_named(start: bytes, what: str) -> None:
-    with pytest.raises(ImageError, match=f"image 0 .*not an image file.*got .*{what}"):
+    with pytest.raises(ImageError, match=f"image 0 .*not an image file.*{what}"):
         read_rgb(start + bytes(100), 0)
 
 

@@ -12,8 +12,11 @@ from typer.core import TyperGroup
 
 from sk_cnncodes.base.exceptions import DeviceError
 from sk_cnncodes.base.files import check_not_an_input
+from sk_cnncodes.cli.common.messages import in_lines, options_of
 
 ERROR, BAD_IMAGES, INTERRUPTED = 1, 3, 130
+# Errors that a user can do something about.
+_OF_USERS = (ValueError, OSError, ImportError, DeviceError, MemoryError)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DeviceOption = Annotated[
@@ -33,7 +36,7 @@ CacheOption = Annotated[
 
 
 class Commands(TyperGroup):
-    """Command group that reports errors in one line, and interruptions."""
+    """Command group that reports errors in a few lines, and interruptions."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; user errors end with exit code 1."""
@@ -43,8 +46,10 @@ class Commands(TyperGroup):
             end_interrupted("No partial output was left; run the command again.")
         except BrokenPipeError:
             raise  # the reader, such as `head`, has finished
-        except (ValueError, OSError, ImportError, DeviceError) as error:
-            typer.echo(f"Error: {error}", err=True)
+        except _OF_USERS as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            options = {} if command is None else options_of(command)
+            typer.echo(f"Error: {in_lines(error, options)}", err=True)
             raise typer.Exit(ERROR) from error
 
 

@@ -15,6 +15,7 @@ import typer
 from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.base.progress import progress_bar
 from sk_cnncodes.cli.common.frame import note
+from sk_cnncodes.cli.common.messages import with_options
 from sk_cnncodes.datasets.folders import find_images
 from sk_cnncodes.images.safe_open import MAX_PIXELS
 from sk_cnncodes.images.sources import describe_image
@@ -43,6 +44,8 @@ MaxPixelsOption = Annotated[
         f"limit.  [default: the model's own limit, or {MAX_PIXELS}]",
     ),
 ]
+# What faults of images name, of the options above.
+_OPTIONS_OF_FAULTS = {"max_pixels": "--max-pixels"}
 T = TypeVar("T")
 
 
@@ -180,6 +183,7 @@ def _around_bad_images(
                 raise
             bad = error.index
             fault = str(error).removeprefix(f"{describe_image(paths[bad], bad)}: ")
+            fault = with_options(fault, _OPTIONS_OF_FAULTS)
             yield from _around_bad_images(compute, paths[:bad])
             yield Part(paths[bad : bad + 1], None, fault)
             paths = paths[bad + 1 :]

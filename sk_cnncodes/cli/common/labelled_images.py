@@ -377,6 +377,9 @@ def embed_labelled(
                 else:
                     good += part.paths
             paths = good
+    if bad and not paths:
+        first = f"{bad[0]['path']!r}: {bad[0]['error']}"
+        raise ValueError(f"none of {len(bad)} images can be read. The first: {first}")
     readable = {*paths}
     rows = [row for row, path in enumerate(images.paths) if path in readable]
     return images.take(rows), bad
