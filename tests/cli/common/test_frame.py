@@ -32,15 +32,16 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["layers", "nothing.onnx"], "backbone='nothing.onnx': no such file"),
-        (["download", "resnet-50"], "backbone='resnet-50': not in the catalogue"),
+        (["layers", "nothing.onnx"], "backbone 'nothing.onnx': no such file"),
+        (["download", "resnet-50"], "backbone 'resnet-50': not in the catalogue"),
     ],
 )
-def test_errors_are_one_line(arguments: list[str], message: str) -> None:
+def test_errors_are_three_lines(arguments: list[str], message: str) -> None:
     result = invoke(*arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith(f"Error: {message}")
-    assert len(result.stderr.splitlines()) == 1
+    assert 1 < len(result.stderr.splitlines()) <= 3
+    assert all(line.startswith("  ") for line in result.stderr.splitlines()[1:])
 
 
 def test_main_help_lists_commands_and_exit_codes() -> None:
