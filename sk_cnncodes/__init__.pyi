@@ -110,9 +110,16 @@ from sk_cnncodes.heads.selection import (
 )
 from sk_cnncodes.heads.shrinkage_lda import ShrinkageLDA as ShrinkageLDA
 from sk_cnncodes.images.preprocessing import Preprocessing as Preprocessing
+from sk_cnncodes.inspection.audit import audit as audit
+from sk_cnncodes.inspection.audited import Audit as Audit
 from sk_cnncodes.inspection.codes_map import (
     CodesMapDisplay as CodesMapDisplay,
 )
+from sk_cnncodes.inspection.findings import Bursts as Bursts
+from sk_cnncodes.inspection.findings import ClassSize as ClassSize
+from sk_cnncodes.inspection.findings import DuplicateImages as DuplicateImages
+from sk_cnncodes.inspection.findings import Outlier as Outlier
+from sk_cnncodes.inspection.findings import SuspectLabel as SuspectLabel
 from sk_cnncodes.inspection.image_displays import (
     MistakesDisplay as MistakesDisplay,
 )
@@ -153,8 +160,10 @@ __all__ = [
     "HEADS",
     "SKOPS_TRUSTED_TYPES",
     "Advice",
+    "Audit",
     "Backbone",
     "BackboneError",
+    "Bursts",
     "CNNCodeClassifier",
     "CNNCodeRegressor",
     "CNNCodeTransformer",
@@ -162,11 +171,13 @@ __all__ = [
     "CacheWarning",
     "Calibration",
     "CatalogueRow",
+    "ClassSize",
     "CodeCache",
     "CodeRanking",
     "CodesMapDisplay",
     "DeviceError",
     "DownloadError",
+    "DuplicateImages",
     "Explanation",
     "ExportError",
     "Finding",
@@ -186,12 +197,15 @@ __all__ = [
     "NeighboursDisplay",
     "OnnxClassifier",
     "OperatingPoint",
+    "Outlier",
     "Preprocessing",
     "PreprocessingError",
     "RankedCodes",
     "ReliabilityDisplay",
     "SavedModelError",
     "ShrinkageLDA",
+    "SuspectLabel",
+    "audit",
     "code_search",
     "code_union",
     "download_backbone",

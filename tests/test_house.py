@@ -40,6 +40,7 @@ LATE_PACKAGES = {
     *("pooch", "requests", "filelock", "multiprocessing"),
 }
 LATE_MODULES = {
+    "cli.audit": {"codes.transformer", "inspection.audit"},
     "cli.backbones": {
         *("backbones.loading", "backbones.code_graph", "layers.multiply_adds"),
     },

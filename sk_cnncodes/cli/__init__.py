@@ -16,6 +16,7 @@ import typer
 
 import sk_cnncodes
 from sk_cnncodes.cli import (
+    audit,
     backbones,
     benchmark,
     doctor,
@@ -43,6 +44,7 @@ app = typer.Typer(
 for name, command in (
     ("rank", rank.rank),
     ("advise", rank.advise),
+    ("audit", audit.audit),
     ("train", train.train),
     ("predict", predict.predict),
     ("embed", embed.embed),

@@ -53,7 +53,7 @@ def thumbnails(
         rgb = read_rgb(fetch_element(images, row), row, None, _decode_size)
         small = min(rgb.size) < 2 * _SIDE
         kernel = Image.Resampling.BILINEAR if small else Image.Resampling.BOX
-        found[position] = rgb.convert("L").resize((_SIDE, _SIDE), kernel)
+        found[position] = np.asarray(rgb.convert("L").resize((_SIDE, _SIDE), kernel))
 
     n_threads = effective_n_jobs(n_jobs)
     with OrderedThreadPool(n_threads, "thumbnails") as pool:
@@ -145,6 +145,6 @@ def _resampler(size: int) -> np.ndarray:
 
 _RESAMPLERS = [
     _resampler(size)
-    for size in dict.fromkeys(int(round(_MIDDLE * _SIDE * each)) for each in _SCALES)
+    for size in dict.fromkeys(round(_MIDDLE * _SIDE * float(each)) for each in _SCALES)
     if size <= _SIDE
 ]
