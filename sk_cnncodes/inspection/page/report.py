@@ -74,8 +74,10 @@ class HTMLReport:
         return f"HTMLReport of {len(self.html) / 1e6:.2f} MB; save it with .save(path)"
 
     def _repr_html_(self) -> str:
+        # Links within the page would otherwise lead to the notebook.
+        html = self.html.replace("<head>", '<head><base href="about:srcdoc">', 1)
         return (
-            f'<iframe title="Report" srcdoc="{escape(self.html)}" sandbox '
+            f'<iframe title="Report" srcdoc="{escape(html)}" sandbox '
             f'style="width:100%;height:{_NOTEBOOK_HEIGHT}px;border:1px solid #ccc">'
             "</iframe>"
         )
@@ -346,14 +348,14 @@ def _missing(evaluation: Evaluation, model: Any, audit: Audit | None) -> list[st
     if getattr(model, "ranking_", None) is None:
         found.append(
             "No ranking of layers and no learning curve: a saved model does not keep "
-            "them. `sk-cnncodes train --report FILE` shows them."
+            "them. sk-cnncodes train --report FILE shows them."
         )
     if getattr(model, "cv_results_", None) is None:
         found.append("No table of layers and heads: the model is no search.")
     if evaluation.train is None:
         found.append(
-            "No similar training images: they were not given (`--train DATA`; in "
-            "Python `train_images`)."
+            "No similar training images: they were not given (--train DATA; in "
+            "Python train_images)."
         )
     if evaluation.kind == "classification" and not evaluation.has_probabilities:
         found.append(
@@ -361,8 +363,8 @@ def _missing(evaluation: Evaluation, model: Any, audit: Audit | None) -> list[st
         )
     if audit is None:
         found.append(
-            "No suspect labels, duplicates and outliers: `sk-cnncodes audit DATA` "
-            "finds them (in Python `audit`)."
+            "No suspect labels, duplicates and outliers: sk-cnncodes audit DATA "
+            "finds them (in Python audit)."
         )
     return found
 

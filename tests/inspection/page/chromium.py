@@ -89,6 +89,19 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
+    @contextmanager
+    def frame(self) -> Iterator[None]:
+        """Run scripts in the page of the only frame, which has a process of its own."""
+        session, self._session = self._session, None
+        targets = self.call("Target.getTargets")["targetInfos"]
+        (target,) = [each["targetId"] for each in targets if each["type"] == "iframe"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        try:
+            yield
+        finally:
+            self._session = session
+
     def press(self, key: str) -> None:
         """Press and release a key, such as Tab or Enter."""
         codes = {"Tab": (9, ""), "Enter": (13, "\r")}
