@@ -47,13 +47,16 @@ def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
 
 
 def start(
-    folder: Path, *arguments: str | Path, stdout: Any = subprocess.PIPE
+    folder: Path,
+    *arguments: str | Path,
+    stdin: Any = subprocess.DEVNULL,
+    stdout: Any = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
     """Start a process group that Ctrl-C can be sent to."""
     return subprocess.Popen(
         [sys.executable, "-m", "sk_cnncodes", *map(str, arguments)],
         cwd=folder,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,

@@ -167,9 +167,10 @@ class Predictor:
         ranked = self._ranked(row)
         # Classifiers with a threshold predict a class that is not the most probable.
         ranked.sort(key=lambda each: each[0] != label)
-        probability = float(row[self.classes.index(label)])
-        given = label if probability >= self.least else UNKNOWN
-        return Prediction(given, _rounded(probability), tuple(ranked), label)
+        probability = _rounded(row[self.classes.index(label)])
+        # As rows show them.
+        given = label if probability >= _rounded(self.least) else UNKNOWN
+        return Prediction(given, probability, tuple(ranked), label)
 
     def _several(self, row: list[int], scores: Any) -> Prediction:
         has = [number for number, one in enumerate(row) if one]
