@@ -154,6 +154,7 @@ def predict(
     predictor = Predictor(model, cache, device, max_pixels)
     _check_options(predictor, top, sort_into, link, label_separator)
     _set_threshold(predictor, reject, reject_below)
+    predictor.top = top or 0
     folders = None
     if sort_into is not None:
         check_sorted_folder(sort_into, [*images, *([watch] if watch else [])])
@@ -175,7 +176,6 @@ def predict(
             file,
             predictor,
             as_json,
-            top,
             shows_best=predictor.least > 0,
             separator=label_separator,
             output=output,

@@ -62,7 +62,7 @@ def in_lines(error: BaseException, options: Mapping[str, str]) -> str:
 
 def _text_of(error: BaseException) -> str:
     """The message; that of an error of the system without its number."""
-    text = str(error).strip() or type(error).__name__
+    text = " ".join(str(error).split("\n")).strip() or type(error).__name__
     if isinstance(error, MemoryError):
         detail = f" ({error})" if str(error) else ""
         return f"there is not enough memory{detail}. Close other programs."

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import typer
 
+from sk_cnncodes.base.exceptions import SavedModelError
+from sk_cnncodes.cli.common.frame import note
 from sk_cnncodes.cli.common.image_arguments import pixel_limit
 from sk_cnncodes.cli.common.models import set_up
 
@@ -32,9 +34,9 @@ class Prediction:
     score : float, list of float or None
         Probability of the class, or decision values of the labels; None if the model
         gives none.
-    ranked : list of (label, float)
-        The classes by falling probability, the predicted one first; or the labels by
-        falling decision value.
+    ranked : tuple of (label, float)
+        The best classes by falling probability, the predicted one first; or the labels
+        by falling decision value.
     best : object
         The predicted class, even if it is not probable enough.
     """
@@ -67,6 +69,8 @@ class Predictor:
     gives_scores : bool
     least : float
         Classes of a lower probability are unknown.
+    top : int
+        Number of ranked labels.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class Predictor:
         from sk_cnncodes.export.onnx_classifier import OnnxClassifier
 
         self.path = path
-        self.least = 0.0
+        self.least, self.top = 0.0, 0
         self._model, transformers = load_with_transformers(path)
         self._is_onnx = isinstance(self._model, OnnxClassifier)
         name = type(self._model).__name__
@@ -106,12 +110,17 @@ class Predictor:
                 self._model.max_pixels = pixel_limit(max_pixels)["max_pixels"]
         else:
             set_up(transformers, cache, device, pixel_limit(max_pixels))
-        self.card: ModelCard | None = read_model_card(path)
+        self.card: ModelCard | None = None
+        try:
+            self.card = read_model_card(path)
+        except SavedModelError as error:  # only some options need it
+            note(f"Warning: {error}")
         self.kind: Kind = self._kind()
         known = getattr(self._model, "classes_", ())
         if self.kind == "labels" and self.card is not None:
             known = self.card.classes
         self.classes = [] if self.kind == "values" else np.asarray(known).tolist()
+        self._columns = {label: column for column, label in enumerate(self.classes)}
         scoring = "decision_function" if self.kind == "labels" else "predict_proba"
         self.gives_scores = self.kind != "values" and hasattr(self._model, scoring)
 
@@ -164,13 +173,11 @@ class Predictor:
         return labels.tolist(), scores
 
     def _one(self, label: Any, row: np.ndarray) -> Prediction:
-        ranked = self._ranked(row)
-        # Classifiers with a threshold predict a class that is not the most probable.
-        ranked.sort(key=lambda each: each[0] != label)
-        probability = _rounded(row[self.classes.index(label)])
+        column = self._columns[label]
+        probability = _rounded(row[column])
         # As rows show them.
         given = label if probability >= _rounded(self.least) else UNKNOWN
-        return Prediction(given, probability, tuple(ranked), label)
+        return Prediction(given, probability, self._ranked(row, column), label)
 
     def _several(self, row: list[int], scores: Any) -> Prediction:
         has = [number for number, one in enumerate(row) if one]
@@ -178,11 +185,21 @@ class Predictor:
         if scores is None:
             return Prediction(names)
         values = [_rounded(scores[number]) for number in has]
-        return Prediction(names, values, tuple(self._ranked(scores)))
+        return Prediction(names, values, self._ranked(scores, None))
 
-    def _ranked(self, row: Any) -> list[tuple[Any, float]]:
-        order = np.argsort(-np.asarray(row), kind="stable")
-        return [(self.classes[number], _rounded(row[number])) for number in order]
+    def _ranked(
+        self, row: np.ndarray, first: int | None
+    ) -> tuple[tuple[Any, float], ...]:
+        """The best labels with their scores, one of them in front."""
+        if not self.top:
+            return ()
+        order = np.argsort(-row, kind="stable").tolist()
+        if first is not None:
+            # Classifiers with a threshold predict one that is not the most probable.
+            order.remove(first)
+            order.insert(0, first)
+        best = order[: self.top]
+        return tuple((self.classes[column], _rounded(row[column])) for column in best)
 
 
 def _rounded(score: Any) -> float:

@@ -55,8 +55,6 @@ class Rows:
         Decides the columns.
     as_json : bool
         JSON lines instead of CSV.
-    top : int or None
-        Number of ranked labels in a row; None for the predicted one alone.
     shows_best : bool
         Whether rows tell the most probable class of unknown images.
     separator : str
@@ -76,7 +74,6 @@ class Rows:
         file: TextIO,
         predictor: Predictor,
         as_json: bool,
-        top: int | None,
         shows_best: bool,
         separator: str,
         output: Path | None,
@@ -88,7 +85,7 @@ class Rows:
         )
         self._kind = predictor.kind
         self._score = "score" if predictor.kind == "labels" else "probability"
-        self._top = 0 if top is None else min(top, len(predictor.classes))
+        self._top = min(predictor.top, len(predictor.classes))
         self._shows_best = shows_best
         self._separator = separator
         self._needs_header = not as_json
@@ -136,8 +133,7 @@ class Rows:
         record = {"path": path, "label": found.label, self._score: found.score}
         if self._top:
             record["top"] = [
-                {"label": label, self._score: score}
-                for label, score in found.ranked[: self._top]
+                {"label": label, self._score: score} for label, score in found.ranked
             ]
         if self._shows_best:
             record["best_label"] = found.best

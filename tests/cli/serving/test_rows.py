@@ -23,14 +23,14 @@ def made(
     **options: Any,
 ) -> str:
     file = io.StringIO()
+    top = options.pop("top", 0)
     given = {
         "as_json": False,
-        "top": None,
         "shows_best": False,
         "separator": ";",
         "output": None,
     } | options
-    predictor: Any = SimpleNamespace(kind=kind, classes=list(classes))
+    predictor: Any = SimpleNamespace(kind=kind, classes=list(classes), top=top)
     writer = Rows(file, predictor, **given)
     assert file.getvalue() == ""  # no header before a row
     for row in rows:
@@ -68,7 +68,7 @@ def test_unknown_images_keep_their_best_class() -> None:
 
 
 def test_several_labels() -> None:
-    found = Prediction(["cat", "dog"], [1.5, 0.2], (("cat", 1.5), ("dog", 0.2)))
+    found = Prediction(["cat", "dog"], [1.5, 0.2], (("cat", 1.5),))
     assert made([("a", found, "")], kind="labels", top=1, separator="|") == (
         "path,label,score,label1,score1,error\na,cat|dog,1.5|0.2,cat,1.5,\n"
     )
@@ -112,15 +112,17 @@ def test_a_file_for_spreadsheets_and_one_for_programs(tmp_path: Path) -> None:
 
 def test_rows_are_added_below_one_header(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    predictor: Any = SimpleNamespace(kind="classes", classes=["cat", "dog"])
 
-    def add(top: int | None) -> None:
+    def add(top: int) -> None:
+        predictor: Any = SimpleNamespace(
+            kind="classes", classes=["cat", "dog"], top=top
+        )
         with open_rows(path, is_appended=True) as file:
-            rows = Rows(file, predictor, False, top, False, ";", path)
+            rows = Rows(file, predictor, False, False, ";", path)
             rows.write("a.jpg", CAT, "")
 
-    add(None)
-    add(None)
+    add(0)
+    add(0)
     assert path.read_text(encoding="utf-8") == (
         "\ufeffpath,label,probability,error\na.jpg,cat,0.9,\na.jpg,cat,0.9,\n"
     )
