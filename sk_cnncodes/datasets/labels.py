@@ -99,7 +99,7 @@ def read_labels(
     ...     for name in ("1.jpg", "2.jpg", "3.jpg"):
     ...         Path(folder, name).touch()
     ...     table = Path(folder, "labels.csv")
-    ...     _ = table.writecell_text(
+    ...     _ = table.write_text(
     ...         "file;species;burst\\n1.jpg;fox;a\\n2.jpg;badger;b\\n3.jpg;;b\\n"
     ...     )
     ...     found = read_labels(table)

@@ -58,8 +58,8 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):
     >>> from sklearn.datasets import load_digits
     >>> from sk_cnncodes import ShrinkageLDA
     >>> X, y = load_digits(return_X_y=True)
-    >>> head = ShrinkageLDA().fit(X[:300], y[:300])
-    >>> bool(head.score(X[300:], y[300:]) > 0.9)
+    >>> head = ShrinkageLDA().fit(X[:900], y[:900])
+    >>> bool(head.score(X[900:], y[900:]) > 0.9)
     True
     """
 
