@@ -36,6 +36,8 @@ IMAGE_ELEMENTS = frozenset([1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 16])
 
 # Metadata key for the penultimate tensor of files in which it cannot be found.
 PENULTIMATE_KEY = "sk_cnncodes.penultimate"
+# Layers that an error names.
+_MAX_LISTED = 12
 
 
 class Network(Protocol):
@@ -165,6 +167,9 @@ def no_layer(
         f"{layer.position} ({layer.label!r}, {layer.n_channels} channels)"
         for layer in reversed(numbered)
     ]
+    if len(listed) > _MAX_LISTED:
+        middle = f"and so on to {listed[-1]}"
+        listed = [*listed[: _MAX_LISTED - 2], middle]
     expected = f"Expected {', '.join(listed)}, or the name of another tensor."
     if reason is not None:
         expected = (

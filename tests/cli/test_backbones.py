@@ -79,4 +79,4 @@ def test_download_without_the_network(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: backbone 'resnet50-v1-12': its file")
     assert str(tmp_path / "resnet50-v1-12.onnx") in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    assert len(result.stderr.splitlines()) == 2

@@ -114,11 +114,11 @@ def test_names_that_are_not_utf8(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--layer", "-99"], "layer=-99"),
-        (["--backbone", "no-such.onnx"], "backbone='no-such.onnx'"),
-        (["--pooling", "median"], "pooling: expected one of"),
-        (["--norm", "l1"], "norm: expected one of"),
-        (["--device", "tpu"], "device: expected"),
+        (["--layer", "-99"], "--layer -99"),
+        (["--backbone", "no-such.onnx"], "--backbone no-such.onnx"),
+        (["--pooling", "median"], "--pooling: expected one of"),
+        (["--norm", "l1"], "--norm: expected one of"),
+        (["--device", "tpu"], "--device: expected"),
     ],
 )
 def test_errors_write_nothing(

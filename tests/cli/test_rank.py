@@ -116,4 +116,4 @@ def test_one_class_is_an_error(photos: Path, tmp_path: Path) -> None:
     copies(sorted(photos.glob("china/*.jpg")), tmp_path / "china", 4)
     result = invoke("rank", tmp_path, *FAST)
     assert result.exit_code == 1
-    assert "y: expected at least 2 classes, got 1: ['china']" in result.stderr
+    assert "labels: expected at least 2 classes, got 1: ['china']" in result.stderr

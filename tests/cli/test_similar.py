@@ -108,7 +108,7 @@ def test_a_bad_query_does_not_stop_the_others(photos: Path) -> None:
     [
         ("cnncodes-mini", "missing.jpg", "{photos}", "QUERY: none of the images can"),
         ("cnncodes-mini", "{photo}", "missing.jpg", "none of the images can be read"),
-        ("cnncodes-min", "{photo}", "{photos}", "backbone='cnncodes-min'"),
+        ("cnncodes-min", "{photo}", "{photos}", "backbone 'cnncodes-min'"),
         ("missing.joblib", "{photo}", "{photos}", "model 'missing.joblib': no such"),
         ("list.joblib", "{photo}", "{photos}", "contains 0 CNNCodeTransformers"),
     ],
