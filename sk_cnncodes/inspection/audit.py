@@ -261,9 +261,11 @@ def data_warnings(
     contradictions = [each for each in found if each.is_contradiction]
     if contradictions:
         same = sum(each.exact for each in contradictions)
+        count = len(contradictions)
+        sets = "set of duplicates has" if count == 1 else "sets of duplicates have"
         warnings.append(
-            f"{len(contradictions)} sets of duplicates have several labels, {same} of "
-            "them the same file: no model can learn both. Keep the right one."
+            f"{count} {sets} several labels, {same} of them equal files: no model can "
+            "learn both. Keep the right one."
         )
     if bursts is not None:
         where = ""

@@ -22,17 +22,18 @@ from sk_cnncodes.inspection.pixel_matching import pixel_similarity, thumbnails
 # Nearest neighbours of each image that are compared with it, and the least cosine at
 # which they are. Nearly all crops of 80% of an image, and most of 70%, are above it.
 _N_COMPARED = 3
-_LEAST_COSINE = 0.6
+_LEAST_COSINE = 0.45
 # Fewer images are all compared: their mean, which cosines leave out, is no one's.
 _FEW_IMAGES = 20
 # Mirrored images have similar codes.
-_LEAST_MIRRORED_COSINE = 0.75
+_LEAST_MIRRORED_COSINE = 0.7
 # The least similarity of pixels of near duplicates, and for images that look alike
 # anyway, such as shirts of 28 x 28 pixels: so many times, on Fisher's scale, what 95%
 # of pairs that are no neighbours stay below.
-_LEAST_SIMILARITY = 0.85
+_LEAST_SIMILARITY = 0.87
 _TIMES_UNRELATED = 2.5
 _N_UNRELATED = 200
+_UNRELATED_COSINE = 0.6
 # Bursts are reported from this share of images, or of those of one class.
 _LEAST_BURST_SHARE = 0.2
 _LEAST_CLASS_SHARE = 0.5
@@ -116,7 +117,7 @@ def _near(
     """Sets of positions in `kept` of near duplicates, with their least similarity."""
     units = unit_codes(codes[kept] if len(kept) < len(codes) else codes)
     rows, cosines = nearest(units, _N_COMPARED)
-    gate = _LEAST_COSINE if len(kept) >= _FEW_IMAGES else -1.0
+    gate = _LEAST_COSINE if len(kept) >= _FEW_IMAGES else -2.0
     places = np.nonzero(cosines > gate)
     pairs = np.column_stack([places[0], rows[places]])
     pairs.sort(axis=1)
@@ -140,9 +141,11 @@ def _near(
 
 def _least_similarity(thumbs: np.ndarray, units: np.ndarray) -> float:
     """What pixels of near duplicates must reach among these images."""
+    if len(thumbs) < _FEW_IMAGES:
+        return _LEAST_SIMILARITY
     pairs = np.random.default_rng(0).integers(0, len(thumbs), (4 * _N_UNRELATED, 2))
     cosines = (units[pairs[:, 0]] * units[pairs[:, 1]]).sum(axis=1)
-    first, second = pairs[cosines < _LEAST_COSINE][:_N_UNRELATED].T
+    first, second = pairs[cosines < _UNRELATED_COSINE][:_N_UNRELATED].T
     if not len(first):
         return _LEAST_SIMILARITY
     typical = np.percentile(pixel_similarity(thumbs[first], thumbs[second]), 95)
@@ -190,14 +193,14 @@ def _record(
 
 
 def _are_values(labels: Any) -> bool:
-    return labels is not None and np.asarray(labels).dtype.kind == "f"
+    return labels is not None and isinstance(labels[0], (float, np.floating))
 
 
 def _keys(labels: Any, count: int) -> list[Any]:
     """The label of each image, or all of its labels; () without labels."""
     if labels is None:
         return [()] * count
-    rows = np.asarray(labels).tolist()
+    rows = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     return [tuple(row) if isinstance(row, list) else row for row in rows]
 
 

@@ -25,13 +25,12 @@ from sk_cnncodes.images.decode import read_rgb
 _SIDE = 48
 # Standard deviations of the band-pass, in pixels of the thumbnail.
 _FINE, _COARSE = 0.8, 3.0
-# The part of a thumbnail that is looked for, and the sizes at which it is.
+# The part of a thumbnail that is looked for, and the sizes at which it is: a smaller
+# one in the other, in both directions.
 _MIDDLE = 0.7
-_SCALES = np.exp(np.arange(np.log(0.6), np.log(1.42), 0.075))
+_SCALES = np.exp(np.arange(np.log(0.6), np.log(1.05), 0.075))
 # Less contrast than this, in gray values, is no evidence.
 _LEAST_CONTRAST = 1.0
-# Only from here on the other direction, second in first, is tried too.
-_PROMISING = 0.6
 # Pairs that are compared at once: 10 MB each of several arrays.
 _CHUNK = 512
 
@@ -87,11 +86,7 @@ def pixel_similarity(
         a = _band_passed(first[start : start + _CHUNK])
         b = _band_passed(second[start : start + _CHUNK])
         b = np.ascontiguousarray(b[:, :, ::-1]) if mirrored else b
-        found = _best_match(a, b)
-        promising = np.flatnonzero(found > _PROMISING)
-        back = _best_match(b[promising], a[promising])
-        found[promising] = np.maximum(found[promising], back)
-        parts.append(found)
+        parts.append(np.maximum(_best_match(a, b), _best_match(b, a)))
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
@@ -146,5 +141,4 @@ def _resampler(size: int) -> np.ndarray:
 _RESAMPLERS = [
     _resampler(size)
     for size in dict.fromkeys(round(_MIDDLE * _SIDE * float(each)) for each in _SCALES)
-    if size <= _SIDE
 ]
