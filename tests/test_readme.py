@@ -52,7 +52,7 @@ def test_first_two_commands_are_one_line_each() -> None:
     assert main.count("\n") == tests.count("\n") == 1
     assert "pip install ." in main
     assert "examples/choose_layer_and_classifier.py" in main
-    assert tests.rstrip().endswith("-m pytest")
+    assert tests.rstrip().endswith("-m pytest -n 2 --dist loadfile")
 
 
 def test_commands_and_their_options_exist() -> None:
