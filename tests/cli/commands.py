@@ -17,6 +17,8 @@ from typer.testing import CliRunner, Result
 from sk_cnncodes.cli import app
 
 ROOT = Path(__file__).parents[2]
+# Processes of `start`, which end with the test, also if it fails.
+STARTED: list[subprocess.Popen[str]] = []
 
 only_posix = pytest.mark.skipif(
     sys.platform == "win32", reason="sends the signal of Ctrl-C to a process group"
@@ -53,7 +55,7 @@ def start(
     stdout: Any = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
     """Start a process group that Ctrl-C can be sent to."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "sk_cnncodes", *map(str, arguments)],
         cwd=folder,
         stdin=stdin,
@@ -63,6 +65,8 @@ def start(
         env=environment(),
         start_new_session=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def interrupt(process: subprocess.Popen[str]) -> tuple[str, str]:

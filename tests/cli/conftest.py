@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sk_cnncodes.heads.presets import HEADS
-from tests.cli.commands import invoke
+from tests.cli.commands import STARTED, invoke
 
 
 def copies(files: list[Path], folder: Path, count: int) -> list[Path]:
@@ -18,6 +19,14 @@ def copies(files: list[Path], folder: Path, count: int) -> list[Path]:
         content = files[number % len(files)].read_bytes()
         path.write_bytes(content + number.to_bytes(4, "big"))
     return paths
+
+
+@pytest.fixture(autouse=True)
+def no_process_remains() -> Iterator[None]:
+    yield
+    while STARTED:
+        with STARTED.pop() as process:  # closes its streams
+            process.kill()
 
 
 @pytest.fixture(scope="session")
