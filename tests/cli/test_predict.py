@@ -15,7 +15,7 @@ import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from sk_cnncodes import CNNCodeTransformer
+from sk_cnncodes import CNNCodeTransformer, read_model_card
 from sk_cnncodes.cli.common import image_arguments as images_module
 from tests.cli.commands import invoke
 from tests.forwards import counted_forwards
@@ -283,6 +283,17 @@ def onnx_model(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.exit_code == 0, result.stderr
     assert re.search(r"Saved .*model.onnx \([\d.]+ MB\)\.\n$", result.stdout)
     return folder / "model.onnx"
+
+
+def test_both_files_have_the_model_card(onnx_model: Path, photos: Path) -> None:
+    card = read_model_card(onnx_model)
+    assert card is not None
+    assert card == read_model_card(onnx_model.with_suffix(".joblib"))
+    assert (card.task, card.classes) == ("classification", ("china", "flower"))
+    assert (card.head, card.layers) == ("logistic regression", (-1,))
+    assert (card.n_images, card.n_tested) == (24, 19)
+    assert card.operating_points[0].coverage == 1
+    assert str(photos.parent) not in card.to_json()
 
 
 def test_onnx_file_predicts_as_the_joblib_file(onnx_model: Path, photos: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
+import sklearn
 import skops.io
 from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -21,10 +22,12 @@ from sk_cnncodes import (
     CNNCodeTransformer,
     CodeCache,
     DeviceError,
+    ModelCard,
     OnnxClassifier,
     SavedModelError,
     load_backbone,
     load_model,
+    save_model,
     to_onnx,
 )
 
@@ -79,6 +82,45 @@ def test_other_files(tmp_path: Path) -> None:
     text.write_text("hello")
     with pytest.raises(SavedModelError, match=r"text\.joblib.*cannot be loaded"):
         load_model(text)
+
+
+def test_one_warning_of_another_scikit_learn(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as other:
+        other.setattr("sklearn.base.__version__", "1.7.1")
+        joblib.dump(pipeline, tmp_path / "old.joblib")
+    with pytest.warns(UserWarning) as caught:
+        load_model(tmp_path / "old.joblib")
+    (warning,) = caught
+    assert str(warning.message).startswith(
+        f"model {str(tmp_path / 'old.joblib')!r}: scikit-learn 1.7.1 saved it, and "
+        f"{sklearn.__version__} is installed"
+    )
+    assert warning.filename == __file__
+
+
+def test_a_missing_package_is_named_with_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "boosted.joblib"
+    path.write_bytes(b"\x80\4cno_such_boost.sklearn\nClassifier\n.")
+    with pytest.raises(
+        ImportError, match=r"boosted\.joblib.*pip install no_such_boost$"
+    ):
+        load_model(path)
+
+
+def test_a_model_of_other_versions_tells_them(tmp_path: Path) -> None:
+    card = ModelCard(
+        "classification", "net", "0" * 64, None, (-1,), "l2", "ridge", ("a", "b"), 9,
+        "accuracy", 0.9, 5, (), 9, 0, {"scikit-learn": "1.12"}, "2030-01-01T00:00:00Z",
+    )  # fmt: skip
+    path = save_model({}, tmp_path / "new.joblib", card=card)
+    content = path.read_bytes()
+    path.write_bytes(b"\x80\4csklearn.svm\nFuture\n." + content[content.index(b".") :])
+    with pytest.raises(
+        SavedModelError, match=r"saved with scikit-learn 1\.12\).*Future"
+    ):
+        load_model(path)
 
 
 def test_errors_of_the_transformer_are_not_wrapped(tmp_path: Path) -> None:
