@@ -51,7 +51,10 @@ class PreprocessingError(BackboneError):
 
 @public
 class DownloadError(BackboneError):
-    """A known backbone cannot be downloaded, or its checksum is wrong."""
+    """A known backbone cannot be downloaded, or its checksum is wrong.
+
+    Notes (``__notes__``), which tracebacks show, say what each address answered.
+    """
 
 
 @public

@@ -247,8 +247,9 @@ def _set_threshold(
         )
     if predictor.card is None or not predictor.card.operating_points:
         raise typer.BadParameter(
-            f"--reject: {path} does not say which probability gives which accuracy. "
-            "Train it again with this version, or use --reject-below P."
+            f"--reject: {path} does not say which probability gives which accuracy; "
+            "those of nearest neighbours and of older versions do not. Train it again, "
+            "or use --reject-below P."
         )
     try:
         point = predictor.card.threshold_for(reject)

@@ -71,7 +71,8 @@ class ModelCard:
     n_folds : int
     operating_points : tuple of OperatingPoint
         By rising threshold, from out-of-fold probabilities of the images that codes and
-        head were chosen on; () for what has no probabilities.
+        head were chosen on; () for what has no probabilities, for nearest neighbours,
+        and with scikit-learn before 1.8.
     n_tested : int
         Number of these images.
     seed : int or None
@@ -324,9 +325,14 @@ def find_threshold(
 
 
 def _is_calibrated_by_temperature(model: Any) -> bool:
-    """Whether probabilities of the pipeline are scaled as those out of fold are."""
+    """Whether probabilities of the pipeline are scaled as those out of fold are.
+
+    Nearest neighbours have no decision values; their probabilities are 0 in the one
+    case, and small numbers in the other.
+    """
     head = model.pipeline_["head"]
-    return getattr(head, "method", None) == "temperature"
+    is_scaled = getattr(head, "method", None) == "temperature"
+    return is_scaled and hasattr(head.estimator, "decision_function")
 
 
 def _versions() -> dict[str, str]:

@@ -72,6 +72,12 @@ def test_several_labels_have_names() -> None:
     assert ModelCard.from_json(card.to_json()) == card
 
 
+def test_nearest_neighbours_have_no_thresholds() -> None:
+    model = CNNCodeClassifier(layers=[-1], heads="knn", cv=3).fit(IMAGES, LABELS)
+    card = ModelCard.from_estimator(model, LABELS)
+    assert (card.head, card.operating_points) == ("5 nearest neighbours", ())
+
+
 # -- files -------------------------------------------------------------------
 
 
