@@ -13,6 +13,7 @@ from tests.cli.commands import invoke, run
 COMMANDS = [
     "rank",
     "advise",
+    "audit",
     "train",
     "predict",
     "embed",
@@ -47,7 +48,8 @@ def test_errors_are_three_lines(arguments: list[str], message: str) -> None:
 def test_main_help_lists_commands_and_exit_codes() -> None:
     text = invoke("--help").stdout
     assert [
-        line.split()[0] for line in text.split("Commands:")[1].splitlines()[1:12]
+        line.split()[0]
+        for line in text.split("Commands:")[1].splitlines()[1 : 1 + len(COMMANDS)]
     ] == COMMANDS
     for code in ("0 done", "1 an error", "2 wrong usage", "3 done, but", "130"):
         assert code in " ".join(text.split())
