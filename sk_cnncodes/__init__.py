@@ -27,6 +27,7 @@ _MODULE_OF = {
     "Calibration": "engines.quantisation",
     "CatalogueRow": "backbones.catalogue",
     "ClassSize": "inspection.findings",
+    "CodeBatch": "codes.streaming",
     "CodeCache": "cache.code_cache",
     "CodeRanking": "ranking.code_ranking",
     "CodesMapDisplay": "inspection.codes_map",

@@ -50,6 +50,7 @@ from sk_cnncodes.cache.code_cache import (
     CodeCache as CodeCache,
 )
 from sk_cnncodes.codes.explanation import Explanation as Explanation
+from sk_cnncodes.codes.streaming import CodeBatch as CodeBatch
 from sk_cnncodes.codes.transformer import CNNCodeTransformer as CNNCodeTransformer
 from sk_cnncodes.datasets.folders import (
     find_labelled_images as find_labelled_images,
@@ -172,6 +173,7 @@ __all__ = [
     "Calibration",
     "CatalogueRow",
     "ClassSize",
+    "CodeBatch",
     "CodeCache",
     "CodeRanking",
     "CodesMapDisplay",

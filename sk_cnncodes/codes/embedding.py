@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from sk_cnncodes.codes.extraction import Extraction, ExtractionOptions
 from sk_cnncodes.codes.parameters import check_parameters
 from sk_cnncodes.codes.plan import CodePlan, fitted_specs, plan_transform, state_of
 from sk_cnncodes.codes.saving import code_parameters
+from sk_cnncodes.codes.streaming import CodeBatch, StreamExtraction, keyed_images
 from sk_cnncodes.images.containers import as_element, as_images
 
 
@@ -187,6 +189,56 @@ class EmbeddingMixin:
         codes: np.ndarray = np.load(target, mmap_mode="r")
         return codes
 
+    def iter_codes(self, source: Any, *, batch: int = 256) -> Iterator[CodeBatch]:
+        """Compute the codes of a stream of images, batch by batch.
+
+        Memory use does not grow with the number of images, and the order is that of
+        the stream. Images are taken from it as they are needed, in this thread.
+
+        Parameters
+        ----------
+        source : iterable of (key, image), or container or generator of images
+            Keys are any objects, and are given back. Without them, keys are positions.
+            For images, see Notes in the class docstring.
+        batch : int, default=256
+            Number of images that are yielded at once; the last time, it may be less.
+            How many the backbone runs at once is `batch_size`.
+
+        Yields
+        ------
+        CodeBatch
+            With `keys`, `codes` of shape (n_images, n_features), and `errors`.
+
+        Raises
+        ------
+        TypeError, ValueError, ImageError, DeviceError
+            As `transform`. With ``on_error="nan"``, bad images are in `errors`, and
+            there is no warning.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sk_cnncodes import CNNCodeTransformer
+        >>> X = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+        >>> pairs = ((f"image {number}", image) for number, image in enumerate(X))
+        >>> for codes in CNNCodeTransformer().iter_codes(pairs, batch=3):
+        ...     codes.keys, codes.codes.shape
+        (['image 0', 'image 1', 'image 2'], (3, 800))
+        (['image 3', 'image 4'], (2, 800))
+        """
+        state = state_of(self)
+        check_parameters(state)
+        if not isinstance(batch, Integral) or batch < 1:
+            raise ValueError(f"batch={batch!r}: expected a number of images from 1 on.")
+        pairs = keyed_images(source)
+        plan = plan_transform(state)
+        cache, verbose = resolve_cache(self.cache), bool(self.verbose)
+        extraction = self._extraction(
+            pairs, plan, cache, verbose=verbose, kind=StreamExtraction
+        )
+        assert isinstance(extraction, StreamExtraction)
+        return extraction.batches(int(batch))
+
     def explain(self, image: Any) -> Explanation:
         """Compute the code of one image, with everything that determines it.
 
@@ -287,6 +339,7 @@ class EmbeddingMixin:
         verbose: bool,
         store_only: bool = False,
         on_error: str | None = None,
+        kind: type[Extraction] = Extraction,
         out: np.ndarray | Callable[[int], np.ndarray] | None = None,
     ) -> Extraction:
         """What computes, or only stores, the codes of images; see `Extraction`."""
@@ -300,7 +353,7 @@ class EmbeddingMixin:
             max_pixels=None if self.max_pixels is None else int(self.max_pixels),
             decoding_gpu=plan.decoding_gpu,
         )
-        return Extraction(
+        return kind(
             images,
             plan.outputs,
             plan.specs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sk_cnncodes.backbones.norms import side_by_side
 from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.base.exceptions import BackboneError, ImageError
 from sk_cnncodes.base.logs import logger
@@ -20,7 +22,6 @@ from sk_cnncodes.cache.file_store import Owner
 from sk_cnncodes.cache.memory_store import new_owner
 from sk_cnncodes.codes.digests import Digest, ImageDigests
 from sk_cnncodes.codes.elements import Elements
-from sk_cnncodes.codes.norms import side_by_side
 from sk_cnncodes.codes.workers import Batch, Key, Workers
 from sk_cnncodes.engines.session import CodeSession
 from sk_cnncodes.images.safe_open import MAX_PIXELS
@@ -170,18 +171,7 @@ class Extraction:
         ImageError
             If an image is bad and ``on_error="raise"``.
         """
-        options = self._options
-        with (
-            self._bar,
-            Workers(
-                self._elements,
-                self._spec,
-                options.n_threads,
-                stop_at_fault=options.on_error == "raise",
-                max_pixels=options.max_pixels,
-                decoding_gpu=options.decoding_gpu,
-            ) as workers,
-        ):
+        with self._bar, self._open_workers() as workers:
             self._compute(workers)
         logger.debug(
             "%d images: %d codes from the cache, %d bad images",
@@ -193,16 +183,27 @@ class Extraction:
             _warn_of_faults(sorted(self._faults, key=_position), self._elements.count)
         return self._codes
 
+    def _open_workers(self) -> Workers:
+        options = self._options
+        return Workers(
+            self._elements,
+            self._spec,
+            options.n_threads,
+            stop_at_fault=options.on_error == "raise",
+            max_pixels=options.max_pixels,
+            decoding_gpu=options.decoding_gpu,
+        )
+
     def _compute(self, workers: Workers) -> None:
         """Compute what is not in the cache, and wait for what others compute."""
         try:
-            self._run(self._find_missing(workers), workers)
+            deque(self._run(chain.from_iterable(self._look_ups(workers)), workers), 0)
             while self._deferred:
                 # Others wait for what was claimed here, if the cache did not keep it.
                 self._release()
                 waiting, self._deferred = self._deferred, []
                 before = len(waiting)
-                self._run(self._missing_of(waiting), workers)
+                deque(self._run(self._missing_of(waiting), workers), 0)
                 if len(self._deferred) == before:
                     time.sleep(_POLL_SECONDS)
         finally:
@@ -214,8 +215,10 @@ class Extraction:
             self._cache.release(self._claims)
             self._claims = None
 
-    def _run(self, missing: Iterator[tuple[int, Key]], workers: Workers) -> None:
-        """Decode, run and store images."""
+    def _run(
+        self, missing: Iterator[tuple[int, Key]], workers: Workers
+    ) -> Iterator[None]:
+        """Decode, run and store images; yield after each batch."""
         # With fewer images than threads, all threads share each run.
         first = list(islice(missing, workers.n_threads))
         if not first:
@@ -231,31 +234,33 @@ class Extraction:
         try:
             for batch in workers.run(chain(first, missing), session, size):
                 self._finish(batch, workers, session)
+                yield
         finally:
             self._flush()
 
     # -- look up -------------------------------------------------------------
 
-    def _find_missing(self, workers: Workers) -> Iterator[tuple[int, Key]]:
+    def _look_ups(self, workers: Workers) -> Iterator[Iterator[tuple[int, Key]]]:
         """Write the rows found in the cache; yield index and key of all other images.
 
-        Unreadable images are yielded too, so that the first fault reported is that of
-        the first bad image.
+        In chunks that are looked up together. Unreadable images are yielded too, so
+        that the first fault reported is that of the first bad image.
         """
         elements = self._elements
         if self._cache is None:
-            for index in elements.draw():
-                self._grow(index + 1)
-                yield index, None
+            yield self._draw()
             return
         limit, color = self._options.max_pixels, self._spec.preprocessing.color
         digests = ImageDigests(elements, self._cache, workers.map, limit, color)
         for chunk in elements.chunks(_LOOKUP_SIZE, workers.map):
             self._grow(chunk[-1] + 1)
             self._flush()
-            yield from self._missing_of(
-                list(zip(chunk, digests.many(chunk), strict=True))
-            )
+            yield self._missing_of(list(zip(chunk, digests.many(chunk), strict=True)))
+
+    def _draw(self) -> Iterator[tuple[int, Key]]:
+        for index in self._elements.draw():
+            self._grow(index + 1)
+            yield index, None
 
     def _grow(self, count: int) -> None:
         """Make room for the rows of an iterator's images."""

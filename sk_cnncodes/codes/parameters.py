@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from sk_cnncodes.backbones.norms import NORMS
 from sk_cnncodes.cache.code_cache import resolve_cache
-from sk_cnncodes.codes.norms import NORMS
 from sk_cnncodes.engines.devices import check_n_jobs
 from sk_cnncodes.engines.execution import check_execution
 from sk_cnncodes.images.safe_open import check_max_pixels

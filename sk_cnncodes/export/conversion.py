@@ -12,8 +12,8 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
+from sk_cnncodes.backbones.norms import signed_roots
 from sk_cnncodes.base.exceptions import ExportError, first_line
-from sk_cnncodes.codes.norms import signed_roots
 from sk_cnncodes.engines.devices import CPU, usable_threads
 from sk_cnncodes.engines.onnxruntime import load_session
 from sk_cnncodes.export.head_graph import HeadGraph

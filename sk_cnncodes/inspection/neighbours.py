@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from sk_cnncodes.codes.norms import apply_norm
+from sk_cnncodes.backbones.norms import apply_norm
 
 # Rows that are normalised at once.
 _CHUNK = 4096

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sk_cnncodes.codes.norms import apply_norm
+from sk_cnncodes.backbones.norms import apply_norm
 from sk_cnncodes.inspection.findings import Outlier, SuspectLabel
 from sk_cnncodes.inspection.neighbours import nearest, unit_codes
 from sk_cnncodes.ranking.ridge_scores import NormedCodes, best_ridge

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sk_cnncodes.codes.norms import apply_norm
+from sk_cnncodes.backbones.norms import apply_norm
 from sk_cnncodes.ranking.leave_one_out import ridge_decompositions
 from sk_cnncodes.ranking.scoring import ALPHAS, Targets, alpha_losses, sample_scores
 

@@ -40,7 +40,7 @@ from sk_cnncodes import (
     load_backbone,
     to_onnx,
 )
-from sk_cnncodes.codes.norms import signed_roots
+from sk_cnncodes.backbones.norms import signed_roots
 from sk_cnncodes.export.conversion import SignedRoots, run_model
 from sk_cnncodes.export.head_graph import INPUT, HeadGraph
 

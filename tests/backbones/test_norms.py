@@ -7,7 +7,7 @@ import pytest
 from sklearn.preprocessing import normalize
 
 from sk_cnncodes import CNNCodeTransformer, CodeCache
-from sk_cnncodes.codes.norms import apply_norm
+from sk_cnncodes.backbones.norms import apply_norm
 from tests.forwards import counted_forwards
 
 
