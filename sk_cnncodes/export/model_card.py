@@ -172,7 +172,7 @@ class ModelCard:
         seed = model.random_state
         return cls(
             task=task,
-            backbone=_last_part(str(chosen["backbone"])),
+            backbone=last_part(str(chosen["backbone"])),
             backbone_sha256=reference["sha256"],
             backbone_license=None if row is None else row.license,
             layers=tuple(layer) if isinstance(layer, (list, tuple)) else (layer,),
@@ -350,7 +350,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _last_part(path: str) -> str:
+def last_part(path: str) -> str:
     """A path without its folders, of any system."""
     return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
 
@@ -367,4 +367,4 @@ def _without_folders(word: str) -> str:
     outside = re.match(
         r"[\\/~]|[A-Za-z]:[\\/]|\.\.(?:[\\/]|$)|.*[\\/]\.\.(?:[\\/]|$)", value
     )
-    return option + equals + ((_last_part(value) if outside else "") or value)
+    return option + equals + ((last_part(value) if outside else "") or value)

@@ -32,7 +32,7 @@ from sk_cnncodes.export.exported_model import (
 from sk_cnncodes.export.head_graph import at_opset
 from sk_cnncodes.export.head_model import build_head, check_predictions
 from sk_cnncodes.export.joint_codes import code_lengths, joint_code_graph
-from sk_cnncodes.export.model_card import ModelCard
+from sk_cnncodes.export.model_card import ModelCard, last_part
 from sk_cnncodes.export.onnx_classifier import run_images
 from sk_cnncodes.graphs.builder import merge_opsets
 from sk_cnncodes.graphs.view import default_opset
@@ -226,7 +226,7 @@ def _metadata(
     head = steps[-1][1]
     codes = [
         {
-            "backbone": os.fspath(backbone),
+            "backbone": last_part(os.fspath(backbone)),  # a file may be passed on
             "backbone_sha256": spec.backbone_sha256,
             "layer": spec.layer,
             "pooling": spec.pooling,

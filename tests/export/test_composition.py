@@ -210,8 +210,9 @@ def test_a_union_of_backbones_of_several_layers(
     check(make_pipeline(union, SVC(C=1000)).fit(X, Y), tmp_path / "m.onnx")
     facts = OnnxClassifier(tmp_path / "m.onnx").metadata["codes"]
     assert [each["backbone"] for each in facts] == [
-        backbone for backbone in backbones for _ in range(2)
+        name for name in ("0.2.onnx", "0.5.onnx") for _ in range(2)
     ]
+    assert str(tmp_path).encode() not in (tmp_path / "m.onnx").read_bytes()
 
 
 def test_a_list_of_one_layer(tmp_path: Path) -> None:
