@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +26,7 @@ from sk_cnncodes.cli.common.labelled_images import (
     BackbonesOption,
     DataArgument,
     DataOptions,
+    TestOption,
     cache_file,
     embed_labelled,
     found_as_dict,
@@ -35,14 +34,15 @@ from sk_cnncodes.cli.common.labelled_images import (
     takes_data_options,
 )
 from sk_cnncodes.cli.common.report import Report
-from sk_cnncodes.datasets.labelled_images import LabelledImages
+from sk_cnncodes.cli.common.scoring import ScoringOption, score_name
+from sk_cnncodes.cli.common.splitting import split_images, with_test
 
 if TYPE_CHECKING:
     from sk_cnncodes.export.model_card import ModelCard
 
 
 class Head(StrEnum):
-    """What chooses heads, and keys of `sk_cnncodes.heads.presets.HEADS`."""
+    """What chooses heads, and keys of `HEADS` and `REGRESSORS`, in their module."""
 
     auto = "auto"
     svm = "svm"
@@ -52,6 +52,7 @@ class Head(StrEnum):
     ridge = "ridge"
     rbf = "rbf"
     svc = "svc"
+    svr = "svr"
 
 
 class Norm(StrEnum):
@@ -59,6 +60,12 @@ class Norm(StrEnum):
 
     l2 = "l2"
     power = "power"
+
+
+class ClassWeight(StrEnum):
+    """Weights of classes that have a name."""
+
+    balanced = "balanced"
 
 
 @takes_data_options
@@ -93,29 +100,42 @@ def train(
     head: Annotated[
         list[Head],
         typer.Option(
-            help="Classifier: linear SVM, logistic regression, nearest neighbours, "
-            "shrinkage LDA, ridge, ridge with an RBF kernel, RBF SVM; repeatable; or "
-            "auto: those that suit the number of images."
+            help="Linear SVM, logistic regression, nearest neighbours, shrinkage LDA, "
+            "ridge, ridge with an RBF kernel, RBF SVM for classes or (svr) values; "
+            "repeatable; or auto: those that suit the number of images."
         ),
     ] = [Head.auto],  # noqa: B006
+    scoring: ScoringOption = None,
+    class_weight: Annotated[
+        ClassWeight | None,
+        typer.Option(
+            help="balanced: classes of few images count as much as those of many.",
+            show_default=False,
+        ),
+    ] = None,
     held_out: Annotated[
         float,
         typer.Option(
-            min=0, max=0.9, help="Share of images held out for the report; 0: none."
+            min=0,
+            max=0.9,
+            help="Share of images held out for the report, unless DATA or --test says "
+            "which; 0: none.",
         ),
     ] = 0.2,
+    test: TestOption = None,
     refit: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--refit/--no-refit",
+            show_default=False,
             help="Fit the saved model to all images, or only to those that are not "
-            "held out.",
+            "held out.  [default: to all, but not to those of a given test part]",
         ),
-    ] = True,
+    ] = None,
     cv: Annotated[
         int,
         typer.Option(
-            min=2, help="Folds; fewer if the smallest class has fewer images."
+            min=2, help="Folds; fewer if a class has fewer images, but several."
         ),
     ] = 5,
     seed: Annotated[
@@ -149,12 +169,14 @@ def train(
 ) -> None:
     """Train a classifier on labelled images.
 
-    All layers are ranked by the exact leave-one-out accuracy of ridge on their codes,
-    classifiers are compared on the best of them by cross-validation, and the
-    probabilities of the best combination are calibrated. Images that are held out take
-    no part in this: the report is about them. The saved model is then the same
-    combination, fitted to all images. Images that cannot be read are reported and
-    skipped; the exit code is then 3.
+    DATA is a folder with a sub-folder of images for each class, or a table of image
+    files and their labels: classes, several labels, or values to regress. All layers
+    are ranked by the exact leave-one-out score of ridge on their codes, classifiers are
+    compared on the best of them by cross-validation, and the probabilities of the best
+    combination are calibrated. Images that are held out take no part in this: the
+    report is about them. The saved model is then the same combination, fitted to all
+    images. Images of a group are kept on one side of each split. Images that cannot be
+    read are reported and skipped; the exit code is then 3.
 
     \b
     Examples:
@@ -162,10 +184,13 @@ def train(
       sk-cnncodes train photos -o model.joblib --backbone cnncodes-mini --backbone \\
           resnet50 --cache codes.sqlite3
       sk-cnncodes train photos -o model.joblib --head logistic --onnx model.onnx
+      sk-cnncodes train labels.csv -o model.joblib --group-column burst \\
+          --scoring balanced_accuracy --class-weight balanced
+      sk-cnncodes train photos/train --test photos/test -o model.joblib
     """
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
     from sk_cnncodes.export.model_card import ModelCard
-    from sk_cnncodes.heads.code_estimators import CNNCodeClassifier
+    from sk_cnncodes.heads.code_estimators import CNNCodeClassifier, CNNCodeRegressor
     from sk_cnncodes.ranking.layer_codes import compared_backbones
 
     if output.suffix.lower() == ".onnx":
@@ -188,6 +213,10 @@ def train(
         layers = [parse_layer(text) for text in dict.fromkeys(layer)]
     heads = _parse_heads(head)
     found = labelled_images(data, data_options)
+    if test is not None:
+        found = with_test(found, labelled_images(test, data_options))
+    if class_weight is not None and found.task != "classification":
+        raise typer.BadParameter(f"--class-weight: expected classes, got {found.task}.")
     for path in filter(None, [output, onnx]):
         check_output(path, inputs=found.paths)
     written = f"{str(output)!r} was not written."
@@ -204,45 +233,53 @@ def train(
         ]
         # Fail early on a wrong layer, and on too few images.
         compared = compared_backbones(transformers, layers)
-        _split(found, held_out, seed, cv, heads)
+        _check_neighbours(heads, len(split_images(found, held_out, seed).train))
         images, bad = embed_labelled(
             [(each.transformer, each.single_layers) for each in compared], found
         )
-        split = _split(images, held_out, seed, cv, heads)
-        n_folds = _n_folds(split.labels, cv)
-        if n_folds < cv:
-            note(
-                f"{n_folds} folds instead of {cv}: the smallest class has {n_folds} "
-                "images to train on."
-            )
+        parts = split_images(images, held_out, seed)
+        for each in parts.notes:
+            note(each)
         n_layers = sum(len(each.layers) for each in compared)
         layer_noun = "layer" if n_layers == 1 else "layers"
         note(f"Ranking {n_layers} {layer_noun}, and comparing heads on the best ...")
-        model = CNNCodeClassifier(
-            transformers,
-            layers,
-            heads,
-            norms=[name.value for name in dict.fromkeys(norm)],
-            cv=cv,
-            cache=codes,
-            device=device,
-            n_jobs=jobs,
-            random_state=seed,
-            verbose=sys.stderr is not None and sys.stderr.isatty(),
-        ).fit(split.paths, split.labels)
-        refit = refit and bool(split.held_out_paths)
-        report = Report(
-            model, len(split.paths), split.held_out_paths, split.held_out_labels, refit
-        )
-        if refit:
-            note(f"Fitting the best to all {len(images.paths)} images ...")
-            model.refit(images.paths, images.labels)
+        parameters: dict[str, Any] = {
+            "norms": [name.value for name in dict.fromkeys(norm)],
+            "cv": cv,
+            "scoring": score_name(scoring, found.task),
+            "cache": codes,
+            "device": device,
+            "n_jobs": jobs,
+            "random_state": seed,
+            "verbose": sys.stderr is not None and sys.stderr.isatty(),
+        }
+        model: CNNCodeClassifier | CNNCodeRegressor
+        if found.task == "regression":
+            model = CNNCodeRegressor(transformers, layers, heads, **parameters)
+        else:
+            parameters["class_weight"] = class_weight and class_weight.value
+            model = CNNCodeClassifier(transformers, layers, heads, **parameters)
+        model.fit(parts.train.paths, parts.train.targets, parts.train.groups)
+        n_folds = sum(key.startswith("split") for key in model.cv_results_)
+        if n_folds < cv:
+            note(
+                f"{n_folds} folds instead of {cv}: as many as the smallest class with "
+                "several images has to train on, or as there are groups."
+            )
+        refits = parts.drawn if refit is None else refit
+        refits = refits and len(parts.held_out) > 0
+        report = Report(model, parts.train, parts.held_out, refits)
+        fitted = parts.everything if refits else parts.train
+        if refits:
+            note(f"Fitting the best to all {len(fitted)} images ...")
+            model.refit(fitted.paths, fitted.targets, fitted.groups)
         # The saved model refers neither to the cache nor to the threads of this run.
         model.pipeline_["codes"].set_params(cache="memory", n_jobs=-1)
         card = ModelCard.from_estimator(
             model,
-            split.labels,
-            n_images=len(images.paths) if refit else None,
+            parts.train.targets,
+            classes=images.classes if images.task == "multilabel" else None,
+            n_images=len(fitted),
             command=["sk-cnncodes", *sys.argv[1:]],
         )
         _save(model.pipeline_, card, output, onnx, store_backbone)
@@ -268,76 +305,14 @@ def _parse_heads(heads: list[Head]) -> str | list[str]:
     return Head.auto.value
 
 
-# -- images ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Split:
-    """Images to train on, and images held out for the report."""
-
-    paths: list[str]
-    labels: list[str]
-    held_out_paths: list[str]
-    held_out_labels: list[str]
-
-
-def _split(
-    images: LabelledImages,
-    held_out: float,
-    seed: int,
-    cv: int,
-    heads: str | list[str],
-) -> _Split:
-    """Hold out images of each class; raise a ValueError if too few are left."""
-    from sklearn.model_selection import train_test_split
-
+def _check_neighbours(heads: str | list[str], n_images: int) -> None:
+    """Raise a ValueError if there are fewer images than neighbours."""
     from sk_cnncodes.heads.presets import NEIGHBOURS
 
-    classes = Counter(images.labels)
-    if len(classes) < 2:
+    if "knn" in heads and n_images < 2 * NEIGHBOURS:
         raise ValueError(
-            f"found images of {len(classes)} class: {sorted(classes)}. Expected "
-            "one sub-folder per class, for at least 2 classes."
-        )
-    paths, labels = images.paths, images.labels
-    split = _Split(paths, labels, [], [])
-    if held_out > 0:
-        _check_counts(classes, 2, ", of which one is held out")
-        parts = train_test_split(
-            paths,
-            labels,
-            # At least one of each class.
-            test_size=max(round(held_out * len(paths)), len(classes)),
-            stratify=labels,
-            random_state=seed,
-        )
-        split = _Split(parts[0], parts[2], parts[1], parts[3])
-    purpose = f" for training ({held_out:g} of all are held out)"
-    _check_counts(Counter(split.labels), 2, purpose)
-    n_folds = _n_folds(split.labels, cv)
-    in_folds = len(split.paths) * (n_folds - 1) // n_folds
-    if "knn" in heads and in_folds < NEIGHBOURS:
-        raise ValueError(
-            f"too few images for {NEIGHBOURS} nearest neighbours: {in_folds} remain "
-            "for training in each fold. Add images, or choose other classifiers with "
-            "--head."
-        )
-    return split
-
-
-def _n_folds(labels: list[str], cv: int) -> int:
-    """The folds that all classes have images for."""
-    return min(cv, *Counter(labels).values())
-
-
-def _check_counts(counts: Counter[str], least: int, purpose: str) -> None:
-    """Raise a ValueError if a class has too few images."""
-    few = [f"{name!r} has {n}" for name, n in sorted(counts.items()) if n < least]
-    if few:
-        raise ValueError(
-            f"too few images: class {', '.join(few)}. Expected at least {least} of "
-            f"each class{purpose}. Add images, remove the class, or lower "
-            "--held-out."
+            f"too few images for {NEIGHBOURS} nearest neighbours: {n_images} to train "
+            "on. Add images, or choose other classifiers with --head."
         )
 
 

@@ -24,7 +24,7 @@ from sk_cnncodes.heads.head_comparison import (
     make_splits,
     results_table,
 )
-from sk_cnncodes.heads.presets import HEADS, REGRESSORS
+from sk_cnncodes.heads.presets import HEADS, REGRESSORS, weighted_head
 from sk_cnncodes.images.containers import as_image_sequence
 from sk_cnncodes.ranking.layer_codes import transformers_of
 from sk_cnncodes.ranking.rank_codes import NORMS, rank_codes
@@ -52,6 +52,7 @@ class CodeChoice(BaseEstimator):
     """
 
     pipeline_: Pipeline
+    class_weight: Any = None  # only classifiers have it
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class CodeChoice(BaseEstimator):
             raise ValueError(
                 f"X: expected at least 2 images, got {len(images)} sample."
             )
-        targets, scoring = read_targets(y, scoring)
+        targets, scoring = read_targets(y, scoring, self.class_weight)
         heads = self._heads(targets, len(images))
         # Without a cache of the user's, the codes are kept until the end of this call.
         cache = CodeCache() if self.cache is None else self.cache
@@ -117,6 +118,7 @@ class CodeChoice(BaseEstimator):
             self.norms,
             groups=groups,
             scoring=scoring,
+            class_weight=self.class_weight,
             cache=cache,
             n_jobs=self.n_jobs,
             device=self.device,
@@ -213,7 +215,8 @@ class CodeChoice(BaseEstimator):
         groups = None if groups is None else np.asarray(groups)
         splits = make_splits(self.cv, targets, labels, groups, self.random_state)
         known = REGRESSORS if targets.kind == "regression" else HEADS
-        head = known[self.best_params_["head"]][1]
+        name = self.best_params_["head"]
+        head = weighted_head(name, known[name][1], self.class_weight)
         codes = clone(self.pipeline_["codes"])
         self.pipeline_ = self._fitted(codes, head, images, labels, targets, splits)
         return self
@@ -237,7 +240,10 @@ class CodeChoice(BaseEstimator):
                 f"heads: expected 'auto' or some of {usable} for the {targets.kind} "
                 f"that y asks for, got {names}."
             )
-        return {name: known[name][1] for name in dict.fromkeys(names)}
+        return {
+            name: weighted_head(name, known[name][1], self.class_weight)
+            for name in dict.fromkeys(names)
+        }
 
     def _transformer(
         self, row: RankedCodes, cache: str | os.PathLike[str] | CodeCache

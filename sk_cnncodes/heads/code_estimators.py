@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +17,7 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
 
 from sk_cnncodes.base.public import public
+from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.heads.code_choice import (
     CodeChoice,
     as_splitter,
@@ -22,6 +25,7 @@ from sk_cnncodes.heads.code_choice import (
     out_of_fold_probabilities,
 )
 from sk_cnncodes.heads.head_comparison import Splits
+from sk_cnncodes.ranking.rank_codes import NORMS
 from sk_cnncodes.ranking.scoring import SCORINGS, Targets
 
 _CALIBRATION = (
@@ -70,9 +74,9 @@ class CNNCodeClassifier(ClassifierMixin, CodeChoice):
         shuffled folds, which keep groups together; fewer where the smallest class has
         fewer images.
     scoring : str or None, default=None
-        ``"accuracy"``, which is the default, ``"balanced_accuracy"`` or
-        ``"neg_log_loss"``; for several labels ``"average_precision"`` or
-        ``"accuracy"``.
+        ``"accuracy"``, which is the default, ``"balanced_accuracy"``,
+        ``"neg_log_loss"`` or ``"f1_macro"``; for several labels
+        ``"average_precision"`` or ``"accuracy"``.
     cache : "memory", str, path-like, CodeCache or None, default="memory"
         As in `CNNCodeTransformer`. With None, `fit` keeps codes until it ends.
     device : str, default="auto"
@@ -83,6 +87,12 @@ class CNNCodeClassifier(ClassifierMixin, CodeChoice):
         Shuffles the folds.
     verbose : bool, default=False
         Whether to show progress bars on standard error.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes, as of scikit-learn's classifiers, in the ranking and in
+        all heads: of squared errors in ridge and kernel ridge, whose leave-one-out
+        stays exact; of prior probabilities in LDA; of losses in the
+        others. Nearest neighbours have none. Probabilities are then calibrated with
+        the temperature of all images alike.
 
     Attributes
     ----------
@@ -123,6 +133,39 @@ class CNNCodeClassifier(ClassifierMixin, CodeChoice):
     >>> model.predict_proba(X[200:]).shape
     (100, 10)
     """
+
+    def __init__(
+        self,
+        backbones: Any = ("cnncodes-mini",),
+        layers: Any = "all",
+        heads: str | Sequence[str] = "auto",
+        *,
+        norms: Sequence[str] | str = NORMS,
+        n_codes: int = 3,
+        cv: Any = 5,
+        scoring: str | None = None,
+        cache: str | os.PathLike[str] | CodeCache | None = "memory",
+        device: str = "auto",
+        n_jobs: int | None = -1,
+        random_state: Any = 0,
+        verbose: bool = False,
+        class_weight: Any = None,
+    ) -> None:
+        super().__init__(
+            backbones,
+            layers,
+            heads,
+            norms=norms,
+            n_codes=n_codes,
+            cv=cv,
+            scoring=scoring,
+            cache=cache,
+            device=device,
+            n_jobs=n_jobs,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> Self:
         """Choose codes and head, and fit them.

@@ -59,7 +59,8 @@ def make_splits(
     cv : int, splitter or iterable
         A number of folds is lowered to that of the groups, and to the images of the
         smallest class with several. The image of a class that has only one is in all
-        training parts, so that all models know the class.
+        training parts, so that all models know the class; likewise the images of a
+        class that are all of one group.
     targets : Targets
     y : ndarray, shape (n_samples,) or (n_samples, n_targets)
     groups : ndarray, shape (n_samples,), or None
@@ -83,12 +84,20 @@ def make_splits(
     counts = np.bincount(targets.numbers)
     n_folds = max(2, min(n_folds, int(min(counts[counts > 1], default=2))))
     stratified = StratifiedKFold if groups is None else StratifiedGroupKFold
-    alone = np.flatnonzero(counts[targets.numbers] == 1)
+    units = np.arange(len(y)) if groups is None else groups
+    pairs = np.unique(np.column_stack([targets.numbers, numbered(units)]), axis=0)
+    alone = np.flatnonzero(np.bincount(pairs[:, 0])[targets.numbers] == 1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         splitter = stratified(n_folds, **shuffled)
         found = splitter.split(np.zeros(len(y)), targets.numbers, groups)
         return [(np.union1d(train, alone), test) for train, test in found]
+
+
+def numbered(groups: Any) -> np.ndarray:
+    """Groups by numbers without gaps."""
+    numbers: np.ndarray = np.unique(groups, return_inverse=True)[1]
+    return numbers
 
 
 def compare_heads(
@@ -131,7 +140,8 @@ def compare_heads(
             values[test] = decision_values(model, codes[test], targets)
             advance()
         tested = np.isfinite(values).all(axis=1)
-        samples = sample_scores(values[tested], _part(targets, tested), scoring)
+        rows = np.flatnonzero(tested)
+        samples = sample_scores(values[tested], targets.take(rows), scoring)
         spread = np.full(len(values), np.nan)
         spread[tested] = samples
         folds = np.array([np.nanmean(spread[test]) for _, test in splits])
@@ -145,13 +155,6 @@ def _fit_params(
     if groups is None or not has_fit_parameter(head, "groups"):
         return {}
     return {"groups": groups[rows]}
-
-
-def _part(targets: Targets, rows: np.ndarray) -> Targets:
-    if rows.all():
-        return targets
-    numbers = targets.numbers[rows] if len(targets.numbers) else targets.numbers
-    return Targets(targets.kind, targets.values[rows], targets.classes, numbers)
 
 
 def decision_values(model: Any, codes: np.ndarray, targets: Targets) -> np.ndarray:

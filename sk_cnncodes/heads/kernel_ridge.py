@@ -62,9 +62,11 @@ class _KernelRidge(BaseEstimator):
             )
         self.X_fit_ = X[basis]
         values = targets.values.astype(float)
+        weights = np.ones(len(X)) if targets.weights is None else targets.weights
+        mean = np.average(values, axis=0, weights=targets.weights)
         solve = self._solve_all if len(basis) == len(X) else self._solve_basis
-        kernel_means = solve(X, values - values.mean(axis=0))
-        self.intercept_ = values.mean(axis=0) - kernel_means @ self.dual_coef_
+        kernel_means = solve(X, values - mean, weights)
+        self.intercept_ = mean - kernel_means @ self.dual_coef_
 
     def _choose(
         self, X: np.ndarray, targets: Targets, groups: Any, rows: np.ndarray
@@ -86,19 +88,23 @@ class _KernelRidge(BaseEstimator):
             )
         codes = X[rows]
         spread = float(codes.var(axis=0, dtype=float).sum()) or 1.0
-        chosen = _of_rows(targets, rows)
+        chosen = targets.take(rows)
         best = -np.inf
         with_gammas = ridge_decompositions(
-            codes, list(gammas / spread), max_bytes=sys.maxsize
+            codes,
+            list(gammas / spread),
+            weights=chosen.weights,
+            max_bytes=sys.maxsize,
         )
         for gamma, ridge in zip(gammas, with_gammas, strict=True):
             found = ridge.predictions(chosen.values, alphas, groups)
-            errors = ((found - chosen.values) ** 2).mean(axis=(1, 2))
+            squares = ((found - chosen.values) ** 2).mean(axis=2)
+            errors = np.average(squares, axis=1, weights=chosen.weights)
             position = int(np.argmin(errors))
             score = -float(errors[position])
             if targets.kind == "classification":
                 parts = sample_scores(found[position], chosen, "neg_log_loss")
-                score = float(parts.mean())
+                score = float(np.average(parts, weights=chosen.weights))
             if score > best:
                 best = score
                 self.gamma_ = float(gamma / spread)
@@ -107,29 +113,40 @@ class _KernelRidge(BaseEstimator):
                 parts = sample_scores(found[position], chosen, scoring)
                 self.best_score_ = float(parts.mean())
 
-    def _solve_all(self, X: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Set the coefficients of all samples; return the means of the kernel."""
+    def _solve_all(
+        self, X: np.ndarray, values: np.ndarray, weights: np.ndarray
+    ) -> np.ndarray:
+        """Set the coefficients of all samples; return the means of the kernel.
+
+        `values` are centred, with the weights.
+        """
         kernel = np.empty((len(X), len(X)))
         for rows, block in self._kernel(X):
             kernel[rows] = block
-        means: np.ndarray = kernel.mean(axis=0)
+        means: np.ndarray = weights @ kernel / weights.sum()
         kernel -= means
-        kernel -= (means - means.mean())[:, None]
+        kernel -= (means - weights @ means / weights.sum())[:, None]
+        root = np.sqrt(weights)[:, None]
+        kernel *= root
+        kernel *= root.T
         kernel[np.diag_indices(len(X))] += self.alpha_
         factor = cho_factor(kernel.T, lower=True, overwrite_a=True, check_finite=False)
-        self.dual_coef_ = cho_solve(factor, values, check_finite=False)
+        self.dual_coef_ = root * cho_solve(factor, root * values, check_finite=False)
         return means
 
-    def _solve_basis(self, X: np.ndarray, values: np.ndarray) -> np.ndarray:
+    def _solve_basis(
+        self, X: np.ndarray, values: np.ndarray, weights: np.ndarray
+    ) -> np.ndarray:
         """The same for coefficients of some samples, fitted to all samples."""
         size = len(self.X_fit_)
         means, products = np.zeros(size), np.zeros((size, size))
         right = np.zeros((size, values.shape[1]))
         for rows, block in self._kernel(X):
-            means += block.sum(axis=0) / len(X)
-            products += block.T @ block
-            right += block.T @ values[rows]
-        products -= len(X) * np.outer(means, means)
+            weighted = (block * weights[rows, None]).T
+            means += weighted.sum(axis=1) / weights.sum()
+            products += weighted @ block
+            right += weighted @ values[rows]
+        products -= weights.sum() * np.outer(means, means)
         for rows, block in self._kernel(self.X_fit_):
             products[rows] += self.alpha_ * block
         diagonal = np.diag_indices(size)
@@ -199,6 +216,9 @@ class KernelRidgeClassifierCV(ClassifierMixin, _KernelRidge):
         4 to 10 s on one core.
     random_state : int, RandomState instance or None, default=0
         Draws these samples.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the squared errors of each class, as in `RidgeClassifierCV`;
+        leave-one-out is exact with them too.
 
     Attributes
     ----------
@@ -241,6 +261,27 @@ class KernelRidgeClassifierCV(ClassifierMixin, _KernelRidge):
     True
     """
 
+    class_weight: Any = None  # of classifiers that were saved before there was one
+
+    def __init__(
+        self,
+        gammas: Sequence[float] = (0.125, 0.25, 0.5),
+        alphas: Sequence[float] = ALPHAS,
+        *,
+        max_loo_samples: int = 2000,
+        max_kernel_samples: int = 6000,
+        random_state: Any = 0,
+        class_weight: Any = None,
+    ) -> None:
+        super().__init__(
+            gammas,
+            alphas,
+            max_loo_samples=max_loo_samples,
+            max_kernel_samples=max_kernel_samples,
+            random_state=random_state,
+        )
+        self.class_weight = class_weight
+
     def fit(self, X: Any, y: Any, groups: Any = None) -> Self:
         """Choose gamma and alpha, and fit.
 
@@ -267,7 +308,7 @@ class KernelRidgeClassifierCV(ClassifierMixin, _KernelRidge):
         )
         check_classification_targets(y)
         y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
-        targets, _ = read_targets(y)
+        targets, _ = read_targets(y, class_weight=self.class_weight)
         self.classes_ = targets.classes
         self._multilabel = targets.kind == "multilabel"
         self._fit(X, targets, groups)
@@ -404,9 +445,3 @@ class KernelRidgeCV(RegressorMixin, _KernelRidge):
 
 # Codes are float32, and need no copy as float64.
 _CODES: dict[str, Any] = {"dtype": [np.float64, np.float32]}
-
-
-def _of_rows(targets: Targets, rows: np.ndarray) -> Targets:
-    """The targets of some samples."""
-    numbers = targets.numbers[rows] if len(targets.numbers) else targets.numbers
-    return Targets(targets.kind, targets.values[rows], targets.classes, numbers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.base import ClassifierMixin, RegressorMixin, clone
 from sklearn.linear_model import LogisticRegression, RidgeClassifierCV, RidgeCV
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.svm import SVC, SVR, LinearSVC
@@ -58,3 +58,28 @@ HEAD_GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "svc": {"C": (1, 10, 100)},
     "svr": {"C": (1, 10, 100)},
 }
+
+
+def weighted_head(name: str, head: Any, class_weight: Any) -> Any:
+    """A head of `HEADS` with class weights.
+
+    Parameters
+    ----------
+    name : str
+    head : estimator
+    class_weight : dict, "balanced" or None
+        None returns the head itself.
+
+    Raises
+    ------
+    ValueError
+        If the head has no class weights.
+    """
+    if class_weight is None:
+        return head
+    if "class_weight" not in head.get_params():
+        raise ValueError(
+            f"class_weight={class_weight!r}: the head {name!r} has no class weights. "
+            "Expected others, or None."
+        )
+    return clone(head).set_params(class_weight=class_weight)

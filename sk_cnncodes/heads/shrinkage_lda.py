@@ -8,6 +8,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve, lstsq
 from scipy.special import log_softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -28,6 +29,10 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):
     priors : array-like, shape (n_classes,), or None, default=None
         Share of each class among the images to predict; None means as in `y`. Classes
         count by it in the covariance too.
+    class_weight : dict, "balanced" or None, default=None
+        Factors of these shares when classes are told apart, but not in the covariance:
+        that of a class of few images is the least certain. With "balanced", all classes
+        are equally probable.
 
     Attributes
     ----------
@@ -63,8 +68,9 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):
     True
     """
 
-    def __init__(self, priors: Any = None) -> None:
+    def __init__(self, priors: Any = None, class_weight: Any = None) -> None:
         self.priors = priors
+        self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit means and covariance.
@@ -102,6 +108,8 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):
             rows[where] = scaled * (scale * np.sqrt((1 - shrinkage) * prior))
             mean_variance = (scaled**2).sum() / X.shape[1]
             diagonal += prior * shrinkage * mean_variance * scale**2
+        weights = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+        self.priors_ = _priors(self.priors_ * weights, self.priors_)
         coef = _solve(rows, diagonal, means.T).T
         intercept = np.log(self.priors_) - 0.5 * (means * coef).sum(axis=1)
         if n_classes == 2:

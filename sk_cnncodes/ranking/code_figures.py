@@ -6,7 +6,7 @@ All of it takes a few of the eigendecompositions that the ranking itself takes m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -365,7 +365,8 @@ class _Measured:
         """The score of the ridge of a row on the images that it was fitted to."""
         codes: Any = self.codes_of(row)
         read = codes if _in_chunks(codes, row.gamma) else codes[:]
-        (ridge,) = ridge_decompositions(read, [row.gamma])
+        weights = self.targets.weights
+        (ridge,) = ridge_decompositions(read, [row.gamma], weights=weights)
         fitted = ridge.fitted(self.targets.values, row.alpha)
         return float(sample_scores(fitted, self.targets, self.scoring).mean())
 
@@ -382,11 +383,16 @@ def _relative_gamma(row: RankedCodes, codes: Any) -> float | None:
 
 def _some_targets(targets: Targets, taken: np.ndarray) -> Targets:
     """Targets of some samples, without classes that do not occur."""
-    values = targets.values[taken]
+    some = targets.take(taken)
     if targets.kind != "classification":
-        return Targets(targets.kind, values, targets.classes, targets.numbers)
-    found, numbers = np.unique(targets.numbers[taken], return_inverse=True)
-    return Targets(targets.kind, values[:, found], targets.classes[found], numbers)
+        return some
+    found, numbers = np.unique(some.numbers, return_inverse=True)
+    return replace(
+        some,
+        values=some.values[:, found],
+        classes=some.classes[found],
+        numbers=numbers,
+    )
 
 
 def _numbered(groups: np.ndarray | None) -> np.ndarray | None:

@@ -18,8 +18,10 @@ vector,
     I - H = alpha Q diag(1 / (l + alpha)) Q'
 
 The first is used for the linear kernel and fewer features than samples, the second
-otherwise. All is computed in float64 and equal to refits within rounding: for each left
-out group the intercept, or the centre of the kernel, is that of the other samples.
+otherwise. For samples of weights W, a diagonal matrix, the same holds of sqrt(W) X,
+sqrt(W) K sqrt(W), sqrt(W) Y and sqrt(W) 1, centred by weighted means. All is computed
+in float64 and equal to refits within rounding: for each left out group the intercept,
+or the centre of the kernel, is that of the other samples.
 
 References: R. M. Rifkin, R. A. Lippert, "Notes on Regularized Least Squares",
 MIT-CSAIL-TR-2007-025; for groups, S. An, W. Liu, S. Venkatesh, "Fast cross-validation
@@ -31,49 +33,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-# Bytes of the rows that are computed at once.
-_CHUNK_BYTES = 2**26
+_CHUNK_BYTES = 2**26  # of the rows that are computed at once
 # Bound of the memory of these matrices: 6,192 samples, or features.
 MAX_BYTES = 2**31
 # Bytes for each pair of samples or features: to decompose a float64 matrix takes four
 # times its size, and the products, the matrix and the result before are kept.
 _PAIR_BYTES = 56
 
+Rows = slice | np.ndarray
 # Rows of a block, and their predictions, shape (n_alphas, n_rows, n_targets).
-Block = tuple[slice | np.ndarray, np.ndarray]
-
-
-def signed_targets(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Targets of ridge classification: 1 for each class of a sample, otherwise -1.
-
-    Parameters
-    ----------
-    y : ndarray, shape (n_samples,) or (n_samples, n_labels)
-        The class of each sample; or which labels it has, as 0 and 1.
-
-    Returns
-    -------
-    targets : ndarray of int8, shape (n_samples, n_classes)
-        The predicted class is that of the largest prediction; a label is predicted
-        where the prediction is positive.
-    classes : ndarray, shape (n_classes,)
-        The sorted classes, or the numbers of the labels.
-    """
-    if np.ndim(y) == 2:
-        return np.where(np.asarray(y) > 0, 1, -1).astype(np.int8), np.arange(len(y[0]))
-    classes, numbers = np.unique(y, return_inverse=True)
-    targets = np.full((len(numbers), len(classes)), -1, np.int8)
-    targets[np.arange(len(numbers)), numbers] = 1
-    return targets, classes
+Block = tuple[Rows, np.ndarray]
 
 
 def ridge_decompositions(
     codes: np.ndarray,
     gammas: Sequence[float | None] = (None,),
     *,
+    weights: np.ndarray | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Iterator[RidgeDecomposition]:
     """Yield one eigendecomposition for each kernel, from which all else follows.
@@ -84,6 +64,8 @@ def ridge_decompositions(
         Read in chunks; it must not change while a decomposition is used.
     gammas : sequence of float or None, default=(None,)
         None is the linear kernel, a number the kernel ``exp(-gamma * |a - b|**2)``.
+    weights : ndarray of float, shape (n_samples,), or None, default=None
+        Positive weights of the squared errors, as `sample_weight` of `Ridge`.
     max_bytes : int, default=2**31
         Bound of the memory of a decomposition, which is 56 * m**2 bytes, with m the
         number of samples, or of the features if they are fewer and the kernel is
@@ -113,11 +95,12 @@ def ridge_decompositions(
     for gamma in gammas:
         if gamma is None and codes.shape[1] < len(codes):
             _check_memory(codes.shape[1], max_bytes, "features")
-            yield _OfFeatures(codes)
+            yield _OfFeatures(codes, weights)
             continue
         _check_memory(len(codes), max_bytes, "samples")
         gram = _gram_of_samples(codes) if gram is None else gram
-        yield _OfSamples(gram.copy() if gamma is None else _rbf(gram, gamma))
+        kernel = gram.copy() if gamma is None else _rbf(gram, gamma)
+        yield _OfSamples(kernel, weights)
 
 
 class RidgeDecomposition(ABC):
@@ -130,6 +113,7 @@ class RidgeDecomposition(ABC):
 
     n_samples: int
     _values: np.ndarray
+    _weights: np.ndarray | None
 
     def predictions(
         self,
@@ -185,7 +169,7 @@ class RidgeDecomposition(ABC):
         if alphas.ndim != 1 or not (np.isfinite(alphas) & (alphas > 0)).all():
             raise ValueError(f"alphas: expected positive numbers, got {alphas}.")
         shrunk = 1 / (self._values[:, None] + alphas)
-        mean = targets.mean(axis=0, dtype=float)
+        mean = _mean(targets, self._weights)
         projected = self._project(targets, mean)
         # Of all alphas side by side: one product for each chunk.
         weights = np.einsum("va,vt->vat", shrunk, projected).reshape(len(shrunk), -1)
@@ -195,12 +179,13 @@ class RidgeDecomposition(ABC):
             y = targets[rows].astype(float)
             shape = (len(z), len(alphas), y.shape[1])
             fitted = (z @ weights).reshape(shape).transpose(1, 0, 2)
-            residuals = self._residuals(y - mean, fitted)
+            residuals = self._residuals(self._weighted(y - mean, rows, 0.5), fitted)
             if groups is None:
-                divisors = self._diagonal((z**2) @ shrunk).T[:, :, None]
-                yield rows, y - residuals / divisors
+                divisors = self._diagonal((z**2) @ shrunk, rows).T[:, :, None]
+                residuals = residuals / divisors
             else:
-                yield rows, y - self._solve(z, shrunk.T, residuals)
+                residuals = self._solve(z, shrunk.T, residuals, rows)
+            yield rows, y - self._weighted(residuals, rows, -0.5)
 
     def fitted(self, targets: np.ndarray, alpha: float) -> np.ndarray:
         """What the model of all samples predicts for them.
@@ -215,20 +200,34 @@ class RidgeDecomposition(ABC):
         ndarray of float64, shape (n_samples, n_targets)
         """
         targets = _as_matrix(targets, self.n_samples)
-        mean = targets.mean(axis=0, dtype=float)
+        mean = _mean(targets, self._weights)
         projected = self._project(targets, mean)
         weights = self._shrinkage(alpha)[:, None] * projected
         found = np.empty((self.n_samples, targets.shape[1]))
         for rows in _slices(self.n_samples, _CHUNK_BYTES // (16 * len(weights))):
-            found[rows] = mean + self._coordinates(rows) @ weights
+            fitted = self._coordinates(rows) @ weights
+            found[rows] = mean + self._weighted(fitted, rows, -0.5)
         return found
+
+    def _weighted(self, values: np.ndarray, rows: Rows, power: float) -> np.ndarray:
+        """Values of samples, times a power of their weights."""
+        if self._weights is None:
+            return values
+        return values * self._weights[rows][:, None] ** power
+
+    def _shares(self, rows: Rows) -> np.ndarray | float:
+        """The part of samples in the sum of weights, as a column; or one for all."""
+        if self._weights is None:
+            return 1 / self.n_samples
+        shares: np.ndarray = self._weights[rows, None] / self._weights.sum()
+        return shares
 
     @abstractmethod
     def _shrinkage(self, alpha: float) -> np.ndarray:
         """What turns projected targets into coordinates of fitted ones."""
 
     @abstractmethod
-    def _coordinates(self, rows: slice | np.ndarray) -> np.ndarray:
+    def _coordinates(self, rows: Rows) -> np.ndarray:
         """Samples in the basis of the eigenvectors, shape (n_rows, n_values)."""
 
     @abstractmethod
@@ -240,12 +239,12 @@ class RidgeDecomposition(ABC):
         """(I - H) Y of some rows, up to a factor that `_solve` has too."""
 
     @abstractmethod
-    def _diagonal(self, diagonal: np.ndarray) -> np.ndarray:
+    def _diagonal(self, diagonal: np.ndarray, rows: Rows) -> np.ndarray:
         """The diagonal of I - H, from that of Z diag(1 / (l + alpha)) Z'."""
 
     @abstractmethod
     def _solve(
-        self, z: np.ndarray, shrunk: np.ndarray, residuals: np.ndarray
+        self, z: np.ndarray, shrunk: np.ndarray, residuals: np.ndarray, rows: Rows
     ) -> np.ndarray:
         """The inverse of a block of I - H, that of a group, times residuals."""
 
@@ -253,14 +252,21 @@ class RidgeDecomposition(ABC):
 class _OfSamples(RidgeDecomposition):
     """Of the centred kernel matrix of the samples, which is overwritten."""
 
-    def __init__(self, kernel: np.ndarray) -> None:
+    def __init__(self, kernel: np.ndarray, weights: np.ndarray | None = None) -> None:
         self.n_samples = len(kernel)
-        centre = kernel.mean(axis=0)
+        self._weights = weights
+        centre = _mean(kernel, weights)
         kernel -= centre
-        kernel -= (centre - centre.mean())[:, None]
-        # The constant vector becomes the eigenvector of the largest eigenvalue, so that
-        # it can be left out: that of 0 would be mixed with others of 0.
-        kernel += (1 + 2 * np.trace(kernel)) / len(kernel)
+        kernel -= (centre - _mean(centre, weights))[:, None]
+        # The constant vector becomes that of the largest eigenvalue, so that it can be
+        # left out: that of 0 would be mixed with others of 0.
+        if weights is None:
+            kernel += (1 + 2 * np.trace(kernel)) / len(kernel)
+        else:
+            root = np.sqrt(weights)
+            kernel *= root * root[:, None]
+            scale = (1 + 2 * np.trace(kernel)) / weights.sum()
+            kernel += scale * root * root[:, None]
         values, vectors = np.linalg.eigh(kernel)
         self._values = np.maximum(values[:-1], 0)
         self._vectors = vectors[:, :-1]
@@ -268,11 +274,13 @@ class _OfSamples(RidgeDecomposition):
     def _shrinkage(self, alpha: float) -> np.ndarray:
         return self._values / (self._values + alpha)
 
-    def _coordinates(self, rows: slice | np.ndarray) -> np.ndarray:
+    def _coordinates(self, rows: Rows) -> np.ndarray:
         return self._vectors[rows]
 
     def _project(self, targets: np.ndarray, mean: np.ndarray) -> np.ndarray:
-        projected: np.ndarray = self._vectors.T @ (targets - mean)
+        rows = slice(0, self.n_samples)
+        centred = self._weighted(targets - mean, rows, 0.5)
+        projected: np.ndarray = self._vectors.T @ centred
         return projected
 
     # The factor alpha of I - H is left out: it cancels, and no digits with it.
@@ -280,11 +288,11 @@ class _OfSamples(RidgeDecomposition):
     def _residuals(self, y: np.ndarray, fitted: np.ndarray) -> np.ndarray:
         return fitted
 
-    def _diagonal(self, diagonal: np.ndarray) -> np.ndarray:
+    def _diagonal(self, diagonal: np.ndarray, rows: Rows) -> np.ndarray:
         return diagonal
 
     def _solve(
-        self, z: np.ndarray, shrunk: np.ndarray, residuals: np.ndarray
+        self, z: np.ndarray, shrunk: np.ndarray, residuals: np.ndarray, rows: Rows
     ) -> np.ndarray:
         solved = np.empty_like(residuals)
         for part in _slices(len(shrunk), _CHUNK_BYTES // (8 * z.size)):
@@ -296,17 +304,19 @@ class _OfSamples(RidgeDecomposition):
 class _OfFeatures(RidgeDecomposition):
     """Of the d x d matrix of centred codes, which are read again in chunks."""
 
-    def __init__(self, codes: np.ndarray) -> None:
+    def __init__(self, codes: np.ndarray, weights: np.ndarray | None = None) -> None:
         self.n_samples, n_features = codes.shape
         self._codes = codes
+        self._weights = weights
         self._chunks = list(_slices(self.n_samples, _CHUNK_BYTES // (16 * n_features)))
         self._mean = np.zeros(n_features)
+        total = self.n_samples if weights is None else weights.sum()
         for rows in self._chunks:
             part = _finite(codes[rows], rows)
-            self._mean += part.sum(axis=0, dtype=float) / self.n_samples
+            self._mean += self._weighted(part, rows, 1).sum(axis=0, dtype=float) / total
         gram = np.zeros((n_features, n_features))
         for rows in self._chunks:
-            part = codes[rows] - self._mean
+            part = self._weighted(codes[rows] - self._mean, rows, 0.5)
             gram += part.T @ part
         values, self._vectors = np.linalg.eigh(gram)
         self._values = np.maximum(values, 0)
@@ -314,14 +324,15 @@ class _OfFeatures(RidgeDecomposition):
     def _shrinkage(self, alpha: float) -> np.ndarray:
         return 1 / (self._values + alpha)
 
-    def _coordinates(self, rows: slice | np.ndarray) -> np.ndarray:
-        coordinates: np.ndarray = (self._codes[rows] - self._mean) @ self._vectors
+    def _coordinates(self, rows: Rows) -> np.ndarray:
+        centred = self._weighted(self._codes[rows] - self._mean, rows, 0.5)
+        coordinates: np.ndarray = centred @ self._vectors
         return coordinates
 
     def _project(self, targets: np.ndarray, mean: np.ndarray) -> np.ndarray:
         products = np.zeros((len(self._values), targets.shape[1]))
         for rows in self._chunks:
-            part = self._codes[rows] - self._mean
+            part = self._weighted(self._codes[rows] - self._mean, rows, 1)
             products += part.T @ (targets[rows] - mean)
         projected: np.ndarray = self._vectors.T @ products
         return projected
@@ -330,14 +341,16 @@ class _OfFeatures(RidgeDecomposition):
         residuals: np.ndarray = y - fitted
         return residuals
 
-    def _diagonal(self, diagonal: np.ndarray) -> np.ndarray:
-        return 1 - 1 / self.n_samples - diagonal
+    def _diagonal(self, diagonal: np.ndarray, rows: Rows) -> np.ndarray:
+        return 1 - self._shares(rows) - diagonal
 
     def _solve(
-        self, z: np.ndarray, shrunk: np.ndarray, residuals: np.ndarray
+        self, z: np.ndarray, shrunk: np.ndarray, residuals: np.ndarray, rows: Rows
     ) -> np.ndarray:
         # With the constant vector as a column, I - H is I - A diag(w) A'.
-        a = np.column_stack([np.full(len(z), self.n_samples**-0.5), z])
+        a = np.column_stack(
+            [np.broadcast_to(self._shares(rows) ** 0.5, (len(z), 1)), z]
+        )
         w = np.column_stack([np.ones(len(shrunk)), shrunk])
         solved = np.empty_like(residuals)
         gram = a.T @ a if len(a) > a.shape[1] else None
@@ -365,6 +378,13 @@ def _gram_of_samples(codes: np.ndarray) -> np.ndarray:
         part -= part.mean(axis=0)
         gram += part @ part.T
     return gram
+
+
+def _mean(values: np.ndarray, weights: np.ndarray | None) -> Any:
+    """The mean of rows."""
+    if weights is None:
+        return values.mean(axis=0, dtype=float)
+    return weights @ values / weights.sum()
 
 
 def _rbf(gram: np.ndarray, gamma: float) -> np.ndarray:
@@ -400,9 +420,7 @@ def _as_matrix(targets: np.ndarray, n_samples: int) -> np.ndarray:
     return targets.reshape(n_samples, -1)
 
 
-def _rows_of(
-    groups: np.ndarray | None, n_samples: int, size: int
-) -> Iterable[slice | np.ndarray]:
+def _rows_of(groups: np.ndarray | None, n_samples: int, size: int) -> Iterable[Rows]:
     """The rows of each group; without groups, chunks of rows."""
     if groups is None:
         return _slices(n_samples, size)
@@ -424,8 +442,7 @@ def _slices(total: int, size: int) -> Iterator[slice]:
 
 
 def _check_memory(order: int, max_bytes: int, what: str) -> None:
-    needed = _PAIR_BYTES * order**2
-    if needed > max_bytes:
+    if (needed := _PAIR_BYTES * order**2) > max_bytes:
         raise ValueError(
             f"{order} {what} need {needed / 2**30:.1f} GiB for their eigenvectors, "
             f"more than max_bytes={max_bytes} allows. Expected fewer samples, shorter "

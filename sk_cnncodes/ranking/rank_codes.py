@@ -61,6 +61,7 @@ def rank_codes(
     *,
     groups: Any = None,
     scoring: str | None = None,
+    class_weight: Any = None,
     gammas: Sequence[float] | None = None,
     cache: str | os.PathLike[str] | CodeCache | None = "memory",
     n_jobs: int | None = -1,
@@ -95,12 +96,15 @@ def rank_codes(
         What each image belongs to, such as its photographed object or its burst. All
         images of a group are left out together: the score is that on new groups.
     scoring : str or None, default=None
-        For classes ``"accuracy"`` (the default), ``"balanced_accuracy"`` or
-        ``"neg_log_loss"``, for which one temperature makes probabilities of decision
-        values; for labels ``"average_precision"`` (the default, mean over labels) or
-        ``"accuracy"``; for values ``"r2"`` (the default) or
-        ``"neg_mean_absolute_error"``. Whole numbers are classes unless `scoring` is one
-        of the last two.
+        For classes ``"accuracy"`` (the default), ``"balanced_accuracy"``,
+        ``"f1_macro"`` (the mean over classes) or ``"neg_log_loss"``, for which one
+        temperature makes probabilities of decision values; for labels
+        ``"average_precision"`` (the default, mean over labels) or ``"accuracy"``; for
+        values ``"r2"`` (the default) or ``"neg_mean_absolute_error"``. Whole numbers
+        are classes unless `scoring` is one of the last two.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the squared errors of the classes, as of scikit-learn's
+        `RidgeClassifier`. The closed form is exact with them too.
     gammas : sequence of float or None, default=None
         Of RBF kernels ``exp(-gamma * |a - b|**2 / s)``, with s the mean squared
         distance of the codes from their mean. None means 0.125, 0.25 and 0.5 for up to
@@ -160,7 +164,7 @@ def rank_codes(
     >>> ranking.recommended in ranking.rows
     True
     """
-    targets, scoring = read_targets(y, scoring)
+    targets, scoring = read_targets(y, scoring, class_weight)
     images = as_image_sequence(X)
     if len(targets.values) != len(images):
         raise ValueError(

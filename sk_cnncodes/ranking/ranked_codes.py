@@ -9,7 +9,7 @@ from typing import Any
 from sk_cnncodes.base.public import public
 
 # Scores that are shares, shown in percent.
-SHARES = {"accuracy", "balanced_accuracy", "average_precision"}
+SHARES = {"accuracy", "balanced_accuracy", "f1_macro", "average_precision"}
 
 
 @public

@@ -73,7 +73,8 @@ def best_ridge(
     scale = spread(codes)
     wanted = [None if gamma is None else gamma / scale for gamma in gammas]
     step = max(1, _PREDICTION_BYTES // (8 * targets.values.size))
-    for gamma, ridge in zip(wanted, ridge_decompositions(codes, wanted), strict=True):
+    ridges = ridge_decompositions(codes, wanted, weights=targets.weights)
+    for gamma, ridge in zip(wanted, ridges, strict=True):
         alphas = ALPHAS * (scale if gamma is None else 1)
         found, least = None, np.inf
         for start in range(0, len(alphas), step):

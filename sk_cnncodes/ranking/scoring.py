@@ -1,9 +1,9 @@
 """What leave-one-out predictions are worth: targets, scores, and their errors.
 
 A score is a mean over the samples, so that it has a standard error, and two models can
-be compared on the same samples. For a balanced accuracy, an average precision and R2,
-which are no such means, these are the values of their influence functions [1]_: what
-each sample adds to the score, whose mean is the score itself.
+be compared on the same samples. For a balanced accuracy, F1, an average precision and
+R2, which are no such means, these are the values of their influence functions [1]_:
+what each sample adds to the score, whose mean is the score itself.
 
 References
 ----------
@@ -12,13 +12,12 @@ References
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import type_of_target
-
-from sk_cnncodes.ranking.leave_one_out import signed_targets
 
 # Regularisations; of a linear kernel, in units of the `spread` of the codes.
 ALPHAS = np.logspace(-4, 2, 13)
@@ -28,7 +27,7 @@ GAMMAS = (0.125, 0.25, 0.5)
 Kind = Literal["classification", "multilabel", "regression"]
 # Of each kind of targets; the first is the default. Greater is better.
 SCORINGS: dict[Kind, tuple[str, ...]] = {
-    "classification": ("accuracy", "balanced_accuracy", "neg_log_loss"),
+    "classification": ("accuracy", "balanced_accuracy", "neg_log_loss", "f1_macro"),
     "multilabel": ("average_precision", "accuracy"),
     "regression": ("r2", "neg_mean_absolute_error"),
 }
@@ -56,15 +55,29 @@ class Targets:
         The sorted classes; the numbers of labels, or of values to regress.
     numbers : ndarray of int, shape (n_samples,)
         The number of each sample's class; only for a classification.
+    weights : ndarray of float, shape (n_samples,), or None
+        Of the squared errors of the samples; None are equal ones.
     """
 
     kind: Kind
     values: np.ndarray
     classes: np.ndarray
     numbers: np.ndarray
+    weights: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> Targets:
+        """The targets of some samples, with all classes."""
+        return replace(
+            self,
+            values=self.values[rows],
+            numbers=self.numbers[rows] if len(self.numbers) else self.numbers,
+            weights=None if self.weights is None else self.weights[rows],
+        )
 
 
-def read_targets(y: Any, scoring: str | None = None) -> tuple[Targets, str]:
+def read_targets(
+    y: Any, scoring: str | None = None, class_weight: Any = None
+) -> tuple[Targets, str]:
     """Tell of which kind targets are, and the name of their score.
 
     Parameters
@@ -74,6 +87,8 @@ def read_targets(y: Any, scoring: str | None = None) -> tuple[Targets, str]:
         classes, unless `scoring` is that of a regression.
     scoring : str or None, default=None
         One of `SCORINGS`; None takes the first of its kind.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes, as of scikit-learn's classifiers.
 
     Raises
     ------
@@ -96,6 +111,11 @@ def read_targets(y: Any, scoring: str | None = None) -> tuple[Targets, str]:
             f"scoring: expected one of {list(SCORINGS[kind])} for the {kind} that y "
             f"asks for, or None, got {scoring!r}."
         )
+    if class_weight is not None and kind != "classification":
+        raise ValueError(
+            f"class_weight: expected None for the {kind} that y asks for, got "
+            f"{class_weight!r}."
+        )
     none = np.zeros(0, int)
     if kind == "regression":
         values = y.reshape(len(y), -1).astype(float)
@@ -111,7 +131,34 @@ def read_targets(y: Any, scoring: str | None = None) -> tuple[Targets, str]:
         raise ValueError(
             f"y: expected at least 2 classes, got {len(classes)}: {classes.tolist()}."
         )
-    return Targets(kind, values, classes, np.argmax(values, axis=1)), scoring
+    weights = None
+    if class_weight is not None:
+        weights = compute_sample_weight(class_weight, y)
+    return Targets(kind, values, classes, np.argmax(values, axis=1), weights), scoring
+
+
+def signed_targets(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Targets of ridge classification: 1 for each class of a sample, otherwise -1.
+
+    Parameters
+    ----------
+    y : ndarray, shape (n_samples,) or (n_samples, n_labels)
+        The class of each sample; or which labels it has, as 0 and 1.
+
+    Returns
+    -------
+    targets : ndarray of int8, shape (n_samples, n_classes)
+        The predicted class is that of the largest prediction; a label is predicted
+        where the prediction is positive.
+    classes : ndarray, shape (n_classes,)
+        The sorted classes, or the numbers of the labels.
+    """
+    if np.ndim(y) == 2:
+        return np.where(np.asarray(y) > 0, 1, -1).astype(np.int8), np.arange(len(y[0]))
+    classes, numbers = np.unique(y, return_inverse=True)
+    targets = np.full((len(numbers), len(classes)), -1, np.int8)
+    targets[np.arange(len(numbers)), numbers] = 1
+    return targets, classes
 
 
 def _kind_of(y: np.ndarray, scoring: str | None) -> Kind:
@@ -170,7 +217,11 @@ def sample_scores(
     hits: np.ndarray = (predictions.argmax(axis=-1) == targets.numbers).astype(float)
     if scoring == "accuracy":
         return hits
-    return _balanced(hits, (targets.values > 0).astype(float))
+    members = (targets.values > 0).astype(float)
+    members = members[:, members.any(axis=0)]
+    if scoring == "balanced_accuracy":
+        return _balanced(hits, members)
+    return _f1_macro(predictions.argmax(axis=-1), targets)
 
 
 def _r2(predictions: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -190,6 +241,23 @@ def _balanced(hits: np.ndarray, members: np.ndarray) -> np.ndarray:
     added = (hits - means @ members.T) * (members @ (len(members) / counts))
     total: np.ndarray = means.mean(axis=-1, keepdims=True) + added / len(counts)
     return total
+
+
+def _f1_macro(predicted: np.ndarray, targets: Targets) -> np.ndarray:
+    """Mean of the F1 scores of the classes that occur, shape (..., n_samples)."""
+    total = np.zeros(predicted.shape)
+    occurring = np.unique(targets.numbers)
+    for number in occurring:
+        member = targets.numbers == number
+        found = predicted == number
+        both = (found & member).astype(float)
+        either = found.astype(float) + member
+        share = 2 * both.mean(axis=-1, keepdims=True)
+        size = either.mean(axis=-1, keepdims=True)
+        # F1 is the ratio of these means.
+        total += share / size + (2 * both - share) / size
+        total -= share * (either - size) / size**2
+    return total / len(occurring)
 
 
 def _average_precision(predictions: np.ndarray, positive: np.ndarray) -> np.ndarray:
@@ -336,13 +404,13 @@ def alpha_losses(
     -------
     ndarray of float, shape (n_alphas,)
         The mean squared error for shares of right predictions, of classes for a
-        balanced one; otherwise the negative score.
+        balanced one and F1; otherwise the negative score.
     """
-    if not scoring.endswith("accuracy"):
+    if not scoring.endswith("accuracy") and scoring != "f1_macro":
         negative: np.ndarray = -samples.mean(axis=1)
         return negative
     errors = ((predictions - targets.values) ** 2).mean(axis=2)
-    if scoring == "balanced_accuracy":
+    if scoring in ("balanced_accuracy", "f1_macro"):
         counts = np.bincount(targets.numbers)
         return np.average(errors, axis=1, weights=1 / counts[targets.numbers])
     mean: np.ndarray = errors.mean(axis=1)

@@ -24,10 +24,10 @@ from sk_cnncodes import (
 )
 from sk_cnncodes.base.exceptions import ExportError
 from sk_cnncodes.cli import train as train_module
-from sk_cnncodes.cli.common.report import calibration_error, confusions
+from sk_cnncodes.cli.common.held_out import calibration_error, confusions
 from sk_cnncodes.cli.train import Head, Norm
 from sk_cnncodes.export import pipeline as export
-from sk_cnncodes.heads.presets import HEADS
+from sk_cnncodes.heads.presets import HEADS, REGRESSORS
 from sk_cnncodes.ranking.rank_codes import NORMS
 from tests.cli.commands import environment, invoke, only_posix
 from tests.forwards import counted_forwards
@@ -36,7 +36,7 @@ FAST = ("--layer", "-1", "--layer", "-2", "--head", "svm", "--head", "knn", "--c
 
 
 def test_choices_are_those_of_the_library() -> None:
-    assert [head.value for head in Head] == ["auto", *HEADS]
+    assert [head.value for head in Head] == ["auto", *{**HEADS, **REGRESSORS}]
     assert [norm.value for norm in Norm] == list(NORMS)
 
 
@@ -175,7 +175,7 @@ def test_fewer_folds_for_a_small_class(photos: Path, tmp_path: Path) -> None:
     rest = ("--layer", "-1", "--head", "svm", "--json")
     result = invoke("train", folder, "-o", tmp_path / "m.joblib", *rest)
     assert result.exit_code == 0
-    assert "3 folds instead of 5: the smallest class has 3 images" in result.stderr
+    assert "3 folds instead of 5: as many as the smallest class" in result.stderr
     assert json.loads(result.stdout)["folds"] == 3
 
 
@@ -308,16 +308,12 @@ def test_temporary_cache_is_removed(
     [
         ({}, [], "found no images in its sub-folders"),
         ({"a": 9}, [], "found images of 1 class: ['a']"),
-        ({"a": 9, "b": 1}, [], "too few images: class 'b' has 1. Expected at least 2"),
-        (
-            {"a": 2, "b": 2},
-            [],
-            "'b' has 1. Expected at least 2 of each class for train",
-        ),
+        ({"a": 9, "b": 1}, [], "too few images to train on: 'a' has 8, 'b' has 1."),
+        ({"a": 2, "b": 2}, [], "'b' has 1. Expected at least 2 of at least 2 classes"),
         (
             {"a": 2, "b": 2},
             ["--head", "knn", "--held-out", "0"],
-            "5 nearest neighbours: 2",
+            "5 nearest neighbours: 4",
         ),
         ({"a/deep": 9, "b/deep": 9}, ["--flat"], "Found images in nested folders"),
         ({"a": 9, "b": 9}, ["--layer", "-99"], "--layer -99"),
@@ -389,7 +385,8 @@ def test_too_few_readable_images(photos: Path, tmp_path: Path) -> None:
             path.write_bytes(b"nothing")
     result = invoke("train", tmp_path / "photos", "-o", tmp_path / "m.joblib")
     assert result.exit_code == 1
-    assert "too few images: class 'flower' has 1." in result.stderr
+    assert "too few images to train on: 'china' has" in result.stderr
+    assert "'flower' has 1" in result.stderr
 
 
 def test_many_classes_list_the_most_frequent_confusions() -> None:

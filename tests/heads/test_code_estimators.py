@@ -203,6 +203,55 @@ def test_a_class_of_one_image_is_trained_and_not_tested(cache: CodeCache) -> Non
     assert np.isfinite(model.cv_predictions_[:-1]).all()
 
 
+def test_a_class_of_one_group_is_trained_and_not_tested() -> None:
+    y = np.repeat(["a", "b", "c"], [20, 20, 4])
+    groups = np.r_[np.arange(40) % 8, [8] * 4]
+    targets, _ = read_targets(y)
+    for train, _ in make_splits(4, targets, y, groups, 0):
+        assert {*range(40, 44)} <= {*train}
+
+
+def test_a_class_that_is_not_tested_does_not_count(cache: CodeCache) -> None:
+    y = DIGITS.target[:101].astype(str).astype(object)
+    y[-1] = "alone"
+    for scoring in ("balanced_accuracy", "f1_macro"):
+        model = CNNCodeClassifier(**FEW, cache=cache, scoring=scoring)
+        model.fit(IMAGES[:101], y.astype(str))
+        assert 0.8 < model.best_score_ <= 1
+        assert np.isfinite(model.cv_results_["mean_test_score"]).all()
+
+
+def test_class_weights(cache: CodeCache) -> None:
+    """A class with few images is found more often."""
+    rare = np.flatnonzero(DIGITS.target == 8)[:6]
+    rows = np.r_[np.flatnonzero(DIGITS.target[:400] == 1), rare]
+    X, y = IMAGES[rows], DIGITS.target[rows]
+    new = np.flatnonzero(DIGITS.target[400:] == 8) + 400
+    recalls = {}
+    few = {"layers": [-1], "norms": "l2", "cv": 3, "cache": cache}
+    for head in ("lda", "rbf", "ridge", "logistic"):
+        for weight in (None, "balanced"):
+            model = CNNCodeClassifier(**few, heads=head, class_weight=weight).fit(X, y)
+            model.refit(X, y)
+            values = model.pipeline_.predict(IMAGES[new])
+            recalls[head, weight] = (values == 8).mean()
+        assert recalls[head, "balanced"] >= recalls[head, None]
+    weighted, plain = (
+        sum(recall for (_, weight), recall in recalls.items() if weight == wanted)
+        for wanted in ("balanced", None)
+    )
+    assert weighted > plain
+    found, others = (
+        CNNCodeClassifier(**few, heads="ridge", class_weight=weight)
+        .fit(X, y)
+        .ranking_.predictions[0]
+        for weight in ("balanced", None)
+    )
+    assert np.abs(found - others).max() > 0.01
+    with pytest.raises(ValueError, match="head 'knn' has no class weights"):
+        CNNCodeClassifier(**few, heads="knn", class_weight="balanced").fit(X, y)
+
+
 def test_several_labels(cache: CodeCache) -> None:
     y = np.column_stack([DIGITS.target % 2, DIGITS.target > 4]).astype(int)
     model = CNNCodeClassifier(layers=[-1, -3], heads="ridge", cache=cache).fit(

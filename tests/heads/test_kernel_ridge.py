@@ -166,6 +166,50 @@ def test_the_basis_of_all_samples_is_exact(
     )
 
 
+@pytest.mark.parametrize("size", [6000, 60])
+def test_a_weight_of_two_is_every_sample_twice(
+    size: int, digits: Codes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = digits[0][:80], digits[1][:80] % 3
+    weights = {0: 1, 1: 2, 2: 1}
+    twice = np.r_[np.arange(80), np.flatnonzero(y == 1)]
+    spread, other = X.var(axis=0).sum(), X[twice].var(axis=0).sum()
+    head = KernelRidgeClassifierCV([0.5], [0.1], class_weight=weights)
+    same = KernelRidgeClassifierCV([0.5 * other / spread], [0.1])
+    if size == 60:  # the kernel to the same samples
+        solve = KernelRidgeClassifierCV._solve_basis
+
+        def with_basis(head: Any, X: np.ndarray, *values: np.ndarray) -> np.ndarray:
+            head.X_fit_ = digits[0][:60]
+            return solve(head, X, *values)
+
+        monkeypatch.setattr(KernelRidgeClassifierCV, "_solve_all", with_basis)
+    found, wanted = (
+        each.decision_function(digits[0][80:])
+        for each in (head.fit(X, y), same.fit(X[twice], y[twice]))
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    plain = KernelRidgeClassifierCV([0.5], [0.1]).fit(X, y)
+    assert np.abs(plain.decision_function(digits[0][80:]) - found).max() > 0.01
+
+
+def test_balanced_classes_win_for_rare_ones(digits: Codes) -> None:
+    X, y = digits
+    rows = np.flatnonzero((y[:600] == 8) | (y[:600] == 9))
+    rare = rows[y[rows] == 9][:4]
+    rows = np.r_[rows[y[rows] == 8], rare]
+    new = np.flatnonzero(y[600:] == 9) + 600
+    plain = KernelRidgeClassifierCV().fit(X[rows], y[rows])
+    head = KernelRidgeClassifierCV(class_weight="balanced").fit(X[rows], y[rows])
+    assert (head.predict(X[new]) == 9).mean() > (plain.predict(X[new]) == 9).mean()
+
+
+def test_labels_have_no_class_weights(digits: Codes) -> None:
+    y = np.eye(10, dtype=int)[digits[1][:50]]
+    with pytest.raises(ValueError, match="class_weight: expected None for the multila"):
+        KernelRidgeClassifierCV(class_weight="balanced").fit(digits[0][:50], y)
+
+
 def test_chunks_change_nothing(digits: Codes, monkeypatch: pytest.MonkeyPatch) -> None:
     from sk_cnncodes.heads import kernel_ridge
 

@@ -84,3 +84,17 @@ def test_what_it_refuses() -> None:
     for y in ([0, 1, 2, 3], [1, 1, 1, 1]):
         with pytest.raises(ValueError, match="expected at least 2 classes, and more"):
             ShrinkageLDA().fit(X, y)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_class_weights_are_other_priors_of_the_same_covariance(n_classes: int) -> None:
+    X, y = load_digits(n_class=n_classes, return_X_y=True)
+    X, y = np.r_[X[y > 0], X[y == 0][:9]], np.r_[y[y > 0], y[y == 0][:9]]
+    plain = ShrinkageLDA().fit(X, y)
+    head = ShrinkageLDA(class_weight="balanced").fit(X, y)
+    np.testing.assert_array_equal(head.coef_, plain.coef_)
+    np.testing.assert_allclose(head.priors_, 1 / n_classes)
+    found = head.predict_proba(X)
+    wanted = plain.predict_proba(X) / plain.priors_
+    wanted /= wanted.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, wanted, atol=1e-9)

@@ -16,8 +16,8 @@ from sklearn.preprocessing import KernelCenterer
 from sk_cnncodes.ranking import leave_one_out
 from sk_cnncodes.ranking.leave_one_out import (
     ridge_decompositions,
-    signed_targets,
 )
+from sk_cnncodes.ranking.scoring import signed_targets
 
 ALPHAS = [1e-4, 0.03, 1.0, 100.0]
 # Fewer features than samples, and more; without a centre of 0.
@@ -39,13 +39,24 @@ def made(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def refitted(
-    codes: np.ndarray, targets: Any, alpha: float, gamma: float | None, groups: Any
+    codes: np.ndarray,
+    targets: Any,
+    alpha: float,
+    gamma: float | None,
+    groups: Any,
+    weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """Predictions of models that scikit-learn fits without each group."""
     codes, targets = codes.astype(float), np.asarray(targets, float)
     found = np.empty((len(targets), 1 if targets.ndim == 1 else targets.shape[1]))
     splitter = LeaveOneOut() if groups is None else LeaveOneGroupOut()
     for train, test in splitter.split(codes, groups=groups):
+        if weights is not None:
+            found[test] = weighted_fit(
+                *(codes[train], targets[train], weights[train], alpha, gamma),
+                codes[test],
+            )
+            continue
         if gamma is None:
             model = Ridge(alpha, solver="cholesky").fit(codes[train], targets[train])
             part = model.predict(codes[test])
@@ -59,6 +70,52 @@ def refitted(
             part = mean + model.predict(centre.transform(across))
         found[test] = part.reshape(len(test), -1)
     return found
+
+
+def weighted_fit(
+    codes: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    alpha: float,
+    gamma: float | None,
+    asked: np.ndarray,
+) -> np.ndarray:
+    """What a model of weighted samples predicts; with a kernel, from its features."""
+    if gamma is None:
+        model = Ridge(alpha, solver="cholesky")
+        return model.fit(codes, targets, sample_weight=weights).predict(asked)
+    every = np.vstack([codes, asked])
+    values, vectors = np.linalg.eigh(rbf_kernel(every, gamma=gamma))
+    features = vectors * np.sqrt(np.maximum(values, 0))  # products are the kernel
+    model = Ridge(alpha, solver="cholesky")
+    model.fit(features[: len(codes)], targets, sample_weight=weights)
+    return model.predict(features[len(codes) :])
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("gamma", [None, 0.5])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weighted_predictions_are_those_of_weighted_refits(
+    shape: tuple[int, int], gamma: float | None, groups: str
+) -> None:
+    codes, y = made(shape)
+    codes = codes.astype(float)
+    targets, _ = signed_targets(y)
+    weights = np.random.default_rng(3).uniform(0.1, 5, len(y))
+    (ridge,) = ridge_decompositions(codes, [gamma], weights=weights)
+    found = ridge.predictions(targets, ALPHAS, GROUPS[groups])
+    for alpha, each in zip(ALPHAS, found, strict=True):
+        wanted = refitted(codes, targets, alpha, gamma, GROUPS[groups], weights)
+        np.testing.assert_allclose(each, wanted, rtol=0, atol=1e-7)
+        fitted = weighted_fit(codes, targets, weights, alpha, gamma, codes)
+        np.testing.assert_allclose(ridge.fitted(targets, alpha), fitted, atol=1e-7)
+    (plain,) = ridge_decompositions(codes, [gamma])
+    (equal,) = ridge_decompositions(codes, [gamma], weights=np.ones(len(y)))
+    np.testing.assert_allclose(
+        plain.predictions(targets, ALPHAS, GROUPS[groups]),
+        equal.predictions(targets, ALPHAS, GROUPS[groups]),
+        atol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("groups", GROUPS)

@@ -49,6 +49,8 @@ def scikit_learns(
     if kind == "multilabel":
         return metrics.accuracy_score(y, z > 0)
     predicted = targets.classes[z.argmax(axis=1)]
+    if scoring == "f1_macro":
+        return metrics.f1_score(y, predicted, average="macro")
     if scoring == "balanced_accuracy":
         return metrics.balanced_accuracy_score(y, predicted)
     return metrics.accuracy_score(y, predicted)
@@ -59,6 +61,7 @@ def scikit_learns(
     [
         ("classification", "accuracy"),
         ("classification", "balanced_accuracy"),
+        ("classification", "f1_macro"),
         ("multilabel", "accuracy"),
         ("multilabel", "average_precision"),
         ("regression", "r2"),

@@ -3,141 +3,112 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sk_cnncodes.cli.common.frame import format_table
+from sk_cnncodes.cli.common.held_out import held_out_figures
+from sk_cnncodes.datasets.labelled_images import LabelledImages
 
 if TYPE_CHECKING:
-    from sk_cnncodes.heads.code_estimators import CNNCodeClassifier
+    from sk_cnncodes.heads.code_estimators import CNNCodeClassifier, CNNCodeRegressor
 
 _WIDTH = 80
 # Best codes that the text shows, besides the recommended ones.
 _MAX_RANKED = 5
-# Wider confusion matrices do not fit a terminal.
-_MAX_CLASSES = 20
-_MAX_CONFUSIONS = 20
-# Bins of the expected calibration error, of equal width.
-_N_BINS = 10
 
 
 class Report:
-    """What a fitted classifier chose, and its accuracy on held-out images.
+    """What a fitted model chose, and its figures on held-out images.
 
     Parameters
     ----------
-    model : CNNCodeClassifier
+    model : CNNCodeClassifier or CNNCodeRegressor
         Fitted.
-    n_train : int
-        Number of images that it was fitted on.
-    held_out : sequence of str
-        Paths of held-out images; may be empty.
-    labels : sequence of str
-        Classes of the held-out images.
+    train, held_out : LabelledImages
+        The images that it was fitted to, and others; there may be none of these.
     refitted : bool
         Whether the saved model is fitted to all images.
     """
 
     def __init__(
         self,
-        model: CNNCodeClassifier,
-        n_train: int,
-        held_out: Sequence[str],
-        labels: Sequence[str],
+        model: CNNCodeClassifier | CNNCodeRegressor,
+        train: LabelledImages,
+        held_out: LabelledImages,
         refitted: bool,
     ) -> None:
-        from sklearn.metrics import confusion_matrix
+        from sk_cnncodes.ranking.ranked_codes import SHARES
 
         self._model = model
-        self._n_train = n_train
+        self._train = train
+        self._n_held_out = len(held_out)
         self._refitted = refitted
-        self._labels = np.array(labels)
-        self._classes = [str(name) for name in model.classes_]
-        self._predicted = np.zeros(0, str)
-        self._certainty = np.zeros(0)
-        self._matrix = np.zeros((0, 0), int)
-        if held_out:
-            probabilities = model.predict_proba(list(held_out))
-            self._predicted = model.classes_[probabilities.argmax(axis=1)]
-            self._certainty = probabilities.max(axis=1)
-            self._matrix = confusion_matrix(
-                self._labels, self._predicted, labels=model.classes_
-            )
+        self._classes = list(train.classes)
+        self._figures = held_out_figures(model, held_out) if len(held_out) else None
+        self._scoring = model.ranking_.scoring
+        self._in_percent = self._scoring in SHARES
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as values for JSON.
 
         The keys are
 
+        - ``task``: "classification", "multilabel" or "regression";
         - ``images``, ``classes``: their number, and the names;
+        - ``scoring``: the name of the scores of the ranking and the search;
         - ``ranking``: the attributes of `RankedCodes` for each layer and norm, the best
           first; ``ranking_notes``: what a reader of its scores should know;
         - ``folds``, ``search``: the compared combinations, with mean and standard
-          deviation of their accuracy over that many folds; ``chosen``: the best;
-        - ``held_out``: null, or the number of held-out ``images``, the ``accuracy`` of
-          a model that did not see them, its ``mean_probability`` for what it predicts,
-          and its ``expected_calibration_error`` in 10 bins; the scores of ``classes``;
-          the ``confusion_matrix``, with a row for each true class;
+          deviation of their score over that many folds; ``chosen``: the best;
+        - ``held_out``: null, or figures of a model that did not see them: the number of
+          held-out ``images``; of classes the ``accuracy``, the ``mean_probability`` for
+          what is predicted, its ``expected_calibration_error`` in 10 bins, the scores
+          of ``classes``, and the ``confusion_matrix``, a row for each true class; of
+          several labels the ``average_precision``, their mean, the ``accuracy``, the
+          share of images with all labels right, and the scores of ``labels``; of values
+          ``r2``, ``mean_absolute_error``, ``median_absolute_error``, and
+          ``mean_absolute_error_of_the_median``, if that were always predicted;
         - ``fitted_images``: the number of images that the saved model was fitted to.
         """
-        from sklearn.metrics import classification_report
-
-        held_out = None
-        if len(self._labels):
-            held_out = {
-                "images": len(self._labels),
-                "accuracy": self._accuracy,
-                "mean_probability": float(self._certainty.mean()),
-                "expected_calibration_error": calibration_error(
-                    self._certainty, self._predicted == self._labels
-                ),
-                "classes": classification_report(
-                    self._labels, self._predicted, output_dict=True, zero_division=0
-                ),
-                "confusion_matrix": self._matrix.tolist(),
-            }
         search = self._combinations()
         return {
-            "images": self._n_train + len(self._labels),
+            "task": self._train.task,
+            "images": len(self._train) + self._n_held_out,
             "classes": self._classes,
+            "scoring": self._scoring,
             "ranking": [asdict(row) for row in self._model.ranking_.rows],
             "ranking_notes": list(self._model.ranking_.notes),
             "folds": self._n_folds,
             "search": search,
             "chosen": search[self._model.best_index_],
-            "held_out": held_out,
+            "held_out": None if self._figures is None else self._figures.as_dict(),
             "fitted_images": self._n_fitted,
         }
 
     def as_text(self) -> str:
         """Return the report as text for a terminal."""
-        from sklearn.metrics import classification_report
-
-        total = self._n_train + len(self._labels)
+        total = len(self._train) + self._n_held_out
+        names = {
+            "classification": f" of {len(self._classes)} classes",
+            "multilabel": f" with {len(self._classes)} labels",
+            "regression": "",
+        }
+        unit = ", in %" if self._in_percent else ""
+        score = self._scoring
+        left_out = "leave-one-group-out" if self._train.groups else "leave-one-out"
         parts = [
-            f"{total} images of {len(self._classes)} classes; {len(self._labels)} held "
-            "out.",
-            "The best codes, by exact leave-one-out accuracy of ridge, in %:",
+            f"{total} images{names[self._train.task]}; {self._n_held_out} held out.",
+            f"The best codes, by exact {left_out} {score} of ridge{unit}:",
             self._ranked(),
             *map(_wrapped, self._model.ranking_.notes),
-            f"Mean accuracy in {self._n_folds}-fold cross-validation, in %:",
+            f"Mean {score} in {self._n_folds}-fold cross-validation{unit}:",
             self._compared(),
             self._verdict(),
         ]
-        if len(self._labels):
-            parts[-1] += "\n" + _wrapped(
-                f"Held-out accuracy: {100 * self._accuracy:.2f}%; mean probability of "
-                f"what is predicted: {100 * self._certainty.mean():.2f}%."
-            )
-            parts.append(
-                classification_report(
-                    self._labels, self._predicted, zero_division=0
-                ).strip("\n")
-            )
-            parts.append(confusions(self._classes, self._matrix))
+        if self._figures is not None:
+            parts[-1] += "\n" + _wrapped(self._figures.headline())
+            parts += self._figures.tables()
         parts.append(self._what_is_saved())
         return "\n\n".join(parts)
 
@@ -153,8 +124,8 @@ class Report:
         table = [header] + [
             [
                 "*" if row.recommended else "=" if row.indistinguishable else "",
-                f"{100 * row.score:.2f}",
-                f"{100 * row.error:.2f}",
+                self._shown(row.score),
+                self._shown(row.error),
                 *_codes(row.backbone, row.layer, row.norm),
                 row.kernel,
                 f"{row.code_length}",
@@ -179,23 +150,25 @@ class Report:
         lines: dict[tuple[str, ...], list[str]] = {}
         for each in found:
             codes = _codes(each["backbone"], each["layer"], each["norm"])
-            lines.setdefault(tuple(codes), []).append(f"{100 * each['mean']:.2f}")
+            lines.setdefault(tuple(codes), []).append(self._shown(each["mean"]))
         table = [[*_CODES, *heads], *([*codes, *row] for codes, row in lines.items())]
         return _fitting(table, {"layer", *heads})
 
     def _verdict(self) -> str:
-        from sk_cnncodes.heads.presets import HEADS
+        from sk_cnncodes.heads.presets import HEADS, REGRESSORS
 
         best = self._combinations()[self._model.best_index_]
         backbone, layer, norm = _codes(best["backbone"], best["layer"], best["norm"])
-        head = HEADS[best["head"]][0]
+        heads = REGRESSORS if self._train.task == "regression" else HEADS
+        head = heads[best["head"]][0]
+        percent = "%" if self._in_percent else f" {self._scoring}"
         return _wrapped(
             f"Chosen: {backbone}, layer {layer}, {norm} norm, {head}: "
-            f"{100 * best['mean']:.2f}% in cross-validation."
+            f"{self._shown(best['mean'])}{percent} in cross-validation."
         )
 
     def _what_is_saved(self) -> str:
-        if not len(self._labels):
+        if not self._n_held_out:
             return "The model is fitted to all images."
         if not self._refitted:
             return "The model is fitted to the images that are not held out."
@@ -206,13 +179,12 @@ class Report:
 
     # -- values ----------------------------------------------------------------
 
-    @property
-    def _accuracy(self) -> float:
-        return float(self._matrix.trace() / self._matrix.sum())
+    def _shown(self, score: float) -> str:
+        return f"{100 * score:.2f}" if self._in_percent else f"{score:.3f}"
 
     @property
     def _n_fitted(self) -> int:
-        return self._n_train + (len(self._labels) if self._refitted else 0)
+        return len(self._train) + (self._n_held_out if self._refitted else 0)
 
     @property
     def _n_folds(self) -> int:
@@ -267,49 +239,3 @@ def _cut(text: str, limit: int) -> str:
 
 def _wrapped(text: str) -> str:
     return textwrap.fill(text, _WIDTH, break_on_hyphens=False, break_long_words=False)
-
-
-def calibration_error(certainty: np.ndarray, right: np.ndarray) -> float:
-    """Expected calibration error: how far probabilities are from the accuracy.
-
-    Parameters
-    ----------
-    certainty : ndarray of float, shape (n_images,)
-        Probability of the predicted class.
-    right : ndarray of bool, shape (n_images,)
-        Whether it is the true one.
-    """
-    bins = np.minimum((certainty * _N_BINS).astype(int), _N_BINS - 1)
-    gaps = np.bincount(bins, certainty - right)
-    return float(np.abs(gaps).sum() / len(certainty))
-
-
-def confusions(classes: list[str], matrix: np.ndarray) -> str:
-    """Format the confusion matrix; for many classes, the most frequent confusions.
-
-    Parameters
-    ----------
-    classes : list of str
-    matrix : ndarray of int, shape (n_classes, n_classes)
-        Rows are true classes, columns are predicted classes.
-    """
-    if len(classes) <= _MAX_CLASSES:
-        cell = max(len(str(matrix.max())), len(str(len(classes)))) + 1
-        name = max(map(len, classes))
-        numbers = "".join(f"{i:{cell}}" for i in range(1, len(classes) + 1))
-        lines = ["Confusion matrix; rows: truth, columns: prediction, dots: 0", ""]
-        lines.append(" " * (name + 4) + numbers)
-        for i, (label, row) in enumerate(zip(classes, matrix, strict=True), 1):
-            cells = "".join(f"{count or '.':>{cell}}" for count in row)
-            lines.append(f"{label:<{name}}  {i:2}{cells}")
-        return "\n".join(lines)
-    wrong = matrix - np.diag(matrix.diagonal())
-    positions = np.argsort(-wrong, axis=None, kind="stable")[:_MAX_CONFUSIONS]
-    pairs = zip(*np.unravel_index(positions, wrong.shape), strict=True)
-    listed = [
-        f"{wrong[row, column]:5}  {classes[row]} predicted as {classes[column]}"
-        for row, column in pairs
-        if wrong[row, column]
-    ]
-    head = "Most frequent confusions (--json prints the whole confusion matrix):"
-    return "\n".join([head, "", *(listed or ["none"])])

@@ -16,6 +16,7 @@ class Scoring(StrEnum):
     accuracy = "accuracy"
     balanced_accuracy = "balanced_accuracy"
     neg_log_loss = "neg_log_loss"
+    f1_macro = "f1_macro"
     average_precision = "average_precision"
     r2 = "r2"
     neg_mean_absolute_error = "neg_mean_absolute_error"
@@ -26,7 +27,7 @@ ScoringOption = Annotated[
     typer.Option(
         "--scoring",
         show_default=False,
-        help="What is compared. Of classes the first three, of several labels accuracy "
+        help="What is compared. Of classes the first four, of several labels accuracy "
         "or average_precision, of values the last two.  [default: accuracy, "
         "average_precision, r2]",
     ),
