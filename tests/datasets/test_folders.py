@@ -72,3 +72,108 @@ def test_labels_are_sub_folder_names(tmp_path: Path) -> None:
         "image": ("top.jpg",),
         "folder": ("cow",),
     }
+
+
+def test_flat_takes_what_lies_in_the_folders_of_classes(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.jpg", "cat/in/2.jpg", "dog/in/3.jpg", "dog/4.jpg")
+    found = find_labelled_images(tmp_path, flat=True)
+    assert [Path(path).name for path in found.paths] == ["1.jpg", "4.jpg"]
+    (left_out,) = found.left_out
+    assert left_out.items == (str(Path("cat/in/2.jpg")), str(Path("dog/in/3.jpg")))
+    assert left_out.cure == "Without flat=True they are of its class."
+    assert len(find_labelled_images(tmp_path)) == 4
+
+
+def test_system_folders_are_not_searched(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.jpg", "cat/@eaDir/1.jpg/thumb.jpg", "__MACOSX/cat/._1.jpg")
+    touch(tmp_path, "$RECYCLE.BIN/2.jpg", "cat/.ipynb_checkpoints/1.jpg")
+    touch(tmp_path, "dog/2.jpg", "dog/._2.jpg", "dog/desktop.ini", "dog/.DS_Store")
+    found = find_labelled_images(tmp_path)
+    assert [Path(path).name for path in found.paths] == ["1.jpg", "2.jpg"]
+    (left_out,) = found.left_out
+    assert (len(left_out.items), left_out.what) == (7, "entries")
+    assert find_images(tmp_path).paths == found.paths
+
+
+# -- links ---------------------------------------------------------------------
+
+
+def test_links_to_folders_are_followed_alike(tmp_path: Path) -> None:
+    touch(tmp_path, "other/old/1.jpg", "data/cat/2.jpg", "data/dog/3.jpg")
+    try:
+        (tmp_path / "data" / "cat" / "more").symlink_to(tmp_path / "other")
+    except OSError:
+        pytest.skip("this system makes no links")
+    (tmp_path / "data" / "fox").symlink_to(tmp_path / "other")
+    below = [
+        Path(path).relative_to(tmp_path / "data").as_posix()
+        for path in find_images(tmp_path / "data").paths
+    ]
+    assert below == ["cat/2.jpg", "dog/3.jpg", "fox/old/1.jpg"]  # once
+    found = find_labelled_images(tmp_path / "data")
+    assert found.labels == ["cat", "cat", "dog", "fox"]
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.jpg", "dog/in/2.jpg")
+    try:
+        (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
+    except OSError:
+        pytest.skip("this system makes no links")
+    (tmp_path / "dog" / "in" / "up").symlink_to(tmp_path)
+    (tmp_path / "dog" / "aside").symlink_to(tmp_path / "dog" / "in")
+    assert len(find_images(tmp_path).paths) == 2
+    found = find_labelled_images(tmp_path)
+    assert found.labels == ["cat", "dog"]
+    names = {"cat/again", "dog/in/up", "dog/aside"}
+    (left_out,) = found.left_out
+    assert {Path(item).as_posix() for item in left_out.items} == names
+    assert left_out.reason == "to folders that were searched already"
+
+
+# -- parts of a data set -------------------------------------------------------
+
+
+def test_parts_of_a_data_set_are_no_classes(tmp_path: Path) -> None:
+    touch(tmp_path, "train/cat/1.jpg", "train/dog/in/2.jpg", "Test/cat/3.jpg")
+    touch(tmp_path, "val/dog/4.jpg", "val/loose.jpg")
+    found = find_labelled_images(tmp_path)
+    assert found.labels == ["cat", "cat", "dog", "dog"]
+    assert found.splits == ["test", "train", "train", "validation"]
+    assert found.notes == (
+        "The folders 'Test', 'train' and 'val' are taken as parts of a data set, and "
+        "the folders in them as classes.",
+    )
+    (left_out,) = found.left_out
+    assert left_out.items == (str(Path("val/loose.jpg")),)
+
+
+def test_one_part_has_no_splits(tmp_path: Path) -> None:
+    touch(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg")
+    found = find_labelled_images(tmp_path)
+    assert (found.labels, found.splits) == (["cat", "dog"], None)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    touch(tmp_path, "train/1.jpg", "train/steam/2.jpg", "bus/3.jpg")
+    assert find_labelled_images(tmp_path).labels == ["bus", "train", "train"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("train/cat/1.jpg", "test/cat/2.jpg", "new/3.jpg"),
+            "'test' and 'train' look like parts of a data set, and 'new' beside",
+        ),
+        (("train/1.jpg", "test/2.jpg"), "no folders of classes in them"),
+        (("1.jpg",), "found no images in its sub-folders.*such as"),
+        ((), "found no images in its sub-folders. Expected one sub-folder"),
+    ],
+)
+def test_what_is_no_folder_of_classes(
+    names: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    touch(tmp_path, *names)
+    with pytest.raises(ValueError, match=message):
+        find_labelled_images(tmp_path)

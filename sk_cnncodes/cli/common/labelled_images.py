@@ -17,6 +17,7 @@ import typer
 
 from sk_cnncodes.cli.common.frame import note
 from sk_cnncodes.cli.common.image_arguments import compute_parts, image_bar
+from sk_cnncodes.cli.common.messages import with_options
 from sk_cnncodes.cli.common.summary import summary
 from sk_cnncodes.datasets.folders import labelled_folder
 from sk_cnncodes.datasets.labelled_images import LabelledImages
@@ -254,19 +255,16 @@ def _read_table(data: Path, options: DataOptions) -> LabelledImages:
         raise typer.BadParameter("--flat: expected a folder, got a table.")
     if options.groups is not None and options.group_column is not None:
         raise typer.BadParameter("expected one of --groups and --group-column.")
-    try:
-        return read_labels(
-            data,
-            image_column=options.image_column,
-            label_column=options.label_column,
-            group_column=options.group_column,
-            split_column=options.split_column,
-            root=options.root,
-            label_separator=options.label_separator,
-            task=None if options.task is None else options.task.value,
-        )
-    except ValueError as error:
-        raise ValueError(_option_names(str(error))) from error
+    return read_labels(
+        data,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        group_column=options.group_column,
+        split_column=options.split_column,
+        root=options.root,
+        label_separator=options.label_separator,
+        task=None if options.task is None else options.task.value,
+    )
 
 
 def _with_option_names(images: LabelledImages) -> LabelledImages:
@@ -279,12 +277,10 @@ def _with_option_names(images: LabelledImages) -> LabelledImages:
 
 
 def _option_names(text: str) -> str:
-    """A message with options instead of parameters."""
-    names = "|".join(field.name for field in fields(DataOptions))
-    text = text.replace("flat=True", "--flat")
-    return re.sub(
-        rf"\b({names})=", lambda found: f"--{found[1].replace('_', '-')} ", text
-    )
+    """A sentence with options instead of parameters."""
+    names = [field.name for field in fields(DataOptions)]
+    options = {name: f"--{name.replace('_', '-')}" for name in names}
+    return with_options(text.replace("flat=True", "--flat"), options)
 
 
 def _compiled(groups: str | None) -> re.Pattern[str] | None:
