@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sk_cnncodes.base.files import atomic_write
+from sk_cnncodes.cli.common.copies import copies_of
 from sk_cnncodes.cli.common.frame import (
     CacheOption,
     DeviceOption,
@@ -237,8 +238,10 @@ def train(
         images, bad = embed_labelled(
             [(each.transformer, each.single_layers) for each in compared], found
         )
-        parts = split_images(images, held_out, seed)
-        for each in parts.notes:
+        first = compared[0]
+        copies = copies_of(images, first.transformer, first.single_layers[0])
+        parts = split_images(images, held_out, seed, copies.together)
+        for each in (*copies.notes, *parts.notes):
             note(each)
         n_layers = sum(len(each.layers) for each in compared)
         layer_noun = "layer" if n_layers == 1 else "layers"
@@ -286,6 +289,7 @@ def train(
     if as_json:
         files = {"model": str(output), "onnx": None if onnx is None else str(onnx)}
         rest = found_as_dict(images, bad)
+        rest |= {"copies": copies.as_list(images.paths)}
         typer.echo(json.dumps(report.as_dict() | rest | files, indent=1))
     else:
         typer.echo(report.as_text())

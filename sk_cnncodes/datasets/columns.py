@@ -83,7 +83,7 @@ def choose_columns(
         values = {cell_text(row.get(name)).lower() for _, row in table.rows}
         if values <= {*SPLIT_NAMES}:
             found["split"] = name
-    return found
+    return {role: found[role] for role in given if role in found}
 
 
 def _named(columns: Sequence[str], names: Sequence[str]) -> str | None:

@@ -91,7 +91,8 @@ def split_images(
         Between 0 and 1; 0 holds nothing out.
     seed : int
     together : ndarray of int, shape (n_images,), or None, default=None
-        Images of the same number are kept on one side; None are the groups.
+        Images of the same number are kept on one side; None are the groups. They are
+        the groups of the parts.
 
     Raises
     ------
@@ -100,7 +101,9 @@ def split_images(
     """
     notes = list[str]()
     if together is None and images.groups is not None:
-        together = np.unique(images.groups, return_inverse=True)[1]
+        together = group_numbers(images.groups)
+    if together is not None:
+        images = replace(images, groups=[str(number) for number in together])
     drawn = images.splits is None or share == 0
     if not drawn:
         train, held_out = _given_parts(images, notes)
@@ -136,8 +139,8 @@ def _given_parts(
         both = {images.groups[row] for row in held_out} & of_train
         if both:
             notes.append(
-                f"{len(both)} groups have images in both parts: the held-out figures "
-                "are those of known groups, and too good for new ones."
+                f"{len(both)} groups, or sets of copies, have images in both parts: "
+                "the held-out figures are too good for new ones."
             )
     if images.task == "classification":
         known = {images.labels[row] for row in train}
@@ -150,6 +153,12 @@ def _given_parts(
             )
             held_out = [row for row in held_out if row not in {*strange}]
     return train, held_out
+
+
+def group_numbers(groups: list[str]) -> np.ndarray:
+    """Groups by numbers without gaps."""
+    numbers: np.ndarray = np.unique(groups, return_inverse=True)[1]
+    return numbers
 
 
 def strata(images: LabelledImages) -> np.ndarray:
@@ -180,8 +189,13 @@ def _drawn(
     free = np.flatnonzero(~fixed)
     if len(np.unique(units[free])) < 2:
         return list(range(len(images))), []
-    if together is None:
-        train, held_out = _drawn_images(kinds, free, share, seed)
+    first = np.unique(units[free], return_index=True)[1]
+    if 2 * len(first) > len(free):  # most are alone, and stand for themselves
+        train, held_out = _drawn_images(kinds, free[np.sort(first)], share, seed)
+        rest = np.setdiff1d(free, np.concatenate([train, held_out]))
+        apart = np.isin(units[rest], units[held_out])
+        train = np.concatenate([train, rest[~apart]])
+        held_out = np.concatenate([held_out, rest[apart]])
     else:
         train, held_out = _drawn_groups(kinds, units, free, share, seed)
     train = np.concatenate([train, np.flatnonzero(fixed)])
