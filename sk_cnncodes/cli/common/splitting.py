@@ -114,7 +114,7 @@ def split_images(
     images = replace(images, splits=None)
     parts = images.take(train), images.take(held_out)
     _check(images, parts[0], share)
-    notes += _warnings(*parts, share, together is not None)
+    notes += _warnings(*parts, together is not None)
     return Parts(*parts, images.take(sorted(train + held_out)), drawn, tuple(notes))
 
 
@@ -191,7 +191,12 @@ def _drawn(
         return list(range(len(images))), []
     first = np.unique(units[free], return_index=True)[1]
     if 2 * len(first) > len(free):  # most are alone, and stand for themselves
-        train, held_out = _drawn_images(kinds, free[np.sort(first)], share, seed)
+        ones = free[np.sort(first)]
+        counts = np.bincount(kinds[ones])
+        ones = ones[counts[kinds[ones]] > 1]
+        if not len(ones):
+            return list(range(len(images))), []
+        train, held_out = _drawn_images(kinds, ones, share, seed)
         rest = np.setdiff1d(free, np.concatenate([train, held_out]))
         apart = np.isin(units[rest], units[held_out])
         train = np.concatenate([train, rest[~apart]])
@@ -220,6 +225,10 @@ def _drawn_images(
         stratify=kinds[free],
         random_state=seed,
     )
+    # Of small classes, it may have taken none.
+    for kind in np.setdiff1d(kinds[free], kinds[held_out]):
+        moved = np.argmax(kinds[train] == kind)
+        held_out, train = np.append(held_out, train[moved]), np.delete(train, moved)
     return np.asarray(train), np.asarray(held_out)
 
 
@@ -288,7 +297,7 @@ def _counts(images: LabelledImages) -> Counter[str]:
 
 
 def _warnings(
-    train: LabelledImages, held_out: LabelledImages, share: float, grouped: bool
+    train: LabelledImages, held_out: LabelledImages, grouped: bool
 ) -> list[str]:
     """What to beware of, in plain words."""
     notes = list[str]()
@@ -301,16 +310,13 @@ def _warnings(
                 "is not tested in cross-validation."
             )
         untested = sorted(name for name in counts if not tested[name])
-        if share > 0 and untested:
-            of = "group" if grouped else "image"
+        if len(held_out) and untested:
+            of = "groups" if grouped else "images"
             notes.append(
-                f"No image of {_listed(untested)} is held out: there is one {of}, "
-                "which trains."
+                f"No image of {_listed(untested)} is held out: too few {of} of it."
             )
-        (large, most), (small, least) = (
-            counts.most_common()[0],
-            counts.most_common()[-1],
-        )
+        sizes = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        (large, most), *_, (small, least) = sizes
         if most > MAX_RATIO * least:
             notes.append(
                 f"Class sizes differ much: {large!r} has {most} images, {small!r} "
