@@ -57,7 +57,9 @@ LATE_MODULES = {
         *("codes.transformer", "ranking.advice", "ranking.layer_codes"),
         *("ranking.ranked_codes", "ranking.rank_codes"),
     },
-    "cli.common.copies": {"inspection.audit", "inspection.duplicates"},
+    "cli.common.copies": {
+        *("inspection.audit", "inspection.duplicates", "ranking.layer_codes"),
+    },
     "cli.common.report": {"heads.presets", "ranking.ranked_codes"},
     "cli.similar": {
         *("base.exceptions", "codes.transformer"),

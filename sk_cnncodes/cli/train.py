@@ -238,8 +238,7 @@ def train(
         images, bad = embed_labelled(
             [(each.transformer, each.single_layers) for each in compared], found
         )
-        first = compared[0]
-        copies = copies_of(images, first.transformer, first.single_layers[0])
+        copies = copies_of(images, compared[0])
         parts = split_images(images, held_out, seed, copies.together)
         for each in (*copies.notes, *parts.notes):
             note(each)

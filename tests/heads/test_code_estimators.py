@@ -244,7 +244,7 @@ def test_class_weights(cache: CodeCache) -> None:
     found, others = (
         CNNCodeClassifier(**few, heads="ridge", class_weight=weight)
         .fit(X, y)
-        .ranking_.predictions[0]
+        .ranking_.predictions(0)
         for weight in ("balanced", None)
     )
     assert np.abs(found - others).max() > 0.01

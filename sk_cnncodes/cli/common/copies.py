@@ -11,8 +11,8 @@ from sk_cnncodes.cli.common.splitting import group_numbers, strata
 from sk_cnncodes.datasets.labelled_images import LabelledImages
 
 if TYPE_CHECKING:
-    from sk_cnncodes.codes.transformer import CNNCodeTransformer
     from sk_cnncodes.inspection.findings import DuplicateImages
+    from sk_cnncodes.ranking.layer_codes import ComparedBackbone
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,15 @@ class Copies:
         ]
 
 
-def copies_of(
-    images: LabelledImages, transformer: CNNCodeTransformer, layer: int | str
-) -> Copies:
+def copies_of(images: LabelledImages, backbone: ComparedBackbone) -> Copies:
     """Find images that are the same, or nearly so.
 
     Parameters
     ----------
     images : LabelledImages
         That can be read.
-    transformer : CNNCodeTransformer
-        With a cache that has their codes.
-    layer : int or str
-        One of them.
+    backbone : ComparedBackbone
+        Its cache has their codes. Those of the deepest layer tell copies best.
     """
     from sklearn.base import clone
 
@@ -63,8 +59,11 @@ def copies_of(
         find_bursts,
         find_duplicates,
     )
+    from sk_cnncodes.ranking.layer_codes import parts_of
 
-    own = clone(transformer).set_params(layer=layer, norm=None, verbose=False)
+    deepest = max(backbone.layers, key=lambda layer: layer.multiply_adds)
+    own = clone(backbone.transformer)
+    own.set_params(layer=parts_of(deepest.which)[0], norm=None, verbose=False)
     codes = own.fit_transform(images.paths)
     digests = image_digests(images.paths, own)
     labels = images.targets
