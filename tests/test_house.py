@@ -48,6 +48,12 @@ LATE_MODULES = {
     "cli.diagnosis": {"codes.sessions"},
     "cli.doctor": {"cli.diagnosis"},
     "cli.embed": {"codes.transformer"},
+    "cli.common.held_out": {"inspection.reliability"},
+    "cli.common.pages": {
+        *("codes.transformer", "inspection.audit", "inspection.predicting"),
+        "inspection.page.report",
+    },
+    "cli.evaluate": {"inspection.predicting"},
     "cli.common.models": {"cache.code_cache", "codes.persistence", "codes.saving"},
     "cli.serving.predictor": {
         *("export.card_files", "export.loading", "export.onnx_classifier"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from enum import StrEnum
 from importlib.util import find_spec
@@ -33,6 +34,14 @@ from sk_cnncodes.cli.common.labelled_images import (
     found_as_dict,
     labelled_images,
     takes_data_options,
+)
+from sk_cnncodes.cli.common.pages import (
+    ReportOption,
+    audited,
+    check_page,
+    evaluated,
+    evaluated_out_of_fold,
+    write_page,
 )
 from sk_cnncodes.cli.common.report import Report
 from sk_cnncodes.cli.common.scoring import ScoringOption, score_name
@@ -152,6 +161,7 @@ def train(
             help="Also write the model as an ONNX file (needs skl2onnx).",
         ),
     ] = None,
+    report: ReportOption = None,
     store_backbone: Annotated[
         bool,
         typer.Option(
@@ -188,6 +198,7 @@ def train(
       sk-cnncodes train labels.csv -o model.joblib --group-column burst \\
           --scoring balanced_accuracy --class-weight balanced
       sk-cnncodes train photos/train --test photos/test -o model.joblib
+      sk-cnncodes train photos -o model.joblib --report report.html
     """
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
     from sk_cnncodes.export.model_card import ModelCard
@@ -207,6 +218,7 @@ def train(
                 "--onnx needs skl2onnx, which is not installed: pip install "
                 "'sk-cnncodes[export]'."
             )
+    check_page(report, [*backbone, cache, output, onnx])
     if jobs == 0:
         raise typer.BadParameter("--jobs: expected a number other than 0.")
     layers: Any = "all"
@@ -218,7 +230,7 @@ def train(
         found = with_test(found, labelled_images(test, data_options))
     if class_weight is not None and found.task != "classification":
         raise typer.BadParameter(f"--class-weight: expected classes, got {found.task}.")
-    for path in filter(None, [output, onnx]):
+    for path in filter(None, [output, onnx, report]):
         check_output(path, inputs=found.paths)
     written = f"{str(output)!r} was not written."
     with interruptible(cache, written), cache_file(cache) as codes:
@@ -270,7 +282,12 @@ def train(
             )
         refits = parts.drawn if refit is None else refit
         refits = refits and len(parts.held_out) > 0
-        report = Report(model, parts.train, parts.held_out, refits)
+        evaluation = None
+        if len(parts.held_out):
+            evaluation = evaluated(model, parts.train, parts.held_out)
+        summary = Report(model, parts.train, evaluation, refits)
+        if report is not None and evaluation is None:
+            evaluation = evaluated_out_of_fold(model, parts.train)
         fitted = parts.everything if refits else parts.train
         if refits:
             note(f"Fitting the best to all {len(fitted)} images ...")
@@ -285,18 +302,54 @@ def train(
             command=["sk-cnncodes", *sys.argv[1:]],
         )
         _save(model.pipeline_, card, output, onnx, store_backbone)
+        if report is not None and evaluation is not None:
+            write_page(
+                report,
+                evaluation,
+                model,
+                [*copies.notes, *parts.notes],
+                card=card,
+                audit=audited(model, parts.everything, codes),
+                title=f"{output.name}, trained on {data.name}",
+                next_commands=_next_commands(output, data),
+            )
     if as_json:
-        files = {"model": str(output), "onnx": None if onnx is None else str(onnx)}
+        files = {
+            "model": str(output),
+            "onnx": None if onnx is None else str(onnx),
+            "report": None if report is None else str(report),
+        }
         rest = found_as_dict(images, bad)
         rest |= {"copies": copies.as_list(images.paths)}
-        typer.echo(json.dumps(report.as_dict() | rest | files, indent=1))
+        typer.echo(json.dumps(summary.as_dict() | rest | files, indent=1))
     else:
-        typer.echo(report.as_text())
+        typer.echo(summary.as_text())
         size = output.stat().st_size / 1e6
         typer.echo(f"\nSaved {output} ({size:.2f} MB).")
         if onnx is not None:
             typer.echo(f"Saved {onnx} ({onnx.stat().st_size / 1e6:.2f} MB).")
+        if report is not None:
+            typer.echo(f"Saved {report} ({report.stat().st_size / 1e6:.2f} MB).")
     end_with(len(bad))
+
+
+def _next_commands(output: Path, data: Path) -> list[tuple[str, str]]:
+    """What can be done with a model, for the page."""
+    model, images = shlex.quote(str(output)), shlex.quote(str(data))
+    return [
+        (
+            "Classify other images",
+            f"sk-cnncodes predict {model} DIR -o labels.csv",
+        ),
+        (
+            "Evaluate the model on images of another day or place",
+            f"sk-cnncodes evaluate {model} DIR --train {images} --report other.html",
+        ),
+        (
+            "Look for duplicates and wrong labels",
+            f"sk-cnncodes audit {images}",
+        ),
+    ]
 
 
 def _parse_heads(heads: list[Head]) -> str | list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,11 @@ def fitted_pipeline(model: Any) -> Any:
         if inner is not None:
             return fitted_pipeline(inner)
     return model
+
+
+def reads_codes(model: Any) -> Callable[[Sequence[Any]], np.ndarray]:
+    """What computes the codes by which `evaluate` compares images."""
+    return _Reader(model, _kind(model)).codes
 
 
 def _kind(model: Any) -> str:

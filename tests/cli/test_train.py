@@ -24,10 +24,11 @@ from sk_cnncodes import (
 )
 from sk_cnncodes.base.exceptions import ExportError
 from sk_cnncodes.cli import train as train_module
-from sk_cnncodes.cli.common.held_out import calibration_error, confusions
+from sk_cnncodes.cli.common.held_out import confusions
 from sk_cnncodes.cli.train import Head, Norm
 from sk_cnncodes.export import pipeline as export
 from sk_cnncodes.heads.presets import HEADS, REGRESSORS
+from sk_cnncodes.inspection.reliability import calibration_error
 from sk_cnncodes.ranking.rank_codes import NORMS
 from tests.cli.commands import environment, invoke, only_posix
 from tests.forwards import counted_forwards

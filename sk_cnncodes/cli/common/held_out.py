@@ -6,62 +6,55 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sk_cnncodes.datasets.labelled_images import LabelledImages
-
 if TYPE_CHECKING:
-    from sk_cnncodes.heads.code_estimators import CNNCodeClassifier, CNNCodeRegressor
+    from sk_cnncodes.inspection.evaluation import Evaluation
 
 # Wider confusion matrices do not fit a terminal.
 _MAX_CLASSES = 20
 _MAX_CONFUSIONS = 20
-# Bins of the expected calibration error, of equal width.
-_N_BINS = 10
 
 
 def held_out_figures(
-    model: CNNCodeClassifier | CNNCodeRegressor, images: LabelledImages
+    evaluation: Evaluation,
 ) -> HeldOutClasses | HeldOutLabels | HeldOutValues:
-    """What a model predicts for images that it was not fitted to.
+    """Figures of what a model predicts for images that it was not fitted to.
 
     Parameters
     ----------
-    model : CNNCodeClassifier or CNNCodeRegressor
-        Fitted.
-    images : LabelledImages
-        At least one.
+    evaluation : Evaluation
     """
-    if images.task == "regression":
-        return HeldOutValues(model, images)
-    if images.task == "multilabel":
-        return HeldOutLabels(model, images)
-    return HeldOutClasses(model, images)
+    if evaluation.kind == "regression":
+        return HeldOutValues(evaluation)
+    if evaluation.kind == "multilabel":
+        return HeldOutLabels(evaluation)
+    return HeldOutClasses(evaluation)
 
 
 class HeldOutClasses:
     """Figures of classes. Parameters are those of `held_out_figures`."""
 
-    def __init__(self, model: Any, images: LabelledImages) -> None:
-        from sklearn.metrics import confusion_matrix
-
-        self._classes = [str(name) for name in model.classes_]
-        probabilities = model.predict_proba(images.paths)
-        self._labels = images.targets
-        self._predicted = model.classes_[probabilities.argmax(axis=1)]
-        self._certainty = probabilities.max(axis=1)
-        self._matrix = confusion_matrix(
-            self._labels, self._predicted, labels=model.classes_
-        )
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._classes = evaluation.classes
+        names = np.array(evaluation.classes)
+        self._labels = names[evaluation.tested.truth]
+        self._predicted = names[evaluation.predicted]
+        # Decision values are no probabilities.
+        self._certainty = evaluation.certainty if evaluation.has_probabilities else None
+        self._matrix = evaluation.confusion_matrix
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as values for JSON."""
         from sklearn.metrics import classification_report
 
+        from sk_cnncodes.inspection.reliability import calibration_error
+
+        certainty, right = self._certainty, self._predicted == self._labels
         return {
             "images": len(self._labels),
             "accuracy": self._accuracy,
-            "mean_probability": float(self._certainty.mean()),
-            "expected_calibration_error": calibration_error(
-                self._certainty, self._predicted == self._labels
+            "mean_probability": None if certainty is None else float(certainty.mean()),
+            "expected_calibration_error": (
+                None if certainty is None else calibration_error(certainty, right)
             ),
             "classes": classification_report(
                 self._labels, self._predicted, output_dict=True, zero_division=0
@@ -71,9 +64,12 @@ class HeldOutClasses:
 
     def headline(self) -> str:
         """A sentence."""
+        text = f"Held-out accuracy: {100 * self._accuracy:.2f}%"
+        if self._certainty is None:
+            return f"{text}."
         return (
-            f"Held-out accuracy: {100 * self._accuracy:.2f}%; mean probability of "
-            f"what is predicted: {100 * self._certainty.mean():.2f}%."
+            f"{text}; mean probability of what is predicted: "
+            f"{100 * self._certainty.mean():.2f}%."
         )
 
     def tables(self) -> list[str]:
@@ -93,12 +89,12 @@ class HeldOutClasses:
 class HeldOutLabels:
     """Figures of several labels. Parameters are those of `held_out_figures`."""
 
-    def __init__(self, model: Any, images: LabelledImages) -> None:
-        self._names = list(images.classes)
-        self._truth = images.targets
-        self._values = np.asarray(model.pipeline_.decision_function(images.paths))
-        self._values = self._values.reshape(self._truth.shape)
-        self._predicted = (self._values > 0).astype(int)
+    def __init__(self, evaluation: Evaluation) -> None:
+        assert evaluation.scores is not None
+        self._names = evaluation.classes
+        self._truth = evaluation.tested.truth
+        self._values = evaluation.scores
+        self._predicted = evaluation.predicted
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as values for JSON."""
@@ -169,9 +165,9 @@ class HeldOutLabels:
 class HeldOutValues:
     """Figures of a regression. Parameters are those of `held_out_figures`."""
 
-    def __init__(self, model: Any, images: LabelledImages) -> None:
-        self._truth = images.targets
-        self._predicted = np.asarray(model.predict(images.paths))
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._truth = evaluation.tested.truth
+        self._predicted = evaluation.predicted
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as values for JSON."""
@@ -201,21 +197,6 @@ class HeldOutValues:
     def tables(self) -> list[str]:
         """Tables for a terminal: none."""
         return []
-
-
-def calibration_error(certainty: np.ndarray, right: np.ndarray) -> float:
-    """Expected calibration error: how far probabilities are from the accuracy.
-
-    Parameters
-    ----------
-    certainty : ndarray of float, shape (n_images,)
-        Probability of the predicted class.
-    right : ndarray of bool, shape (n_images,)
-        Whether it is the true one.
-    """
-    bins = np.minimum((certainty * _N_BINS).astype(int), _N_BINS - 1)
-    gaps = np.bincount(bins, certainty - right)
-    return float(np.abs(gaps).sum() / len(certainty))
 
 
 def confusions(classes: list[str], matrix: np.ndarray) -> str:

@@ -12,6 +12,7 @@ from sk_cnncodes.datasets.labelled_images import LabelledImages
 
 if TYPE_CHECKING:
     from sk_cnncodes.heads.code_estimators import CNNCodeClassifier, CNNCodeRegressor
+    from sk_cnncodes.inspection.evaluation import Evaluation
 
 _WIDTH = 80
 # Best codes that the text shows, besides the recommended ones.
@@ -25,8 +26,10 @@ class Report:
     ----------
     model : CNNCodeClassifier or CNNCodeRegressor
         Fitted.
-    train, held_out : LabelledImages
-        The images that it was fitted to, and others; there may be none of these.
+    train : LabelledImages
+        The images that it was fitted to.
+    held_out : Evaluation or None
+        Of others.
     refitted : bool
         Whether the saved model is fitted to all images.
     """
@@ -35,17 +38,17 @@ class Report:
         self,
         model: CNNCodeClassifier | CNNCodeRegressor,
         train: LabelledImages,
-        held_out: LabelledImages,
+        held_out: Evaluation | None,
         refitted: bool,
     ) -> None:
         from sk_cnncodes.ranking.ranked_codes import SHARES
 
         self._model = model
         self._train = train
-        self._n_held_out = len(held_out)
+        self._n_held_out = 0 if held_out is None else len(held_out.tested)
         self._refitted = refitted
         self._classes = list(train.classes)
-        self._figures = held_out_figures(model, held_out) if len(held_out) else None
+        self._figures = None if held_out is None else held_out_figures(held_out)
         self._scoring = model.ranking_.scoring
         self._in_percent = self._scoring in SHARES
 

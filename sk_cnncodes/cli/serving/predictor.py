@@ -124,6 +124,11 @@ class Predictor:
         scoring = "decision_function" if self.kind == "labels" else "predict_proba"
         self.gives_scores = self.kind != "values" and hasattr(self._model, scoring)
 
+    @property
+    def model(self) -> Any:
+        """The loaded pipeline, or an `OnnxClassifier`."""
+        return self._model
+
     def _kind(self) -> Kind:
         if self._is_onnx:
             return "values" if "values" in self._model.outputs else "classes"

@@ -262,7 +262,7 @@ class Findings:
     def _tile(self, index: int, *words: str) -> Tile:
         image, labels = self._audit.images[index], self._audit.labels
         name = str(image) if isinstance(image, str) or hasattr(image, "parts") else ""
-        label = "image" if labels is None else str(labels[index])
+        label = "image" if labels is None else _words(labels[index])
         return self._tiles.other(
             self._audit.images, index, name or f"image {index}", label, label, *words
         )
@@ -294,7 +294,7 @@ class Findings:
                     else f"nearly equal images, similarity {each.similarity:.3f}"
                 )
                 + (
-                    f", labelled {', '.join(map(str, each.labels))}: a contradiction."
+                    f", labelled {' and '.join(map(_words, each.labels))}: a contradiction."
                     if each.is_contradiction
                     else "."
                 ),
@@ -315,6 +315,13 @@ class Findings:
             )
             for each in self._audit.outliers[:MAX_LISTED]
         ]
+
+
+def _words(label: Any) -> str:
+    """A class, several labels, or a value as text."""
+    if isinstance(label, (list, tuple)):
+        return ", ".join(map(str, label)) or "none"
+    return f"{label:.4g}" if isinstance(label, float) else str(label)
 
 
 # -- the map -----------------------------------------------------------------------
