@@ -225,7 +225,10 @@ def learning_curve(ranking: Any) -> tuple[Figure | None, str]:
     """Scores with fewer images, and what more would bring."""
     if not isinstance(ranking, CodeRanking):
         return None, ""
-    finding = next(each for each in ranking.advice().findings if each.name == "images")
+    findings = {each.name: each for each in ranking.advice().findings}
+    if "images" not in findings:  # codes that tell nothing
+        return None, ""
+    finding = findings["images"]
     points = finding.figures["curve"]
     if len(points) < 2:
         return None, finding.sentence
@@ -294,7 +297,7 @@ class Findings:
                     else f"nearly equal images, similarity {each.similarity:.3f}"
                 )
                 + (
-                    f", labelled {' and '.join(map(_words, each.labels))}: a contradiction."
+                    f", labelled {_words(each.labels)}: a contradiction."
                     if each.is_contradiction
                     else "."
                 ),
