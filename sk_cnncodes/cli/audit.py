@@ -26,6 +26,7 @@ from sk_cnncodes.cli.common.labelled_images import (
     labelled_images,
     takes_data_options,
 )
+from sk_cnncodes.cli.common.pages import ReportOption, check_page, write_audit_page
 
 
 @takes_data_options
@@ -39,6 +40,7 @@ def audit(
         typer.Option(help="-1: penultimate, -2: the one before, and so on; or a name."),
     ] = "-1",
     data_options: DataOptions = DataOptions(),  # noqa: B008
+    report: ReportOption = None,
     as_json: AsJson = False,
     max_pixels: MaxPixelsOption = None,
     cache: CacheOption = None,
@@ -54,12 +56,14 @@ def audit(
     \b
     Examples:
       sk-cnncodes audit photos
+      sk-cnncodes audit photos --report audit.html
       sk-cnncodes audit labels.csv --group-column animal --json
       sk-cnncodes audit photos --backbone resnet50 --cache codes.sqlite3
     """
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
     from sk_cnncodes.inspection.audit import audit as audit_images
 
+    check_page(report, [backbone, cache, data])
     found = labelled_images(data, data_options, quiet=True)
     for each in found.left_out:
         note(f"Left out {each}")
@@ -80,9 +84,14 @@ def audit(
             cache=codes,
             device=device,
         )
+        if report is not None:
+            write_audit_page(report, audited, f"Audit of {data.name}")
     if as_json:
         rest = found_as_dict(images, bad)
+        rest["report"] = None if report is None else str(report)
         typer.echo(json.dumps(audited.as_dict() | rest, indent=1))
     else:
         typer.echo(repr(audited))
+        if report is not None:
+            typer.echo(f"\nSaved {report} ({report.stat().st_size / 1e6:.2f} MB).")
     end_with(len(bad))

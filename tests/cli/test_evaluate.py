@@ -58,6 +58,23 @@ def test_a_page_without_held_out_images(photos: Path, tmp_path: Path) -> None:
     assert "24 images, each predicted by a model of others (out of fold)" in text
 
 
+def test_audit_writes_a_page(photos: Path, tmp_path: Path) -> None:
+    data, page = tmp_path / "data", tmp_path / "audit.html"
+    shutil.copytree(photos, data)
+    shutil.copy(data / "china" / "0000.jpg", data / "flower" / "same.jpg")
+    result = invoke("audit", data, "--report", page)
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"Saved .*audit.html \(0\.\d\d MB\)\.", result.stdout)
+    found = Page(page.read_text(encoding="utf-8"))
+    assert [
+        each for each in found.ids if not each.startswith("h-") and each != "main"
+    ] == ["summary", "images", "suspects", "duplicates", "outliers"]
+    assert "Audit of data" in found.text
+    assert re.search(r"labelled china, flower: a contradiction", found.text)
+    assert "flower/same.jpg" in found.text
+    assert str(tmp_path) not in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", ["model.joblib", "model.skops", "model.onnx"])
 def test_figures(trained: Path, photos: Path, name: str) -> None:
     path = trained / name

@@ -22,9 +22,9 @@ ReportOption = Annotated[
         "--report",
         metavar="FILE",
         show_default=False,
-        help="Also write an HTML page that shows mistakes, similar images and how far "
-        "to trust the figures (needs the extra report). It holds thumbnails of the "
-        "images, and loads nothing.",
+        help="Also write an HTML page with pictures (needs the extra report): of a "
+        "model its mistakes, the worst first, similar images, and how far to trust "
+        "figures; suspect labels, duplicates. It holds thumbnails, and loads nothing.",
     ),
 ]
 
@@ -116,3 +116,11 @@ def write_page(
 
     note("Writing the report ...")
     page_of(evaluation, model, warnings=warnings, **more).save(page)
+
+
+def write_audit_page(page: Path, audit: Audit, title: str) -> None:
+    """Write the page of an audit."""
+    from sk_cnncodes.inspection.page.report import audit_page
+
+    note("Writing the report ...")
+    audit_page(audit, title).save(page)

@@ -24,11 +24,11 @@ from sk_cnncodes.export.model_card import (
     operating_points,
 )
 from sk_cnncodes.export.onnx_classifier import OnnxClassifier
-from sk_cnncodes.inspection.audit import Audit
+from sk_cnncodes.inspection.audited import Audit
 from sk_cnncodes.inspection.evaluation import Evaluation
 from sk_cnncodes.inspection.page import cards, kinds, sections
 from sk_cnncodes.inspection.page.thumbnails import MOST, Thumbnails
-from sk_cnncodes.inspection.page.tiles import MAX_LISTED, Tiles
+from sk_cnncodes.inspection.page.tiles import MAX_LISTED, Tiles, common_folder
 from sk_cnncodes.inspection.predicting import evaluate, fitted_pipeline
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -214,14 +214,12 @@ def page_of(
     thumbnails = Thumbnails(max_thumbnails)
     tiles = Tiles(evaluation, thumbnails)
     kind = evaluation.kind
-    found = {
-        "title": title,
+    found: dict[str, Any] = {
+        **_frame(title),
         "kind": kind,
         "evaluation": evaluation,
         "count": len(evaluation.tested),
         "n_train": None if evaluation.train is None else len(evaluation.train),
-        "version": __version__,
-        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "card": _card(model, card),
         "verdict": "" if card is None else cards.verdict(card),
         "warnings": [
@@ -235,16 +233,8 @@ def page_of(
         "mistakes": tiles.mistakes(evaluation.worst_first[:MAX_LISTED]),
     }
     if audit is not None:
-        lists = sections.Findings(audit, tiles)
-        found |= {
-            "audited": True,
-            "suspects": lists.suspects(),
-            "n_suspects": len(audit.suspects),
-            "duplicates": lists.duplicates(),
-            "n_duplicates": len(audit.duplicates),
-            "outliers": lists.outliers(),
-            "n_outliers": len(audit.outliers),
-        }
+        lists = sections.Findings(audit, thumbnails, tiles.folder)
+        found |= {"audited": True, **lists.as_dict()}
     if kind == "regression":
         found |= {
             "numbers": kinds.value_numbers(evaluation),
@@ -284,7 +274,55 @@ def page_of(
         "n_without": thumbnails.left_out,
         "missing": _missing(evaluation, model, audit),
     }
-    html = _template().render(found)
+    return _rendered("report.html", found)
+
+
+def audit_page(audit: Audit, title: str) -> HTMLReport:
+    """The page of an audit alone.
+
+    Parameters
+    ----------
+    audit : Audit
+    title : str
+    """
+    thumbnails = Thumbnails()
+    count = len(audit.images)
+    names = [audit.name(image) for image in range(count)]
+    lists = sections.Findings(audit, thumbnails, common_folder(names))
+    contradictions = sum(each.is_contradiction for each in audit.duplicates)
+    in_sets = len({image for each in audit.duplicates for image in each.images})
+    found = {
+        **_frame(title),
+        **lists.as_dict(),
+        "count": count,
+        "warnings": audit.warnings,
+        "numbers": [
+            kinds.Number(
+                "Suspect labels",
+                str(len(audit.suspects)),
+                "models of the other images prefer another class",
+            ),
+            kinds.Number(
+                "Duplicates",
+                str(len(audit.duplicates)),
+                f"sets, of {in_sets} images; {contradictions} with several labels",
+            ),
+            kinds.Number("Outliers", str(len(audit.outliers)), "images like no other"),
+        ],
+        "rows": lists.class_rows(),
+    }
+    found |= {"css": thumbnails.css(), "n_without": thumbnails.left_out}
+    return _rendered("audit.html", found)
+
+
+def _frame(title: str) -> dict[str, str]:
+    """What all pages say of themselves."""
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return {"title": title, "version": __version__, "made": made}
+
+
+def _rendered(name: str, found: dict[str, Any]) -> HTMLReport:
+    html = _environment().get_template(name).render(found)
     # Names of files can have bytes that are no text.
     return HTMLReport(html.encode("utf-8", "replace").decode("utf-8"))
 
@@ -370,7 +408,7 @@ def _missing(evaluation: Evaluation, model: Any, audit: Audit | None) -> list[st
 
 
 @cache
-def _template() -> Any:
+def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -381,4 +419,4 @@ def _template() -> Any:
         undefined=StrictUndefined,
     )
     environment.filters["percent"] = kinds.percent
-    return environment.get_template("report.html")
+    return environment

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from sk_cnncodes.inspection.audit import Audit
+from sk_cnncodes.inspection.audited import Audit
 from sk_cnncodes.inspection.codes_map import project
 from sk_cnncodes.inspection.evaluation import Evaluation
 from sk_cnncodes.inspection.layer_displays import LayerHeadDisplay, LayerRankingDisplay
 from sk_cnncodes.inspection.page.figures import Figure, draw_learning_curve, figure
 from sk_cnncodes.inspection.page.kinds import percent
+from sk_cnncodes.inspection.page.thumbnails import Thumbnails
 from sk_cnncodes.inspection.page.tiles import (
     MAX_LISTED,
     MAX_SAMPLES,
@@ -255,20 +256,44 @@ class Findings:
     Parameters
     ----------
     audit : Audit
-    tiles : Tiles
+    thumbnails : Thumbnails
+    folder : str
+        What all paths begin with, and is not shown.
     """
 
-    def __init__(self, audit: Audit, tiles: Tiles) -> None:
+    def __init__(self, audit: Audit, thumbnails: Thumbnails, folder: str) -> None:
         self._audit = audit
-        self._tiles = tiles
+        self._thumbnails = thumbnails
+        self._folder = folder
 
-    def _tile(self, index: int, *words: str) -> Tile:
-        image, labels = self._audit.images[index], self._audit.labels
-        name = str(image) if isinstance(image, str) or hasattr(image, "parts") else ""
+    def as_dict(self) -> dict[str, Any]:
+        """What the template of findings takes."""
+        return {
+            "suspects": self.suspects(),
+            "n_suspects": len(self._audit.suspects),
+            "duplicates": self.duplicates(),
+            "n_duplicates": len(self._audit.duplicates),
+            "outliers": self.outliers(),
+            "n_outliers": len(self._audit.outliers),
+        }
+
+    def class_rows(self) -> list[ClassRow]:
+        """Rows of the table of classes."""
+        labels = self._audit.labels or []
+        found = []
+        for each in self._audit.class_sizes:
+            mine = [i for i, label in enumerate(labels) if _has(label, each.label)]
+            samples = [self._tile(image) for image in mine[:MAX_SAMPLES]]
+            cells = [str(each.images), str(each.scenes)]
+            found.append(ClassRow(str(each.label), cells, samples))
+        return found
+
+    def _tile(self, index: int) -> Tile:
+        labels = self._audit.labels
+        name = self._audit.name(index).removeprefix(self._folder)
         label = "image" if labels is None else _words(labels[index])
-        return self._tiles.other(
-            self._audit.images, index, name or f"image {index}", label, label, *words
-        )
+        css = self._thumbnails.add(self._audit.images, index)
+        return Tile(css, f"{label}: {name}", name, (label,))
 
     def suspects(self) -> list[Listed]:
         """Labels that are probably wrong."""
@@ -318,6 +343,13 @@ class Findings:
             )
             for each in self._audit.outliers[:MAX_LISTED]
         ]
+
+
+def _has(labels: Any, label: Any) -> bool:
+    """Whether an image is of a class, or has a label."""
+    return bool(
+        label in labels if isinstance(labels, (list, tuple)) else label == labels
+    )
 
 
 def _words(label: Any) -> str:

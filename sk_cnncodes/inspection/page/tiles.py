@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -107,6 +106,11 @@ class Tiles:
     ----------
     evaluation : Evaluation
     thumbnails : Thumbnails
+
+    Attributes
+    ----------
+    folder : str
+        What all paths begin with.
     """
 
     def __init__(self, evaluation: Evaluation, thumbnails: Thumbnails) -> None:
@@ -114,11 +118,7 @@ class Tiles:
         self.thumbnails = thumbnails
         names = list(evaluation.tested.names)
         names += [] if evaluation.train is None else evaluation.train.names
-        self._folder = _common_folder(names)
-
-    def short(self, name: str) -> str:
-        """A path below the folder that all of them have in common."""
-        return name.removeprefix(self._folder)
+        self.folder = common_folder(names)
 
     def tested(self, index: int, *words: str, side: int = SMALL) -> Tile:
         """A tested image."""
@@ -133,18 +133,11 @@ class Tiles:
         truth = self.evaluation.label(train.truth[index])
         return self._of(train, index, f"training image, {truth}", words, side)
 
-    def other(
-        self, images: Sequence[Any], index: int, name: str, alt: str, *words: str
-    ) -> Tile:
-        """Any other image."""
-        name = self.short(name)
-        return Tile(self.thumbnails.add(images, index), f"{alt}: {name}", name, words)
-
     def _of(
         self, found: ImageSet, index: int, what: str, words: tuple[str, ...], side: int
     ) -> Tile:
         css = self.thumbnails.add(found.images, index, side)
-        name = self.short(found.names[index])
+        name = found.names[index].removeprefix(self.folder)
         return Tile(css, f"{what}: {name}", name, words)
 
     def mistakes(self, positions: Iterable[int]) -> list[Mistake]:
@@ -190,7 +183,7 @@ class Tiles:
         ]
 
 
-def _common_folder(names: Sequence[str]) -> str:
+def common_folder(names: Sequence[str]) -> str:
     """What all paths begin with, up to a separator; a page tells no more folders."""
     first, last = min(names), max(names)
     pairs = enumerate(zip(first, last, strict=False))
