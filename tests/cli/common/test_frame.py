@@ -15,6 +15,7 @@ COMMANDS = [
     "advise",
     "audit",
     "train",
+    "evaluate",
     "predict",
     "embed",
     "similar",
