@@ -319,7 +319,8 @@ def test_global_limit_of_pillow_is_unchanged(
 @pytest.mark.parametrize("format", ["ICO", "PCX", "TGA", "PDF", "EPS", "JPEG2000"])
 def test_other_formats_are_refused(photograph: np.ndarray, format: str) -> None:
     content = encoded(Image.fromarray(photograph), format=format)
-    with pytest.raises(ImageError, match="image 0 .*not an image file. Expected one"):
+    message = "image 0 .*not an image file(. Expected one|, but a P)"
+    with pytest.raises(ImageError, match=message):
         read_rgb(content, 0)
 
 
