@@ -130,6 +130,7 @@ class Evaluation:
             return (~self.right).astype(float)
         # A class that the model does not know has nothing.
         floor = self.scores.min(axis=1, keepdims=True) - 1e-12
+        floor = np.zeros_like(floor) if self.has_probabilities else floor
         unknown = np.repeat(floor, len(self.classes) - self.n_known, axis=1)
         padded = np.hstack([self.scores, unknown])
         rows = np.arange(len(self.tested))
