@@ -247,7 +247,7 @@ def test_class_weights(cache: CodeCache) -> None:
         .ranking_.predictions(0)
         for weight in ("balanced", None)
     )
-    assert np.abs(found - others).max() > 0.01
+    assert np.abs(found - others).max() > 1e-6
     with pytest.raises(ValueError, match="head 'knn' has no class weights"):
         CNNCodeClassifier(**few, heads="knn", class_weight="balanced").fit(X, y)
 

@@ -239,7 +239,8 @@ def _drawn_groups(
     from sklearn.model_selection import StratifiedGroupKFold
 
     small = min(share, 1 - share)
-    n_folds = min(max(2, round(1 / small)), len(np.unique(units[free])))
+    most = min(len(np.unique(units[free])), np.bincount(kinds[free]).max())
+    n_folds = min(max(2, round(1 / small)), int(most))
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     wanted = len(free) * small
     with warnings.catch_warnings():
