@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +76,8 @@ def copies_of(images: LabelledImages, backbone: ComparedBackbone) -> Copies:
         return Copies([], None if groups is None else group_numbers(groups))
     together = duplicate_groups(duplicates, len(images), groups)
     count = len({row for each in duplicates for row in each.images})
-    names = ", ".join(images.paths[row] for row in duplicates[0].images[:3])
+    shown = [Path(images.paths[row]).parts[-2:] for row in duplicates[0].images[:3]]
+    names = ", ".join(map("/".join, shown))
     how = "are kept on one side of each split"
     if not _can_be_split(together, strata(images)):
         # Photographs of a fixed scene, such as of a production line.
