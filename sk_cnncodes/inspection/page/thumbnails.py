@@ -20,7 +20,7 @@ from sk_cnncodes.images.decode import read_rgb
 SMALL, LARGE = 96, 224
 _QUALITY = 60
 # A page with so many has about 2 MB of thumbnails.
-MOST = 1000
+MOST, MOST_BYTES = 1000, 4_000_000
 
 
 class Thumbnails:
@@ -37,7 +37,12 @@ class Thumbnails:
         self._numbers: dict[Any, int] = {}
         self._sources: list[tuple[Sequence[Any], int]] = []
         self._sides: list[int] = []
-        self.left_out = 0
+        self._left_out = set[Any]()
+
+    @property
+    def left_out(self) -> int:
+        """Number of images that were asked for and have no thumbnail."""
+        return len(self._left_out)
 
     def add(self, images: Sequence[Any], index: int, side: int = SMALL) -> str:
         """Ask for an image; returns its class in CSS, empty if there are too many."""
@@ -47,7 +52,7 @@ class Thumbnails:
         number = self._numbers.get(key)
         if number is None:
             if len(self._sources) >= self._most:
-                self.left_out += 1
+                self._left_out.add(key)
                 return ""
             number = self._numbers[key] = len(self._sources)
             self._sources.append((images, index))
@@ -56,12 +61,20 @@ class Thumbnails:
         return f"t{number}"
 
     def css(self) -> str:
-        """One rule for each thumbnail, without those that cannot be read."""
-        with OrderedThreadPool(usable_threads(-1), "sk_cnncodes-thumbnails") as threads:
-            uris = list(threads.in_order(self._uri, range(len(self._sources)), 64))
+        """One rule for each thumbnail, without those that cannot be read.
+
+        Images without large even parts take more bytes: those that would pass a limit,
+        which are the last that were asked for, are left out.
+        """
         classes: dict[str, list[str]] = {}
-        for number, uri in enumerate(uris):
-            classes.setdefault(uri, []).append(f".t{number}")
+        size, numbers = 0, range(len(self._sources))
+        with OrderedThreadPool(usable_threads(-1), "sk_cnncodes-thumbnails") as threads:
+            for number, uri in enumerate(threads.in_order(self._uri, numbers, 64)):
+                size += 0 if uri in classes else len(uri)
+                if size > MOST_BYTES:
+                    self._left_out.update(numbers[number:])
+                    break
+                classes.setdefault(uri, []).append(f".t{number}")
         classes.pop("", None)
         return "".join(
             f"{','.join(names)}{{background-image:url({uri})}}\n"

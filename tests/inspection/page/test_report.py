@@ -25,6 +25,7 @@ from sk_cnncodes import (
     to_onnx,
 )
 from sk_cnncodes.inspection.page import report as report_module
+from sk_cnncodes.inspection.page import thumbnails
 from tests.inspection.page.conftest import (
     CLASSES,
     N_SWAPPED,
@@ -191,6 +192,20 @@ def test_thumbnails_can_run_out(classifier: CNNCodeClassifier, drawn: Drawn) -> 
     # Mistakes come first.
     part = page.html.split('<ol class="mistakes">')[1]
     assert re.search(r'class="t t\d', part.split("</li>")[0])
+
+
+def test_thumbnails_of_noise_stay_small(
+    classifier: CNNCodeClassifier, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes more bytes than one of a photograph; together no more than a limit."""
+    monkeypatch.setattr(thumbnails, "MOST_BYTES", 20_000)
+    page = report(classifier, drawn.test, drawn.test_labels)
+    embedded = re.findall(r"data:image/[^)]+", page.html)
+    assert 3 < len(embedded) < 30
+    assert sum(map(len, embedded)) <= 20_000
+    # A file that is shown a second time is no further image.
+    left = 30 - len(embedded)
+    assert f" {left} images are named without a thumbnail" in page.html
 
 
 def test_out_of_fold(classifier: CNNCodeClassifier, drawn: Drawn) -> None:
