@@ -31,6 +31,7 @@ def run(
 def test_every_example_is_tested() -> None:
     assert sorted(p.name for p in EXAMPLES.glob("*.py")) == [
         "choose_layer_and_classifier.py",
+        "report_on_photographs.py",
         "train_in_chunks.py",
     ]
 
@@ -51,6 +52,14 @@ def test_chunks(tmp_path: Path) -> None:
     assert held_out > 90
     codes = np.load(tmp_path / "codes_in.npy", mmap_mode="r")
     assert codes.shape == (1437, 800)
+
+
+def test_report(tmp_path: Path) -> None:
+    output = run(tmp_path, example="report_on_photographs.py")
+    assert re.search("40 pieces to train on, 120 to test on; [1-9][0-9]? wrong", output)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Parts of photographs" in page
+    assert (EXAMPLES / "report_on_photographs.webp").stat().st_size < 150_000
 
 
 def test_caltech(shared: Path, tmp_path: Path) -> None:
