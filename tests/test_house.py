@@ -48,7 +48,7 @@ LATE_MODULES = {
     "cli.diagnosis": {"codes.sessions"},
     "cli.doctor": {"cli.diagnosis"},
     "cli.embed": {"codes.transformer"},
-    "cli.common.held_out": {"inspection.reliability"},
+    "cli.common.held_out": {"inspection.intervals", "inspection.reliability"},
     "cli.common.pages": {
         *("codes.transformer", "inspection.audit", "inspection.predicting"),
         "inspection.page.report",
@@ -66,7 +66,9 @@ LATE_MODULES = {
     "cli.common.copies": {
         *("inspection.audit", "inspection.duplicates", "ranking.layer_codes"),
     },
-    "cli.common.report": {"heads.presets", "ranking.ranked_codes"},
+    "cli.common.report": {
+        *("heads.presets", "inspection.intervals", "ranking.ranked_codes"),
+    },
     "cli.similar": {
         *("base.exceptions", "codes.transformer"),
         *("export.loading", "export.onnx_classifier"),

@@ -155,7 +155,7 @@ def evaluate(
                     ),
                 ],
             )
-    figures = held_out_figures(evaluation)
+    figures = held_out_figures(evaluation, found.groups)
     if as_json:
         values = {
             "model": str(model),

@@ -252,7 +252,8 @@ def train(
         )
         copies = copies_of(images, compared[0])
         parts = split_images(images, held_out, seed, copies.together)
-        for each in (*copies.notes, *parts.notes):
+        warnings = [*copies.notes, *parts.notes]
+        for each in warnings:
             note(each)
         n_layers = sum(len(each.layers) for each in compared)
         layer_noun = "layer" if n_layers == 1 else "layers"
@@ -285,7 +286,8 @@ def train(
         evaluation = None
         if len(parts.held_out):
             evaluation = evaluated(model, parts.train, parts.held_out)
-        summary = Report(model, parts.train, evaluation, refits)
+        groups = parts.held_out.groups
+        summary = Report(model, parts.train, evaluation, refits, groups, warnings)
         if report is not None and evaluation is None:
             evaluation = evaluated_out_of_fold(model, parts.train)
         fitted = parts.everything if refits else parts.train
@@ -307,7 +309,7 @@ def train(
                 report,
                 evaluation,
                 model,
-                [*copies.notes, *parts.notes],
+                warnings,
                 card=card,
                 audit=audited(model, parts.everything, codes),
                 title=f"{output.name}, trained on {data.name}",

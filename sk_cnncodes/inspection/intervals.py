@@ -74,6 +74,32 @@ def balanced_interval(
     return _of_samples(samples, None if groups is None else np.asarray(groups), most)
 
 
+def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Interval:
+    """95% interval of a mean, such as that of absolute errors, by Student's t.
+
+    Parameters
+    ----------
+    values : ndarray of float, shape (n_images,)
+        Not negative.
+    groups : array-like, shape (n_images,), or None, default=None
+
+    Returns
+    -------
+    (low, high) : tuple of float
+        With groups, by the cluster-robust standard error.
+    """
+    units = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    n_units = len(values) if units is None else int(units.max()) + 1
+    half = _quantile(n_units) * standard_error(values, units)
+    mean = float(values.mean())
+    return max(0.0, mean - half), mean + half
+
+
+def _quantile(n_units: int) -> float:
+    """Student's quantile 0.975; without a degree of freedom that of one."""
+    return float(stdtrit(max(n_units - 1, 1), 0.975))
+
+
 def _of_samples(
     samples: np.ndarray, groups: np.ndarray | None, most: float
 ) -> Interval:
@@ -85,8 +111,7 @@ def _of_samples(
     count = min(most, float(n_units))
     if variance > 0 and 0 < mean < 1:
         count = min(most, mean * (1 - mean) / variance)
-    quantile = float(stdtrit(n_units - 1, 0.975)) if n_units > 1 else 12.7
-    return _wilson(mean, count, quantile)
+    return _wilson(mean, count, _quantile(n_units))
 
 
 def _wilson(mean: float, count: float, quantile: float) -> Interval:

@@ -32,7 +32,7 @@ Pattern Recognition 40, 2007.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -174,17 +174,16 @@ class RidgeDecomposition(ABC):
         # Of all alphas side by side: one product for each chunk.
         weights = np.einsum("va,vt->vat", shrunk, projected).reshape(len(shrunk), -1)
         row_bytes = 8 * (2 * len(shrunk) + 3 * weights.shape[1])
-        for rows in _rows_of(groups, self.n_samples, _CHUNK_BYTES // row_bytes):
+        for rows, is_group in _rows_of(groups, targets, _CHUNK_BYTES // row_bytes):
             z = self._coordinates(rows)
             y = targets[rows].astype(float)
             shape = (len(z), len(alphas), y.shape[1])
             fitted = (z @ weights).reshape(shape).transpose(1, 0, 2)
             residuals = self._residuals(self._weighted(y - mean, rows, 0.5), fitted)
-            if groups is None:
-                divisors = self._diagonal((z**2) @ shrunk, rows).T[:, :, None]
-                residuals = residuals / divisors
-            else:
+            if is_group:
                 residuals = self._solve(z, shrunk.T, residuals, rows)
+            else:
+                residuals /= self._diagonal((z**2) @ shrunk, rows).T[:, :, None]
             yield rows, y - self._weighted(residuals, rows, -0.5)
 
     def fitted(self, targets: np.ndarray, alpha: float) -> np.ndarray:
@@ -420,20 +419,21 @@ def _as_matrix(targets: np.ndarray, n_samples: int) -> np.ndarray:
     return targets.reshape(n_samples, -1)
 
 
-def _rows_of(groups: np.ndarray | None, n_samples: int, size: int) -> Iterable[Rows]:
-    """The rows of each group; without groups, chunks of rows."""
-    if groups is None:
-        return _slices(n_samples, size)
-    if np.shape(groups) != (n_samples,):
+def _rows_of(groups: Any, y: np.ndarray, size: int) -> Iterator[tuple[Rows, bool]]:
+    """Chunks of rows that are alone, and then the rows of each group."""
+    groups = np.arange(len(y)) if groups is None else groups
+    if np.shape(groups) != y.shape[:1]:
         raise ValueError(
-            f"groups: expected one for each of the {n_samples} samples, got the shape "
+            f"groups: expected one for each of the {len(y)} samples, got the shape "
             f"{np.shape(groups)}."
         )
-    found, numbers = np.unique(groups, return_inverse=True)
+    found, numbers, counts = np.unique(groups, False, True, True)
     if len(found) < 2:
         raise ValueError(f"groups: expected at least 2, got {found}.")
-    order = np.argsort(numbers, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(numbers))[:-1])
+    alone = np.flatnonzero(counts[numbers] == 1)
+    yield from ((alone[rows], False) for rows in _slices(len(alone), size))
+    parts = np.split(np.argsort(numbers, kind="stable"), np.cumsum(counts)[:-1])
+    yield from ((rows, True) for rows in parts if len(rows) > 1)
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:

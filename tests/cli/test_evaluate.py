@@ -110,7 +110,7 @@ def test_text_and_page(trained: Path, photos: Path, tmp_path: Path) -> None:
         *("--train", photos, "--report", page),
     )
     assert result.exit_code == 3
-    assert re.match(r"Held-out accuracy: [\d.]+%; mean probability", result.stdout)
+    assert re.match(r"Held-out accuracy: [\d.]+% \(95% interval", result.stdout)
     assert "Confusion matrix; rows: truth" in result.stdout
     assert "8 of the 8 tested images are equal to training images" in result.stderr
     text = Page(page.read_text(encoding="utf-8")).text

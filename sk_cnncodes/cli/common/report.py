@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sk_cnncodes.cli.common.frame import format_table
-from sk_cnncodes.cli.common.held_out import held_out_figures
+from sk_cnncodes.cli.common.held_out import held_out_figures, shown_interval
 from sk_cnncodes.datasets.labelled_images import LabelledImages
 
 if TYPE_CHECKING:
@@ -32,6 +36,10 @@ class Report:
         Of others.
     refitted : bool
         Whether the saved model is fitted to all images.
+    groups : sequence of str or None, default=None
+        Of the held-out images.
+    warnings : sequence of str, default=()
+        What to know of the images, for JSON: `train` has said it before.
     """
 
     def __init__(
@@ -40,6 +48,8 @@ class Report:
         train: LabelledImages,
         held_out: Evaluation | None,
         refitted: bool,
+        groups: Sequence[str] | None = None,
+        warnings: Sequence[str] = (),
     ) -> None:
         from sk_cnncodes.ranking.ranked_codes import SHARES
 
@@ -48,7 +58,10 @@ class Report:
         self._n_held_out = 0 if held_out is None else len(held_out.tested)
         self._refitted = refitted
         self._classes = list(train.classes)
-        self._figures = None if held_out is None else held_out_figures(held_out)
+        self._warnings = list(warnings)
+        self._figures = None
+        if held_out is not None:
+            self._figures = held_out_figures(held_out, groups)
         self._scoring = model.ranking_.scoring
         self._in_percent = self._scoring in SHARES
 
@@ -58,25 +71,31 @@ class Report:
         The keys are
 
         - ``task``: "classification", "multilabel" or "regression";
+        - ``warnings``: what to know of images and figures, in sentences;
         - ``images``, ``classes``: their number, and the names;
         - ``scoring``: the name of the scores of the ranking and the search;
         - ``ranking``: the attributes of `RankedCodes` for each layer and norm, the best
           first; ``ranking_notes``: what a reader of its scores should know;
         - ``folds``, ``search``: the compared combinations, with mean and standard
           deviation of their score over that many folds; ``chosen``: the best;
+        - ``chosen_interval``: the 95% interval of its accuracy, or null;
         - ``held_out``: null, or figures of a model that did not see them: the number of
-          held-out ``images``; of classes the ``accuracy``, the ``mean_probability`` for
-          what is predicted, its ``expected_calibration_error`` in 10 bins, the scores
-          of ``classes``, and the ``confusion_matrix``, a row for each true class; of
-          several labels the ``average_precision``, their mean, the ``accuracy``, the
-          share of images with all labels right, and the scores of ``labels``; of values
-          ``r2``, ``mean_absolute_error``, ``median_absolute_error``, and
-          ``mean_absolute_error_of_the_median``, if that were always predicted;
+          held-out ``images``; of classes the ``accuracy`` and ``balanced_accuracy``,
+          each with its 95% interval, the ``baseline`` of the most frequent class, the
+          ``mean_probability`` for what is predicted, its
+          ``expected_calibration_error`` in 10 bins, the scores of ``classes``, and the
+          ``confusion_matrix``, a row for each true class; of several labels the
+          ``average_precision``, their mean, the ``accuracy``, the share of images with
+          all labels right, the ``baseline``, and the scores of ``labels``; of values
+          ``r2``, ``mean_absolute_error`` with its interval, ``median_absolute_error``
+          and the ``baseline`` of the mean. Intervals take images of a group, and
+          copies, as dependent;
         - ``fitted_images``: the number of images that the saved model was fitted to.
         """
         search = self._combinations()
         return {
             "task": self._train.task,
+            "warnings": self._warnings,
             "images": len(self._train) + self._n_held_out,
             "classes": self._classes,
             "scoring": self._scoring,
@@ -85,6 +104,7 @@ class Report:
             "folds": self._n_folds,
             "search": search,
             "chosen": search[self._model.best_index_],
+            "chosen_interval": None if self._interval is None else [*self._interval],
             "held_out": None if self._figures is None else self._figures.as_dict(),
             "fitted_images": self._n_fitted,
         }
@@ -110,7 +130,8 @@ class Report:
             self._verdict(),
         ]
         if self._figures is not None:
-            parts[-1] += "\n" + _wrapped(self._figures.headline())
+            lines = self._figures.headline().splitlines()
+            parts[-1] = "\n".join([parts[-1], *map(_wrapped, lines)])
             parts += self._figures.tables()
         parts.append(self._what_is_saved())
         return "\n\n".join(parts)
@@ -165,9 +186,12 @@ class Report:
         heads = REGRESSORS if self._train.task == "regression" else HEADS
         head = heads[best["head"]][0]
         percent = "%" if self._in_percent else f" {self._scoring}"
+        interval = ""
+        if self._interval is not None:
+            interval = f" (95% interval {shown_interval(self._interval)})"
         return _wrapped(
             f"Chosen: {backbone}, layer {layer}, {norm} norm, {head}: "
-            f"{self._shown(best['mean'])}{percent} in cross-validation."
+            f"{self._shown(best['mean'])}{percent} in cross-validation{interval}."
         )
 
     def _what_is_saved(self) -> str:
@@ -181,6 +205,22 @@ class Report:
         )
 
     # -- values ----------------------------------------------------------------
+
+    @cached_property
+    def _interval(self) -> tuple[float, float] | None:
+        """Of the accuracy of the best combination in cross-validation."""
+        from sk_cnncodes.inspection.intervals import accuracy_interval
+
+        if self._train.task != "classification" or self._scoring != "accuracy":
+            return None
+        values = self._model.cv_predictions_
+        tested = np.isfinite(values).all(axis=1)
+        predicted = np.asarray(self._train.classes)[values[tested].argmax(axis=1)]
+        groups = self._train.groups
+        return accuracy_interval(
+            predicted == self._train.targets[tested],
+            None if groups is None else np.asarray(groups)[tested],
+        )
 
     def _shown(self, score: float) -> str:
         return f"{100 * score:.2f}" if self._in_percent else f"{score:.3f}"
