@@ -25,6 +25,8 @@ from sk_cnncodes.inspection.reliability import ReliabilityDisplay, interval
 
 # More classes make a matrix that no screen holds.
 MAX_MATRIX = 30
+# Its cells that are listed in its place.
+_MAX_CELLS = 300
 # Values to regress, and labels, that have plots of their own.
 _MAX_PLOTTED = 4
 _MAX_LABELS = 40
@@ -122,6 +124,9 @@ def confusion_cells(evaluation: Evaluation, tiles: Tiles) -> list[Cell]:
     sizes = np.maximum(matrix.sum(axis=1), 1)
     pairs = [(int(i), int(j)) for i, j in zip(*np.nonzero(matrix), strict=True)]
     pairs.sort(key=lambda pair: (pair[0] == pair[1], -matrix[pair]))
+    if len(evaluation.classes) > MAX_MATRIX:
+        wrong = [pair for pair in pairs if pair[0] != pair[1]]
+        pairs = wrong[:_MAX_CELLS] + pairs[len(wrong) :]
     badness = evaluation.badness
     cells = []
     for truth, predicted in pairs:

@@ -13,7 +13,7 @@ from sk_cnncodes.inspection.codes_map import project
 from sk_cnncodes.inspection.evaluation import Evaluation
 from sk_cnncodes.inspection.layer_displays import LayerHeadDisplay, LayerRankingDisplay
 from sk_cnncodes.inspection.page.figures import Figure, draw_learning_curve, figure
-from sk_cnncodes.inspection.page.kinds import percent
+from sk_cnncodes.inspection.page.kinds import MAX_MATRIX, percent
 from sk_cnncodes.inspection.page.thumbnails import Thumbnails
 from sk_cnncodes.inspection.page.tiles import (
     MAX_LISTED,
@@ -401,7 +401,8 @@ def map_points(
             points.append(Point(x, y, int(colors[position]), kind, href, tile))
             position += 1
     names = []
-    if evaluation.kind == "classification":
+    few = len(evaluation.classes) <= MAX_MATRIX  # more names cover each other
+    if evaluation.kind == "classification" and few:
         for number, name in enumerate(evaluation.classes):
             mine = places[truth == number]
             if len(mine):

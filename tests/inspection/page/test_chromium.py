@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from sk_cnncodes import CNNCodeClassifier, CNNCodeRegressor, report
+from sk_cnncodes import CNNCodeClassifier, CNNCodeRegressor, audit, report
+from sk_cnncodes.inspection.page.report import audit_page
 from tests.inspection.page.chromium import Browser
 from tests.inspection.page.conftest import Drawn, brightness, several_labels
 
-KINDS = ("classification", "multilabel", "regression")
+KINDS = ("classification", "multilabel", "regression", "audit")
 PHONE, DESKTOP = 390, 1280
 
 
@@ -32,7 +33,8 @@ def pages(
         "multilabel": (labeller, several_labels),
         "regression": (regressor, None),
     }
-    found = {}
+    audited = audit(drawn.train + drawn.test, drawn.train_labels + drawn.test_labels)
+    found = {"audit": audit_page(audited, "Audit").save(folder / "audit.html")}
     for kind, (model, read) in models.items():
         labels = [
             brightness(paths) if read is None else read(given)
@@ -48,6 +50,7 @@ def pages(
             train_images=drawn.train,
             train_labels=labels[1],
             warnings=["A warning."],
+            audit=audited,
             next_commands=[("Predict", "sk-cnncodes predict model.joblib photos")],
         )
         found[kind] = page.save(folder / f"{kind}.html")
@@ -69,7 +72,7 @@ def test_a_page_is_sound(
         "[...document.querySelectorAll('main > section')].map(s => [s.id, "
         "s.getBoundingClientRect().height])"
     )
-    assert len(sizes) >= 8
+    assert len(sizes) >= (5 if kind == "audit" else 11)
     assert [name for name, height in sizes if height < 40] == []
     chromium.run(axe)
     faults = json.loads(

@@ -208,6 +208,23 @@ def test_thumbnails_of_noise_stay_small(
     assert f" {left} images are named without a thumbnail" in page.html
 
 
+def test_many_classes_have_a_list_of_confusions() -> None:
+    digits = load_digits()
+    X = digits.images[:300] / 16
+    y = [f"{label} {i % 4}" for i, label in enumerate(digits.target[:300])]
+    model = make_pipeline(CNNCodeTransformer(norm="l2"), LinearSVC()).fit(X, y)
+    shown = X[::2] + 0.0
+    labels = [*y[0:300:2]]
+    labels[:2] = labels[1::-1]
+    page = report(model, shown, labels)
+    assert "40 classes are too many for a matrix" in page.html
+    assert '<table class="matrix">' not in page.html
+    found = Page(page.html)
+    assert {link[1:] for link in found.links} <= {*found.ids}
+    wrong = int((model.predict(shown) != np.array(labels)).sum())
+    assert f"{wrong} of 150 images." in found.text
+
+
 def test_out_of_fold(classifier: CNNCodeClassifier, drawn: Drawn) -> None:
     page = report(classifier, drawn.train, drawn.train_labels, out_of_fold=True)
     text = Page(page.html).text
