@@ -156,6 +156,18 @@ from sk_cnncodes.ranking.rank_codes import rank_codes as rank_codes
 from sk_cnncodes.ranking.ranked_codes import (
     RankedCodes as RankedCodes,
 )
+from sk_cnncodes.scale.embed import (
+    EmbedReport as EmbedReport,
+)
+from sk_cnncodes.scale.embed import (
+    embed_to as embed_to,
+)
+from sk_cnncodes.scale.stored_codes import (
+    StoredCodes as StoredCodes,
+)
+from sk_cnncodes.scale.stored_codes import (
+    open_codes as open_codes,
+)
 
 __all__ = [
     "HEADS",
@@ -180,6 +192,7 @@ __all__ = [
     "DeviceError",
     "DownloadError",
     "DuplicateImages",
+    "EmbedReport",
     "Explanation",
     "ExportError",
     "Finding",
@@ -206,16 +219,19 @@ __all__ = [
     "ReliabilityDisplay",
     "SavedModelError",
     "ShrinkageLDA",
+    "StoredCodes",
     "SuspectLabel",
     "audit",
     "code_search",
     "code_union",
     "download_backbone",
+    "embed_to",
     "find_labelled_images",
     "layer_grid",
     "list_backbones",
     "load_backbone",
     "load_model",
+    "open_codes",
     "rank_codes",
     "read_labels",
     "read_model_card",

@@ -26,7 +26,8 @@ FLOORS["ranking"] = {"codes", *FLOORS["codes"]}
 FLOORS["heads"] = {"ranking", *FLOORS["ranking"]}
 FLOORS["export"] = {"heads", *FLOORS["heads"]}
 FLOORS["inspection"] = {"export", "datasets", *FLOORS["export"]}
-FLOORS["cli"] = {"inspection", *FLOORS["inspection"]}
+FLOORS["scale"] = {"export", "datasets", *FLOORS["export"]}
+FLOORS["cli"] = {"inspection", "scale", *FLOORS["inspection"]}
 # Modules beside the folders that all may import.
 ROOT = {"_version"}
 
@@ -47,7 +48,7 @@ LATE_MODULES = {
     "cli.benchmark": {"cli.measurement"},
     "cli.diagnosis": {"codes.sessions"},
     "cli.doctor": {"cli.diagnosis"},
-    "cli.embed": {"codes.transformer"},
+    "cli.embed": {"codes.transformer", "scale.embed", "scale.sources"},
     "cli.common.held_out": {"inspection.intervals", "inspection.reliability"},
     "cli.common.pages": {
         *("codes.transformer", "inspection.audit", "inspection.predicting"),

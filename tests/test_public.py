@@ -26,7 +26,7 @@ WITH_EXAMPLES = [
     *("CNNCodeTransformer", "CodeCache", "OnnxClassifier", "Preprocessing"),
     *("code_search", "code_union", "find_labelled_images", "layer_grid"),
     *("list_backbones", "load_backbone", "load_model", "rank_codes", "save_model"),
-    "to_onnx",
+    *("to_onnx", "embed_to", "open_codes"),
 ]
 
 

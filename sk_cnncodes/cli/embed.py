@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -25,9 +26,11 @@ from sk_cnncodes.cli.common.image_arguments import (
     MaxPixelsOption,
     compute_parts,
     image_bar,
+    image_paths,
     listed_paths,
     pixel_limit,
 )
+from sk_cnncodes.datasets.tables import is_image_name
 
 
 def embed(
@@ -67,24 +70,71 @@ def embed(
     max_pixels: MaxPixelsOption = None,
     cache: CacheOption = None,
     device: DeviceOption = "auto",
+    shards: Annotated[
+        bool,
+        typer.Option(
+            "--shards",
+            help="Write a folder of Parquet files, whatever the number of images, and "
+            "go on where an earlier run stopped (needs pyarrow). IMAGES is then one "
+            "folder, table (CSV, JSON lines, Parquet), or -; or tar, zip or Parquet "
+            "files with images.",
+        ),
+    ] = False,
+    shard_rows: Annotated[
+        int, typer.Option(min=1, help="With --shards: images of each file.")
+    ] = 8192,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            show_default=False,
+            help="With --shards: do part I, from 0 to N - 1, of N, as a job of an "
+            "array does.",
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            show_default=False,
+            help="With --shards: a column of the table or archives that is written "
+            "too; repeat it for several.",
+        ),
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False,
+            help="With --shards: the column with the images.",
+        ),
+    ] = None,
 ) -> None:
-    """Write the codes of images to a file.
+    """Write the codes of images to a file, or to a folder of shards.
 
     Each code is stored with its path. An image that cannot be read gets a row of NaN
     and does not stop the others; the exit code is then 3. Memory use does not grow with
-    the number of images.
+    the number of images, except for a list of their paths, which --shards does without.
 
     \b
     Examples:
       sk-cnncodes embed photos -o codes.npz
       sk-cnncodes embed photos -o codes.parquet --backbone resnet50 --layer -2
       find . -name '*.jpg' | sk-cnncodes embed - -o codes.npy --cache codes.sqlite3
+      sk-cnncodes embed photos -o codes/ --shards --part 3/16
     """
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
 
-    check_output(output, tuple(WRITERS), [backbone, cache])
+    how: dict[str, Any] = {"part": _parse_part(part), "columns": column or []}
+    if shards:
+        if output.exists() and not output.is_dir():
+            raise typer.BadParameter(f"{str(output)!r}: expected a folder.")
+    elif part or column or image_column:
+        raise typer.BadParameter(
+            "--part, --column and --image-column: expected with --shards."
+        )
+    else:
+        check_output(output, tuple(WRITERS), [backbone, cache])
     kind = output.suffix.lower()
-    if kind == ".parquet" and find_spec("pyarrow") is None:
+    if not shards and kind == ".parquet" and find_spec("pyarrow") is None:
         raise ImportError(
             f"{str(output)!r}: Parquet files need pyarrow, which is not installed: "
             "pip install 'sk-cnncodes[pandas]'; or write .npz or .npy."
@@ -98,6 +148,10 @@ def embed(
         device=device,
         **pixel_limit(max_pixels),
     )
+    if shards:
+        how |= {"shard_rows": shard_rows, "image_column": image_column}
+        _write_shards(transformer, images, output, how)
+        return
     paths = listed_paths(images)
     check_output(output, inputs=paths)
     length = len(transformer.fit(paths).get_feature_names_out())
@@ -118,3 +172,47 @@ def embed(
         WRITERS[kind](output, paths, length, blocks())
     note(f"Wrote {len(paths)} codes of length {length} to {output}.")
     end_with(len(bad))
+
+
+def _parse_part(text: str | None) -> tuple[int, int] | None:
+    """Parse ``3/16``."""
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise typer.BadParameter(
+            f"--part {text!r}: expected I/N, such as 3/16; the parts of 16 are 0/16 to "
+            "15/16."
+        )
+    return int(index), int(count)
+
+
+def _write_shards(
+    transformer: Any, images: list[str], output: Path, how: dict[str, Any]
+) -> None:
+    """Write the codes of a source to a folder."""
+    from sk_cnncodes.scale.embed import embed_to
+    from sk_cnncodes.scale.sources import is_archive
+
+    source: Any = images if len(images) > 1 else images[0]
+    if source == "-":
+        source = ((path, path) for path in image_paths(images))
+    elif len(images) > 1 and not all(is_archive(path) for path in images):
+        raise typer.BadParameter(
+            f"--shards: got {len(images)} arguments. Expected one folder, table or -; "
+            "or tar, zip or Parquet files."
+        )
+    elif len(images) == 1 and is_image_name(source):
+        raise typer.BadParameter(
+            f"--shards: got the image {source!r}. Expected a folder, a table or -; or "
+            "tar, zip or Parquet files."
+        )
+    transformer.verbose = sys.stderr.isatty()
+    resume = "Run the same command again to go on: finished shards are kept."
+    with interruptible(None, f"{str(output)!r} is not complete.", resume):
+        report = embed_to(transformer, output, source, **how)
+    note(
+        f"Wrote {report.n_images} codes in {report.n_shards} shards to {output}"
+        + (", which is complete." if report.complete else "; other parts are missing.")
+    )
+    end_with(report.n_bad)

@@ -140,6 +140,32 @@ def find_images(folder: str | os.PathLike[str]) -> FoundFiles:
 def _walk(folder: str, around: Sequence[str] = ()) -> FoundFiles:
     """The files of a folder, and of those in it, but not of those `around` it."""
     found = FoundFiles()
+    for _ in _folders(folder, found, around):
+        pass
+    depth = len(Path(folder).parts)
+    found.paths.sort(key=lambda path: _place(path, depth))
+    return found
+
+
+def walk_images(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield what `find_images` finds, one folder after the other, as they are listed.
+
+    Raises
+    ------
+    OSError
+        If a folder cannot be read.
+    """
+    found = FoundFiles()
+    for _ in _folders(os.fspath(folder), found):
+        yield from found.paths
+        for names in (found.paths, found.system, found.others, found.unreadable):
+            names.clear()
+
+
+def _folders(
+    folder: str, found: FoundFiles, around: Sequence[str] = ()
+) -> Iterator[None]:
+    """Add the files of a folder, and of those in it; yield after each."""
     rest, links = [folder], list[str]()
     seen = {*map(_identity, around)}
     while rest or links:
@@ -150,16 +176,16 @@ def _walk(folder: str, around: Sequence[str] = ()) -> FoundFiles:
             found.repeated.append(parent)
             continue
         seen.add(identity)
+        folders = list[str]()
         for entry in _entries(parent):
             if not entry.is_dir():
                 found.take(entry)
             elif _is_system_folder(entry.name):
                 found.system.append(entry.path)
             else:
-                (links if entry.is_symlink() else rest).append(entry.path)
-    depth = len(Path(folder).parts)
-    found.paths.sort(key=lambda path: _place(path, depth))
-    return found
+                (links if entry.is_symlink() else folders).append(entry.path)
+        rest += reversed(folders)
+        yield
 
 
 def _identity(folder: str) -> tuple[int, int]:

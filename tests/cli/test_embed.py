@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sk_cnncodes import CNNCodeTransformer
+from sk_cnncodes import CNNCodeTransformer, open_codes
 from sk_cnncodes.cli import embed as embed_module
 from sk_cnncodes.cli.common import image_arguments as images_module
 from tests.cli.commands import invoke
@@ -160,3 +160,54 @@ def test_output_that_is_an_image(photos: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "it is one of the inputs" in result.stderr
     assert image.read_bytes() == (photos / "china" / "0000.jpg").read_bytes()
+
+
+# -- shards --------------------------------------------------------------------
+
+
+def test_shards(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    target = tmp_path / "codes"
+    arguments = ["embed", photos, "-o", target, "--shards", "--shard-rows", "10"]
+    result = invoke(*arguments, "--part", "0/2")
+    assert result.exit_code == 0
+    assert result.stderr.endswith(
+        f"in 2 shards to {target}; other parts are missing.\n"
+    )
+    result = invoke(*arguments, "--part", "1/2")
+    assert f"10 codes in 1 shards to {target}, which is complete." in result.stderr
+    codes = open_codes(target)
+    paths = sorted(map(str, photos.glob("*/*.jpg")))
+    assert [str(photos / key) for key in codes.keys] == paths
+    expected = CNNCodeTransformer().transform(paths)
+    np.testing.assert_allclose(codes[:], expected, rtol=1e-4, atol=1e-5)
+    assert "Wrote 0 codes in 0 shards" in invoke(*arguments).stderr
+
+
+def test_shards_of_listed_paths(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    paths = [str(path) for path in sorted(photos.glob("*/*.jpg"))[:3]] + ["gone.jpg"]
+    given = "".join(f"{path}\n" for path in paths)
+    result = invoke("embed", "-", "-o", tmp_path / "codes", "--shards", given=given)
+    assert result.exit_code == 3
+    codes = open_codes(tmp_path / "codes")
+    assert codes.keys.tolist() == paths
+    assert codes.errors[3].startswith("no such file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "codes.npz", "--part", "0/2"], "expected with --shards"),
+        (["-o", "codes", "--shards", "--part", "2/2"], "the parts of 16 are 0/16"),
+        (["-o", "codes", "--shards", "more"], "got 2 arguments"),
+        (["-o", "README.txt", "--shards"], "expected a folder"),
+    ],
+)
+def test_wrong_use_of_shards(
+    photos: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    result = invoke("embed", photos, *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", "").split())

@@ -54,7 +54,7 @@ class Commands(TyperGroup):
 
 
 @contextmanager
-def interruptible(cache: Path | None, output: str) -> Iterator[None]:
+def interruptible(cache: Path | None, output: str, resume: str = "") -> Iterator[None]:
     """On Ctrl-C, report what became of the output and how to resume.
 
     Parameters
@@ -63,11 +63,15 @@ def interruptible(cache: Path | None, output: str) -> Iterator[None]:
         Cache file of codes.
     output : str
         A sentence about what has been written.
+    resume : str, default=""
+        How to go on, if that needs no cache.
     """
     try:
         yield
     except KeyboardInterrupt:
-        if cache is None:
+        if resume:
+            how = resume
+        elif cache is None:
             how = (
                 "Run it again to start over; with --cache FILE, codes are kept, and an "
                 "interrupted command resumes where it stopped."

@@ -1,0 +1,199 @@
+"""Images in tar and zip archives, read in order; nothing is unpacked to the disk."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sk_cnncodes.base.exceptions import ImageError
+from sk_cnncodes.datasets.tables import is_image_name
+from sk_cnncodes.images.safe_open import LARGEST_FILE
+from sk_cnncodes.images.sources import FileContent, reason_of
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# Largest member that is taken for a column, such as `cls`, `txt` or `json`.
+_LARGEST_TEXT = 2**20
+# Members of one sample of a tar archive that are held.
+_LARGEST_SAMPLE = 1000
+
+# Name, image, and columns as text.
+Row = tuple[str, Any, dict[str, str | None]]
+
+
+class BadMember:
+    """A member of an archive that cannot be read, as an element of X.
+
+    Parameters
+    ----------
+    name : str
+    reason : str
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.full_name = name
+        self._reason = reason
+
+    def read_bytes(self) -> bytes:
+        raise ImageError(self._reason)
+
+
+def read_tar(
+    path: Path, columns: Sequence[str], wanted: Callable[[int], bool]
+) -> Iterator[Row]:
+    """Yield the images of a tar archive.
+
+    Members that share their name up to its first dot are a sample, as those of
+    WebDataset: ``0007.jpg`` with ``0007.cls`` and ``0007.json``. A column is a member
+    with its name as the suffix, or a value in the JSON member.
+
+    Raises
+    ------
+    ValueError
+        If the archive is damaged.
+    """
+    position = 0
+    sample, images, texts = "", list[tuple[str, Any]](), dict[str, bytes]()
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            while (member := archive.next()) is not None:
+                vars(archive)["members"].clear()  # it would keep all of them
+                if not member.isfile():
+                    continue
+                stem, _, suffix = _sample_name(member.name)
+                if stem != sample or len(images) >= _LARGEST_SAMPLE:
+                    yield from _rows(images, columns, texts)
+                    sample, images, texts = stem, [], {}
+                if is_image_name(member.name):
+                    image = None
+                    if wanted(position):
+                        read = partial(_tar_content, archive, member)
+                        image = _member(member.name, member.size, read)
+                    images.append((member.name, image))
+                    position += 1
+                elif (
+                    columns
+                    and suffix in (*columns, "json")
+                    and member.size <= _LARGEST_TEXT
+                ):
+                    texts[suffix] = _tar_content(archive, member, member.size)
+            _check_end(archive)
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise ValueError(
+            f"{str(path)!r}: the archive cannot be read ({reason_of(error)}). Expected "
+            "a whole tar file."
+        ) from error
+    yield from _rows(images, columns, texts)
+
+
+def _tar_content(archive: Any, member: tarfile.TarInfo, size: int) -> bytes:
+    file = archive.extractfile(member)
+    content: bytes = file.read(size)
+    if len(content) < size:
+        raise tarfile.ReadError("unexpected end of data")
+    return content
+
+
+def _check_end(archive: Any) -> None:
+    """Refuse an archive that is cut, or damaged; tarfile takes that for its end."""
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"no member and no end at byte {archive.offset}")
+
+
+def _sample_name(name: str) -> tuple[str, str, str]:
+    folder, _, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    return f"{folder}/{stem}", dot, suffix
+
+
+def _rows(
+    images: list[tuple[str, Any]], columns: Sequence[str], texts: dict[str, bytes]
+) -> Iterator[Row]:
+    if not images:
+        return
+    values = _values(texts)
+    for name, image in images:
+        yield name, image, {column: values.get(column) for column in columns}
+
+
+def _values(texts: dict[str, bytes]) -> dict[str, str | None]:
+    """The columns of a sample."""
+    values: dict[str, str | None] = {}
+    if "json" in texts:
+        try:
+            found = json.loads(texts["json"])
+        except (ValueError, RecursionError):
+            found = None  # of a column, which says nothing about the image
+        if isinstance(found, dict):
+            values = {
+                name: value if isinstance(value, str) else json.dumps(value)
+                for name, value in found.items()
+                if value is not None
+            }
+    others = {name: text.decode("utf-8", "replace") for name, text in texts.items()}
+    return values | {name: text.strip() for name, text in others.items()}
+
+
+def _member(name: str, size: int, read: Callable[[int], bytes]) -> Any:
+    """The image of a member, or what says why there is none."""
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts:
+        return BadMember(name, "a name that leaves the archive. Expected one inside.")
+    if size > LARGEST_FILE:
+        return BadMember(
+            name, f"file too large. Expected at most {LARGEST_FILE} bytes, got {size}."
+        )
+    return FileContent(read(size), name)
+
+
+def read_zip(
+    path: Path, columns: Sequence[str], wanted: Callable[[int], bool]
+) -> Iterator[Row]:
+    """Yield the images of a zip archive, in the order of its directory.
+
+    Raises
+    ------
+    ValueError
+        If the archive is damaged, or columns are asked for.
+    """
+    if columns:
+        raise ValueError(
+            f"{str(path)!r}: columns={list(columns)!r}: a zip file has none."
+        )
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(
+            f"{str(path)!r}: the archive cannot be read ({reason_of(error)}). Expected "
+            "a whole zip file."
+        ) from error
+    position = 0
+    with archive:
+        for member in archive.infolist():
+            if member.is_dir() or not is_image_name(member.filename):
+                continue
+            image = None
+            if wanted(position):
+                image = _zip_image(archive, member)
+            position += 1
+            yield member.filename, image, {}
+
+
+def _zip_image(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
+    def content(size: int) -> bytes:
+        # A hostile archive states less than it unpacks.
+        with archive.open(member) as file:
+            return file.read(size + 1)[:size]
+
+    try:
+        return _member(member.filename, member.file_size, content)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        return BadMember(member.filename, f"cannot be read ({reason_of(error)}).")
+    except NotImplementedError as error:  # a method of compression
+        return BadMember(member.filename, f"cannot be read ({reason_of(error)}).")

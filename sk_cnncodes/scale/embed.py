@@ -1,0 +1,416 @@
+"""embed_to: the codes of a source as a folder of Parquet shards."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from sk_cnncodes._version import __version__
+from sk_cnncodes.base.public import public
+from sk_cnncodes.codes.parameters import check_parameters
+from sk_cnncodes.codes.plan import CodePlan, plan_transform, state_of
+from sk_cnncodes.codes.streaming import CodeBatch
+from sk_cnncodes.codes.transformer import CNNCodeTransformer
+from sk_cnncodes.images.sources import describe_image
+from sk_cnncodes.scale.parquet_images import import_parquet
+from sk_cnncodes.scale.shards import (
+    KeyDigest,
+    ShardId,
+    ShardWriter,
+    read_facts,
+    remove_unfinished,
+    settle_plan,
+    shards_in,
+    write_manifest,
+)
+from sk_cnncodes.scale.sources import Source, SourceImage, open_source
+
+# Codes that are written at once.
+_BATCH = 1024
+
+
+@public
+@dataclass(frozen=True)
+class EmbedReport:
+    """What a call of `embed_to` did.
+
+    Attributes
+    ----------
+    n_images : int
+        Images whose codes it computed; those of finished shards are not among them.
+    n_bad : int
+        Those of them that could not be read.
+    n_shards : int
+        Shards that it wrote.
+    complete : bool
+        Whether the folder has the codes of all images: all parts are done.
+    """
+
+    n_images: int
+    n_bad: int
+    n_shards: int
+    complete: bool
+
+
+@public
+def embed_to(
+    transformer: CNNCodeTransformer,
+    target: str | os.PathLike[str],
+    source: Any,
+    *,
+    shard_rows: int = 8192,
+    part: tuple[int, int] | None = None,
+    dtype: str = "float32",
+    columns: Sequence[str] = (),
+    image_column: str | None = None,
+) -> EmbedReport:
+    """Write the codes of any number of images to a folder of Parquet files.
+
+    Each file, a shard, is written whole or not at all. A second call with the same
+    arguments skips finished shards, so that after an interruption at most the shards
+    that were being written are computed again. Memory use does not grow with the number
+    of images. Needs pyarrow.
+
+    Parameters
+    ----------
+    transformer : CNNCodeTransformer
+        Bad images never stop it, whatever its `on_error`. Its cache is used if it is a
+        file or a `CodeCache`; codes are not collected in memory.
+    target : str or path-like
+        The folder, which is made if it is missing.
+    source : str, path-like, list of them, data set or iterable
+        - A folder: its image files, recursively; keys are paths in it.
+        - A table (CSV, JSON lines, JSON, Parquet) with a column of paths, which start
+          from its folder; keys are these paths.
+        - Tar archives (with WebDataset's names: ``0007.jpg`` and ``0007.cls`` are one
+          sample), zip files, or Parquet files with a column of bytes or of structs
+          ``{"bytes", "path"}``: one path, a list, or a pattern such as
+          ``"train-{000..127}.tar"`` or ``"*.parquet"``. Keys are the file's name, a
+          slash, and the member's name or the number of the row.
+        - A data set of Hugging Face, map-style or streaming; keys are positions.
+        - An iterable of pairs (key, image), or of images, whose keys are positions. For
+          a second call, it must give the same images in the same order.
+    shard_rows : int, default=8192
+        Images of a shard; the last one of the source, or of each archive, has fewer.
+    part : tuple of int or None, default=None
+        ``(i, n)``: do part i, from 0 to n - 1, of n parts. They need not know of each
+        other, run in any order or at once on machines that share the folder, and may
+        run twice. At least n archives are divided as wholes; otherwise shards are.
+    dtype : {"float32", "float16"}, default="float32"
+        Of the codes in the files.
+    columns : sequence of str, default=()
+        Columns of a table or data set, or suffixes or JSON values of tar archives, that
+        are written too, as text.
+    image_column : str or None, default=None
+        The column of a table or data set with the images; None finds it.
+
+    Returns
+    -------
+    EmbedReport
+        What was done; `open_codes` reads the codes.
+
+    Raises
+    ------
+    ValueError
+        If an argument is invalid; if the folder has codes of other settings or of
+        another source; or if the source has changed since shards were written.
+    ImportError
+        If pyarrow is not installed.
+    OSError
+        If the source cannot be listed, or the folder cannot be written.
+
+    See Also
+    --------
+    open_codes : Read the codes.
+    CNNCodeTransformer.iter_codes : Codes of a stream without files.
+
+    Notes
+    -----
+    The columns of the shards are ``key``, ``code`` (a list of fixed size; NaN for a bad
+    image), ``error`` (why an image is bad, otherwise null), ``digest`` (SHA-256 of the
+    image file; null for pixels) and `columns`. In the folder, ``_plan.json`` has the
+    code specs and the version of the library, and ``_manifest.json``, written at the
+    end, the shards with their SHA-256, the numbers of rows, and the bad images. Other
+    readers of Parquet ignore both.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
+    >>> X = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = embed_to(CNNCodeTransformer(), folder, X, shard_rows=2)
+    ...     codes = open_codes(folder)
+    ...     report.n_shards, codes.shape, codes[3:5].shape, codes.keys[-1]
+    (3, (5, 800), (2, 800), '4')
+    """
+    _check(shard_rows, part, dtype, columns)
+    import_parquet("embed_to")
+    own, plan = _own_transformer(transformer)
+    folder = Path(target)
+    opened = open_source(source, columns, image_column)
+    settle_plan(folder, _plan_of(plan, opened, shard_rows, dtype, columns))
+    remove_unfinished(folder)
+    stream = _Stream(opened, folder, plan, shard_rows, part or (0, 1))
+    writer = _Writer(folder, plan, dtype, columns, stream)
+    with writer:
+        for batch in own.iter_codes(stream, batch=min(_BATCH, shard_rows)):
+            writer.write(batch)
+        if stream.fault is not None:
+            raise stream.fault
+        writer.finish()
+    complete = write_manifest(folder, stream.shards, part or (0, 1))
+    return EmbedReport(writer.n_images, writer.n_bad, writer.n_shards, complete)
+
+
+def _check(
+    shard_rows: Any, part: tuple[int, int] | None, dtype: Any, columns: Sequence[str]
+) -> None:
+    if not isinstance(shard_rows, Integral) or shard_rows < 1:
+        raise ValueError(
+            f"shard_rows={shard_rows!r}: expected a number of images from 1 on."
+        )
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"dtype={dtype!r}: expected 'float32' or 'float16'.")
+    if isinstance(columns, str) or {*columns} & {"key", "code", "error", "digest"}:
+        raise ValueError(
+            f"columns={columns!r}: expected a list of names, other than key, code, "
+            "error and digest."
+        )
+    if part is not None:
+        fits = isinstance(part, (tuple, list)) and len(part) == 2
+        if not fits or not all(isinstance(each, Integral) for each in part):
+            raise ValueError(f"part={part!r}: expected a tuple (i, n), or None.")
+        if not 0 <= part[0] < part[1]:
+            raise ValueError(
+                f"part={part!r}: expected a part from 0 to {part[1] - 1} of {part[1]}."
+            )
+
+
+def _own_transformer(
+    transformer: CNNCodeTransformer,
+) -> tuple[CNNCodeTransformer, CodePlan]:
+    """A copy that goes on after bad images, and collects no codes in memory."""
+    if not isinstance(transformer, CNNCodeTransformer):
+        raise TypeError(
+            f"transformer: got {type(transformer).__name__}. Expected a "
+            "CNNCodeTransformer."
+        )
+    own = object.__new__(type(transformer))
+    own.__dict__.update(vars(transformer))
+    own.on_error = "nan"
+    if isinstance(own.cache, str) and own.cache == "memory":
+        own.cache = None
+    state = state_of(own)
+    check_parameters(state)
+    return own, plan_transform(state)
+
+
+def _plan_of(
+    plan: CodePlan, source: Source, shard_rows: int, dtype: str, columns: Sequence[str]
+) -> dict[str, Any]:
+    """What all shards of a folder have in common."""
+    specs = [
+        asdict(spec) | {"preprocessing": spec.preprocessing.to_dict()}
+        for spec in plan.specs
+    ]
+    values = {
+        "spec": _spec_digest(plan),
+        "code_length": sum(plan.code_lengths),
+        "shard_rows": int(shard_rows),
+        "dtype": dtype,
+        "columns": list(columns),
+        "pieces": source.pieces,
+        "specs": specs,
+        "version": __version__,
+    }
+    found: dict[str, Any] = json.loads(json.dumps(values))
+    return found
+
+
+def _spec_digest(plan: CodePlan) -> str:
+    return ",".join(spec.digest for spec in plan.specs)
+
+
+class _Stream:
+    """The images that a call has to compute, as pairs (item, element of X).
+
+    Each key is seen, also those of finished shards, which must be the same as before.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        folder: Path,
+        plan: CodePlan,
+        shard_rows: int,
+        part: tuple[int, int],
+    ) -> None:
+        self._source = source
+        self._spec = _spec_digest(plan)
+        self._rows = shard_rows
+        self._index, self._count = part
+        self._by_piece = len(source.pieces) >= self._count > 1
+        self._finished = shards_in(folder)
+        # Those of this part, finished ones included.
+        self.shards: list[ShardId] = []
+        # What ended the stream: raised in it, it would be named as a generator's.
+        self.fault: Exception | None = None
+        self._positions = count()
+
+    def __iter__(self) -> Iterator[tuple[tuple[ShardId, SourceImage], Any]]:
+        try:
+            for piece in range(len(self._source.pieces)):
+                if not self._by_piece or piece % self._count == self._index:
+                    yield from self._images(piece)
+        except Exception as error:
+            self.fault = error
+
+    def _is_mine(self, shard: ShardId) -> bool:
+        if self._by_piece:
+            return True
+        return (shard.piece + shard.number) % self._count == self._index
+
+    def _images(self, piece: int) -> Iterator[Any]:
+        def wanted(position: int) -> bool:
+            shard = ShardId(piece, position // self._rows)
+            return self._is_mine(shard) and shard not in self._finished
+
+        if self._has_all(piece):
+            return
+        images = self._source.read(piece, wanted)
+        keys = KeyDigest()
+        shard = ShardId(piece, 0)
+        for position, item in enumerate(images):
+            if position and position % self._rows == 0:
+                self._end(shard, keys)
+                shard, keys = ShardId(piece, shard.number + 1), KeyDigest()
+            keys.add(item.key)
+            if wanted(position):
+                item.position = next(self._positions)
+                yield (shard, item), item.element
+        if keys.count:
+            self._end(shard, keys)
+        beyond = [each for each in self._finished if each.piece == piece]
+        if beyond and (beyond[-1] > shard or not keys.count):
+            self._refuse(beyond[-1], "has fewer images than it had")
+
+    def _has_all(self, piece: int) -> bool:
+        """Whether no image of an archive is left; others may have got more files."""
+        if self._source.pieces == [""]:
+            return False
+        finished = [each for each in self._finished if each.piece == piece]
+        if not finished or finished[-1].number != len(finished) - 1:
+            return False
+        last = read_facts(self._finished[finished[-1]])
+        if last.rows == self._rows:
+            return False
+        self.shards += [shard for shard in finished if self._is_mine(shard)]
+        return True
+
+    def _end(self, shard: ShardId, keys: KeyDigest) -> None:
+        """Note a shard of this part, and check it if it was finished before."""
+        if not self._is_mine(shard):
+            return
+        self.shards.append(shard)
+        if shard not in self._finished:
+            return
+        facts = read_facts(self._finished[shard])
+        if facts.spec != self._spec:
+            self._refuse(shard, "has codes of other settings", "")
+        if (facts.rows, facts.keys_sha256) != (keys.count, keys.hexdigest()):
+            self._refuse(shard, "has other keys than it had, or another order")
+
+    def _refuse(self, shard: ShardId, what: str, whose: str = "the source ") -> None:
+        path = str(self._finished[shard])
+        raise ValueError(
+            f"{path!r}: {whose}{what} when this shard was written. Expected the same "
+            "source; for another, choose another folder."
+        )
+
+
+class _Writer:
+    """Writes batches to the shards that they belong to, one after the other."""
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: CodePlan,
+        dtype: str,
+        columns: Sequence[str],
+        stream: _Stream,
+    ) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._dtype, self._columns = dtype, columns
+        self._stream = stream
+        self._shard: ShardWriter | None = None
+        self.n_images = self.n_bad = self.n_shards = 0
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shard is not None:
+            self._shard.abandon()
+
+    def write(self, batch: CodeBatch) -> None:
+        """Write a batch, in as many parts as it has shards."""
+        start = 0
+        while start < len(batch):
+            shard = batch.keys[start][0]
+            stop = start
+            while stop < len(batch) and batch.keys[stop][0] == shard:
+                stop += 1
+            self._write(shard, batch, start, stop)
+            start = stop
+
+    def _write(self, shard: ShardId, batch: CodeBatch, start: int, stop: int) -> None:
+        if self._shard is None or self._shard.shard != shard:
+            self.finish()
+            metadata = {"version": __version__, "piece": shard.piece}
+            self._shard = ShardWriter(
+                self._folder,
+                shard,
+                _spec_digest(self._plan),
+                metadata | {"number": shard.number},
+                sum(self._plan.code_lengths),
+                self._dtype,
+                self._columns,
+            )
+        items: list[SourceImage] = [item for _, item in batch.keys[start:stop]]
+        faults = batch.errors[start:stop]
+        errors = [
+            None if fault is None else _reason(str(fault), item)
+            for fault, item in zip(faults, items, strict=True)
+        ]
+        self._shard.write(
+            [item.key for item in items],
+            batch.codes[start:stop],
+            errors,
+            [item.digest for item in items],
+            [[item.columns.get(name) for item in items] for name in self._columns],
+        )
+        self.n_images += len(items)
+        self.n_bad += sum(error is not None for error in errors)
+
+    def finish(self) -> None:
+        """Finish the shard that is being written."""
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
+            self.n_shards += 1
+
+
+def _reason(message: str, item: SourceImage) -> str:
+    """An error without the position in this call, which another call does not have."""
+    for image in (item, item.image):
+        message = message.removeprefix(f"{describe_image(image, item.position)}: ")
+    return message

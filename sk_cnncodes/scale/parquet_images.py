@@ -1,0 +1,112 @@
+"""Images in Parquet files: columns of bytes, or of structs with bytes and path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sk_cnncodes.scale.archives import Row
+
+# Rows that are read at once.
+_ROWS = 64
+
+
+def import_parquet(what: str) -> Any:
+    """pyarrow.parquet, or an ImportError that says how to install it."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            f"{what}: Parquet needs pyarrow, which is not installed: pip install "
+            "'sk-cnncodes[pandas]'."
+        ) from error
+    return pyarrow.parquet
+
+
+def image_field(path: Path, name: str | None) -> str | None:
+    """The column of images: the named one, or the only one that can be; or None.
+
+    Raises
+    ------
+    ImportError
+        If pyarrow is not installed.
+    ValueError
+        If it is no Parquet file, or several columns can be it.
+    """
+    parquet = import_parquet(repr(str(path)))
+    import pyarrow
+
+    try:
+        schema = parquet.read_schema(path)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{str(path)!r}: expected a Parquet file: {error}") from error
+    types = pyarrow.types
+
+    def holds_images(kind: Any) -> bool:
+        if types.is_struct(kind):
+            return any(
+                each.name == "bytes" and holds_images(each.type) for each in kind
+            )
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+    found = [field.name for field in schema if holds_images(field.type)]
+    if name is not None:
+        return name if name in found else None
+    if len(found) > 1:
+        raise ValueError(
+            f"{str(path)!r}: several columns can have the images: {found}. Name one "
+            "by image_column=NAME."
+        )
+    return found[0] if found else None
+
+
+def read_parquet_images(
+    path: Path,
+    columns: Sequence[str],
+    image_column: str | None,
+    wanted: Callable[[int], bool],
+) -> Iterator[Row]:
+    """Yield the images of a Parquet file; row groups that are not wanted are not read.
+
+    Names are numbers of rows.
+
+    Raises
+    ------
+    ValueError
+        If it does not have the columns.
+    """
+    parquet = import_parquet(repr(str(path)))
+    name = image_field(path, image_column)
+    with parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        for each in (name, *columns):
+            if each not in names:
+                raise ValueError(
+                    f"{str(path)!r}: column {each!r}: expected one of {names}."
+                )
+        start = 0
+        for group in range(file.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            if not any(map(wanted, range(start, stop))):
+                for position in range(start, stop):
+                    yield str(position), None, {}
+                start = stop
+                continue
+            batches = file.iter_batches(
+                _ROWS, row_groups=[group], columns=[name, *columns]
+            )
+            for batch in batches:
+                for row in batch.to_pylist():
+                    image = row[name]
+                    if image is None:
+                        image = {"bytes": None, "path": None}
+                    elif isinstance(image, dict) and image.get("bytes") is None:
+                        # A path of another machine; nothing beside the file is read.
+                        image = {"bytes": None, "path": None}
+                    others = {
+                        column: None if row[column] is None else str(row[column])
+                        for column in columns
+                    }
+                    yield str(start), image if wanted(start) else None, others
+                    start += 1

@@ -1,0 +1,355 @@
+"""Sources: folders, tables, archives, data sets and iterables as streams of images."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sk_cnncodes.base.exceptions import ImageError
+from sk_cnncodes.codes.streaming import keyed_images
+from sk_cnncodes.datasets.folders import walk_images
+from sk_cnncodes.datasets.tables import SUFFIXES, is_image_name, read_table
+from sk_cnncodes.images.containers import as_element
+from sk_cnncodes.images.sources import (
+    FileContent,
+    describe_image,
+    is_opener,
+    read_content,
+)
+from sk_cnncodes.scale.archives import TAR_SUFFIXES, read_tar, read_zip
+from sk_cnncodes.scale.parquet_images import image_field, read_parquet_images
+
+# Whether the image at a position is needed; others are not read.
+Wanted = Callable[[int], bool]
+# Rows of a table by which its column of images is found.
+_TRIED = 1000
+
+
+@dataclass
+class SourceImage:
+    """An image of a source. As an element of X it is a file of another library.
+
+    Attributes
+    ----------
+    key : str
+    image : object
+        An element of X; None if it was not asked for.
+    columns : dict of str to str or None
+        Other columns, as text.
+    digest : str or None
+        SHA-256 of the file, once it was read; None of pixels.
+    position : int
+        In the X that it is an element of, for messages.
+    """
+
+    key: str
+    image: Any
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    digest: str | None = None
+    position: int = 0
+
+    @property
+    def full_name(self) -> str:
+        """The name in messages."""
+        return self.key
+
+    def read_bytes(self) -> bytes:
+        """Read the file, and remember its digest."""
+        try:
+            image = as_element(self.image, self.position)
+            content = read_content(image, self.position)
+        except ImageError as error:
+            if error.index is not None:
+                raise
+            name = describe_image(self, self.position)
+            raise ImageError(f"{name}: {error}", self.position) from error
+        self.digest = hashlib.sha256(content).hexdigest()
+        return content
+
+    @property
+    def element(self) -> Any:
+        """The element of X: itself if it is a file, otherwise its pixels."""
+        files = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, FileContent)
+        is_content = isinstance(self.image, files) or is_opener(self.image)
+        return self if is_content else self.image
+
+
+class Source(Protocol):
+    """A stream of images in pieces, each of which is always read in the same order.
+
+    Attributes
+    ----------
+    pieces : list of str
+        Their names. Pieces that are files are listed with their sizes, and do not
+        change.
+    """
+
+    pieces: list[str]
+
+    def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
+        """Yield the images of a piece: all keys, but only the images that are wanted.
+
+        Parameters
+        ----------
+        piece : int
+        wanted : callable
+            Is asked by the position in the piece.
+        """
+        ...
+
+
+class FolderSource:
+    """The image files of a folder, recursively; keys are their paths inside of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pieces = [""]
+
+    def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
+        for path in walk_images(self.folder):
+            key = Path(os.path.relpath(path, self.folder)).as_posix()
+            yield SourceImage(key, path)
+
+
+class TableSource:
+    """The files that a table lists, from its folder on; keys are its own paths."""
+
+    def __init__(
+        self, path: Path, columns: Sequence[str], image_column: str | None
+    ) -> None:
+        self._folder = path.parent
+        self._columns = columns
+        self._rows = [row for _, row in read_table(path).rows]
+        names = [*dict.fromkeys(name for row in self._rows for name in row)]
+        self._image = image_column or _column_of_images(self._rows, names, path)
+        check_columns([self._image, *columns], names, path)
+        self.pieces = [""]
+
+    def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
+        for row in self._rows:
+            name = row.get(self._image)
+            image = None if name is None else os.path.join(self._folder, str(name))  # noqa: PTH118
+            columns = {each: as_text(row.get(each)) for each in self._columns}
+            yield SourceImage(str(name), {"bytes": None, "path": image}, columns)
+
+
+class FileSource:
+    """Files that hold many images each: tar or zip archives, or Parquet files.
+
+    Keys are the name of the file, a slash, and the name or number inside of it.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        columns: Sequence[str],
+        image_column: str | None,
+    ) -> None:
+        self._paths = paths
+        self._columns = columns
+        self._image_column = image_column
+        self.pieces = [f"{path.name} ({path.stat().st_size} bytes)" for path in paths]
+        repeated = len({path.name for path in paths}) < len(paths)
+        if repeated:
+            raise ValueError(
+                f"source: got files of the same name among {len(paths)} files. "
+                "Expected different names, since keys begin with them."
+            )
+
+    def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
+        path = self._paths[piece]
+        if path.suffix.lower() in (".parquet", ".pq"):
+            rows = read_parquet_images(path, self._columns, self._image_column, wanted)
+        elif path.suffix.lower() == ".zip":
+            rows = read_zip(path, self._columns, wanted)
+        else:
+            rows = read_tar(path, self._columns, wanted)
+        for name, image, columns in rows:
+            yield SourceImage(f"{path.name}/{name}", image, columns)
+
+
+class DatasetSource:
+    """A data set of Hugging Face, map-style or streaming; keys are positions."""
+
+    def __init__(
+        self, dataset: Any, columns: Sequence[str], image_column: str | None
+    ) -> None:
+        features = dict(dataset.features or {})
+        named = [n for n, kind in features.items() if type(kind).__name__ == "Image"]
+        if image_column is None and len(named) != 1:
+            raise ValueError(
+                f"source: got a data set with {len(named)} columns of images among "
+                f"{list(features)}. Name one by image_column=NAME."
+            )
+        self._image = image_column or named[0]
+        check_columns([self._image, *columns], list(features), "source")
+        kind = features[self._image]
+        if type(kind).__name__ == "Image":
+            # Files, not pixels: decoding is done here.
+            dataset = dataset.cast_column(self._image, type(kind)(decode=False))
+        self._dataset = dataset.select_columns([self._image, *columns])
+        self._columns = columns
+        self.pieces = [""]
+
+    def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
+        if not hasattr(self._dataset, "__len__"):
+            for position, row in enumerate(self._dataset):
+                yield self._item(position, row if wanted(position) else None)
+            return
+        for position in range(len(self._dataset)):
+            row = self._dataset[position] if wanted(position) else None
+            yield self._item(position, row)
+
+    def _item(self, position: int, row: Any) -> SourceImage:
+        if row is None:
+            return SourceImage(str(position), None)
+        columns = {name: as_text(row[name]) for name in self._columns}
+        image = row[self._image]
+        missing: dict[str, Any] = {"bytes": None, "path": None}
+        return SourceImage(str(position), missing if image is None else image, columns)
+
+
+class IterableSource:
+    """Pairs (key, image), or images, whose keys are then their positions."""
+
+    def __init__(self, images: Any) -> None:
+        self._images = images
+        self._pairs: Iterator[tuple[Any, Any]] | None = keyed_images(images)
+        self.pieces = [""]
+
+    def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
+        pairs, self._pairs = self._pairs, None
+        for key, image in pairs or keyed_images(self._images):
+            yield SourceImage(str(key), image)
+
+
+def open_source(
+    source: Any, columns: Sequence[str] = (), image_column: str | None = None
+) -> Source:
+    """The source that an object or a path stands for; no image is opened.
+
+    Raises
+    ------
+    TypeError, ValueError, OSError
+        If it is none.
+    """
+    if callable(getattr(source, "read", None)) and hasattr(source, "pieces"):
+        found: Source = source
+        return found
+    if hasattr(source, "features") and hasattr(source, "cast_column"):
+        return DatasetSource(source, columns, image_column)
+    paths = _paths(source)
+    if not paths:
+        if columns:
+            raise ValueError(
+                f"columns={list(columns)!r}: this source has no columns. Expected a "
+                "table, archives or a data set as the source, or no columns."
+            )
+        return IterableSource(source)
+    if len(paths) == 1 and paths[0].is_dir():
+        if columns:
+            raise ValueError(f"columns={list(columns)!r}: a folder has no columns.")
+        return FolderSource(paths[0])
+    if all(_holds_images(path, image_column) for path in paths):
+        return FileSource(paths, columns, image_column)
+    if len(paths) == 1 and paths[0].suffix.lower() in SUFFIXES:
+        return TableSource(paths[0], columns, image_column)
+    raise ValueError(
+        f"source: got {str(paths[0])!r}. Expected a folder, a table "
+        f"({' '.join(SUFFIXES)}), or files that hold many images each: "
+        f"{' '.join((*TAR_SUFFIXES, '.zip', '.parquet'))}."
+    )
+
+
+def _paths(source: Any) -> list[Path]:
+    """The paths that a source names: of a folder, a table, or archives."""
+    if isinstance(source, (str, os.PathLike)):
+        text = os.fspath(source)
+        if isinstance(text, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+            raise ValueError(
+                f"source: got the URI {text!r}, which is not fetched. Expected a path; "
+                "or an iterable of pairs (key, image), such as those of an fsspec file "
+                "system: ((path, fs.open(path)) for path in fs.find(prefix))."
+            )
+        return _expanded(str(text))
+    if isinstance(source, (list, tuple)) and source:
+        named = all(
+            isinstance(each, (str, os.PathLike)) and is_archive(each) for each in source
+        )
+        if named:
+            return [path for each in source for path in _expanded(os.fspath(each))]
+    return []
+
+
+def _expanded(text: str) -> list[Path]:
+    """The files of a pattern: ``shard-{000..012}.tar``, or with ``*`` and ``?``."""
+    paths = [Path(text)]
+    braces = re.search(r"\{(\d+)\.\.(\d+)\}", text)
+    if braces and not paths[0].exists():
+        first, last = braces.groups()
+        numbers = range(int(first), int(last) + 1)
+        if len(numbers) > 10**6:
+            raise ValueError(f"source: {text!r}: expected at most a million files.")
+        start, end = braces.span()
+        paths = [
+            Path(f"{text[:start]}{number:0{len(first)}}{text[end:]}")
+            for number in numbers
+        ]
+    elif glob.has_magic(text) and not paths[0].exists():
+        paths = [Path(name) for name in sorted(glob.glob(text))]  # noqa: PTH207
+        if not paths:
+            raise FileNotFoundError(f"source: no file is called like {text!r}.")
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"source: {str(path)!r}: no such file or folder. Expected a folder, a "
+                "table, or archives."
+            )
+    return paths
+
+
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a path ends like a file that can hold many images."""
+    name = os.fspath(path).lower()
+    return name.endswith((*TAR_SUFFIXES, ".zip", ".parquet", ".pq"))
+
+
+def _holds_images(path: Path, image_column: str | None) -> bool:
+    """Whether a file holds images itself, rather than paths."""
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return image_field(path, image_column) is not None
+    return is_archive(path) and path.is_file()
+
+
+def _column_of_images(rows: list[dict[str, Any]], names: list[str], path: Path) -> str:
+    """The only column with names of image files."""
+    tried = rows[:_TRIED]
+    found = [
+        name
+        for name in names
+        if 2 * sum(is_image_name(row.get(name)) for row in tried) > len(tried)
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"{str(path)!r}: found {len(found)} columns of image files among {names}. "
+            "Name one by image_column=NAME."
+        )
+    return found[0]
+
+
+def check_columns(wanted: Iterable[str], names: Sequence[str], path: Any) -> None:
+    """Refuse columns that a source does not have."""
+    for name in wanted:
+        if name not in names:
+            raise ValueError(f"{path}: column {name!r}: expected one of {list(names)}.")
+
+
+def as_text(cell: Any) -> str | None:
+    """A cell of another column as it is stored."""
+    return None if cell is None else str(cell)

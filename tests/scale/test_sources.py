@@ -1,0 +1,287 @@
+"""Sources: the same codes from folders, tables, archives and data sets."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
+from sk_cnncodes.scale import archives
+from tests.scale.conftest import png
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def expected(tiny: str) -> np.ndarray:
+    return CNNCodeTransformer(tiny).transform([png(number) for number in range(COUNT)])
+
+
+def check(
+    tiny: str, target: Path, source: Any, keys: list[str], codes: np.ndarray, **how: Any
+) -> None:
+    """The codes of a source in one run, and in parts."""
+    transformer = CNNCodeTransformer(tiny)
+    report = embed_to(transformer, target / "whole", source, shard_rows=5, **how)
+    assert (report.complete, report.n_bad) == (True, 0)
+    whole = open_codes(target / "whole")
+    assert whole.keys.tolist() == keys
+    np.testing.assert_allclose(whole[:], codes, rtol=1e-5)
+    for number in (1, 0, 1):
+        part = (number, 2)
+        embed_to(transformer, target / "p", source, shard_rows=5, part=part, **how)
+    parts = open_codes(target / "p")
+    assert parts.keys.tolist() == keys
+    np.testing.assert_array_equal(parts[:], whole[:])
+    report = embed_to(transformer, target / "p", source, shard_rows=5, **how)
+    assert report.n_images == 0
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_tables(tiny: str, tmp_path: Path, expected: np.ndarray, form: str) -> None:
+    (tmp_path / "images").mkdir()
+    keys = [f"images/{number}.png" for number in range(COUNT)]
+    for number, key in enumerate(keys):
+        (tmp_path / key).write_bytes(png(number))
+    rows = [{"file": key, "label": f"c{i % 2}"} for i, key in enumerate(keys)]
+    path = tmp_path / f"table.{form}"
+    if form == "csv":
+        lines = ["file,label", *(f"{row['file']},{row['label']}" for row in rows)]
+        path.write_text("\n".join(lines))
+    elif form == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    check(tiny, tmp_path / "codes", path, keys, expected, columns=["label"])
+    labels = open_codes(tmp_path / "codes" / "whole").column("label")
+    assert labels.tolist() == [row["label"] for row in rows]
+    with pytest.raises(ValueError, match="column 'no': expected one of"):
+        embed_to(CNNCodeTransformer(tiny), tmp_path / "x", path, columns=["no"])
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def samples(first: int, last: int) -> dict[str, bytes]:
+    found = {}
+    for number in range(first, last):
+        found[f"{number:04}.png"] = png(number)
+        found[f"{number:04}.cls"] = f"{number % 3}\n".encode()
+        found[f"{number:04}.json"] = json.dumps({"n": number}).encode()
+    return found
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_tar_shards(tiny: str, tmp_path: Path, expected: np.ndarray, mode: str) -> None:
+    suffix = ".tar.gz" if mode == "w:gz" else ".tar"
+    for piece in range(2):
+        part = samples(6 * piece, 6 * piece + 6)
+        write_tar(tmp_path / f"train-{piece:03}{suffix}", part, mode)
+    keys = [f"train-{i // 6:03}{suffix}/{i:04}.png" for i in range(COUNT)]
+    source = tmp_path / f"train-{{000..001}}{suffix}"
+    check(tiny, tmp_path / "a", source, keys, expected, columns=["cls", "n"])
+    codes = open_codes(tmp_path / "a" / "whole")
+    assert codes.column("cls").tolist() == [str(i % 3) for i in range(COUNT)]
+    assert codes.column("n").tolist() == [str(i) for i in range(COUNT)]
+    paths = [tmp_path / f"train-{piece:03}{suffix}" for piece in range(2)]
+    check(tiny, tmp_path / "b", paths, keys, expected)
+    check(tiny, tmp_path / "c", str(tmp_path / f"*{suffix}"), keys, expected)
+    write_tar(paths[0], samples(0, 3), mode)
+    with pytest.raises(ValueError, match="shards were written with pieces="):
+        embed_to(CNNCodeTransformer(tiny), tmp_path / "c" / "p", paths, shard_rows=5)
+
+
+def test_zip(tiny: str, tmp_path: Path, expected: np.ndarray) -> None:
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("notes.txt", "none")
+        for number in range(COUNT):
+            archive.writestr(f"a/{number}.png", png(number))
+    keys = [f"images.zip/a/{number}.png" for number in range(COUNT)]
+    check(tiny, tmp_path / "codes", path, keys, expected)
+
+
+@pytest.mark.parametrize("kind", ["struct", "binary"])
+def test_parquet(tiny: str, tmp_path: Path, expected: np.ndarray, kind: str) -> None:
+    path = tmp_path / "images.parquet"
+    contents = [png(number) for number in range(COUNT)]
+    images: list[Any] = contents
+    if kind == "struct":
+        images = [{"bytes": content, "path": "/etc/passwd"} for content in contents]
+    table = pyarrow.table({"image": images, "label": list(range(COUNT))})
+    parquet.write_table(table, path, row_group_size=5)
+    keys = [f"images.parquet/{number}" for number in range(COUNT)]
+    check(tiny, tmp_path / "codes", path, keys, expected, columns=["label"])
+    column = open_codes(tmp_path / "codes" / "whole").column("label")
+    assert column.tolist() == [str(number) for number in range(COUNT)]
+
+
+class Image:
+    """Stands in for `datasets.Image`."""
+
+    def __init__(self, decode: bool = True) -> None:
+        self.decode = decode
+
+
+class Streaming:
+    """Stands in for `datasets.IterableDataset`."""
+
+    def __init__(self, rows: list[dict[str, Any]], decode: bool = True) -> None:
+        self.rows, self.decode = rows, decode
+        self.features = {"img": Image(), "label": object()}
+
+    def cast_column(self, name: str, feature: Image) -> Any:
+        assert name == "img"
+        return type(self)(self.rows, feature.decode)
+
+    def select_columns(self, names: list[str]) -> Any:
+        rows = [{name: row[name] for name in names} for row in self.rows]
+        return type(self)(rows, self.decode)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        assert not self.decode
+        yield from self.rows
+
+
+class MapStyle(Streaming):
+    """Stands in for `datasets.Dataset`."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        assert not self.decode
+        return self.rows[position]
+
+
+ROWS = [
+    {"img": {"bytes": png(number), "path": None}, "label": number}
+    for number in range(COUNT)
+]
+
+
+@pytest.mark.parametrize("kind", [Streaming, MapStyle])
+def test_data_sets(tiny: str, tmp_path: Path, expected: np.ndarray, kind: Any) -> None:
+    keys = [str(number) for number in range(COUNT)]
+    check(tiny, tmp_path, kind(ROWS), keys, expected, columns=["label"])
+    assert open_codes(tmp_path / "whole").column("label").tolist() == keys
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_data_sets_of_hugging_face(
+    tiny: str, tmp_path: Path, expected: np.ndarray, streaming: bool
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.Value("int64")}
+    )
+    made = datasets.Dataset.from_list(ROWS, features=features)
+    made = made.to_iterable_dataset() if streaming else made
+    keys = [str(number) for number in range(COUNT)]
+    check(tiny, tmp_path, made, keys, expected, columns=["label"])
+
+
+# -- hostile and damaged -----------------------------------------------------
+
+
+def errors_of(tiny: str, target: Path, source: Any, **how: Any) -> dict[str, str]:
+    embed_to(CNNCodeTransformer(tiny), target, source, **how)
+    codes = open_codes(target)
+    bad = {k: e for k, e in zip(codes.keys, codes.errors, strict=True) if e}
+    assert np.isnan(codes[:]).all(axis=1).sum() == len(bad)
+    return bad
+
+
+def test_members_of_tar_archives_that_leave_it(tiny: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    write_tar(path, {"../a.png": png(0), "/b.png": png(1), "c.png": png(2)})
+    with tarfile.open(path, "a") as archive:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE):
+            info = tarfile.TarInfo("link.png")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    bad = errors_of(tiny, tmp_path / "codes", path)
+    assert list(bad) == ["x.tar/../a.png", "x.tar//b.png"]
+    assert all(e.startswith("a name that leaves the archive") for e in bad.values())
+    assert open_codes(tmp_path / "codes").shape == (3, 5)
+
+
+def test_zip_bombs(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "LARGEST_FILE", 100_000)
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(1_000_000))
+        archive.writestr("liar.png", bytes(1_000_000))
+        archive.writestr("good.png", png(0))
+    content = path.read_bytes()
+    # The sizes that it states, in the directory and before the member.
+    where = content.rindex(b"liar.png") - 46
+    assert content[where : where + 4] == b"PK\x01\x02"
+    size = (1000).to_bytes(4, "little")
+    path.write_bytes(content[: where + 24] + size + content[where + 28 :])
+    bad = errors_of(tiny, tmp_path / "codes", path)
+    assert list(bad) == ["x.zip/bomb.png", "x.zip/liar.png"]
+    assert bad["x.zip/bomb.png"].startswith("file too large. Expected at most 100000")
+
+
+def test_damaged_archives_are_named(tiny: str, tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "whole.tar", samples(0, 8)).read_bytes()
+    for name, length in (("cut", 4096), ("cut-2", 4096 + 100), ("cut-3", 512 + 20)):
+        (tmp_path / f"{name}.tar").write_bytes(whole[:length])
+    header = whole.index(b"0004.png")
+    damaged = whole[:header] + bytes([255]) + whole[header + 1 :]
+    (tmp_path / "damaged.tar").write_bytes(damaged)
+    (tmp_path / "no.tar").write_bytes(b"no archive at all")
+    (tmp_path / "no.zip").write_bytes(b"no archive at all")
+    (tmp_path / "no.parquet").write_bytes(b"no archive at all")
+    transformer = CNNCodeTransformer(tiny)
+    names = ["cut.tar", "cut-2.tar", "cut-3.tar", "damaged.tar", "no.tar"]
+    for name in (*names, "no.zip", "no.parquet"):
+        with pytest.raises(ValueError, match=f"{name}.*(cannot be read|a Parquet)"):
+            embed_to(transformer, tmp_path / "codes" / name, tmp_path / name)
+    assert list((tmp_path / "codes").glob("*/*.parquet")) == []
+
+
+def test_addresses_are_not_fetched(tiny: str, tmp_path: Path) -> None:
+    transformer = CNNCodeTransformer(tiny)
+    for uri in ("s3://bucket/images", "https://127.0.0.1:1/x.tar", "file:///etc"):
+        with pytest.raises(ValueError, match="URI .* which is not fetched"):
+            embed_to(transformer, tmp_path / "new", uri)
+    table = tmp_path / "table.csv"
+    table.write_text("file,y\nfile:///etc/passwd.png,1\nhttp://127.0.0.1:1/a.png,2\n")
+    bad = errors_of(tiny, tmp_path / "codes", table)
+    assert len(bad) == 2
+
+
+def test_what_is_no_source(tiny: str, tmp_path: Path) -> None:
+    transformer = CNNCodeTransformer(tiny)
+    (tmp_path / "x.exe").write_bytes(b"")
+    for source, kind, message in (
+        (tmp_path / "gone", FileNotFoundError, "no such file or folder"),
+        (
+            tmp_path / "x.exe",
+            ValueError,
+            "Expected a folder, a table",
+        ),
+        (str(tmp_path / "*.tar"), FileNotFoundError, "no file is called like"),
+        (3, TypeError, "X: got int"),
+    ):
+        with pytest.raises(kind, match=message):
+            embed_to(transformer, tmp_path / "new", source)
+    assert not (tmp_path / "new").exists()
