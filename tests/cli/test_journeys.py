@@ -111,11 +111,12 @@ def camera_trap(folder: Path, bursts: dict[str, list[int]], seed: int) -> Path:
             coarse = rng.integers(0, 255, (4, 4, 3)).astype(np.uint8)
             scene = Image.fromarray(coarse).resize((96, 96), Image.Resampling.BICUBIC)
             scene = np.asarray(scene).astype(int)
+            place = rng.integers(10, 50, 2)
             for _ in range(size):
                 pixels = np.roll(scene, rng.integers(-2, 3, 2), (0, 1)).copy()
-                top, left = rng.integers(10, 50, 2)
+                top, left = place + rng.integers(-3, 4, 2)
                 pixels[top : top + 26, left : left + 26, number] += 18
-                pixels = pixels + rng.normal(0, 4, pixels.shape)
+                pixels = pixels + rng.normal(0, 3, pixels.shape)
                 name = f"IMG_{len(rows):04}.jpg"
                 pixels = pixels.clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / name, quality=92)
