@@ -1,75 +1,57 @@
-"""See why a classifier errs: train one on parts of photographs, and write its report.
+"""
+A report: see why a classifier errs
+===================================
 
-Uses the two photographs that scikit-learn ships, so that it runs without a download.
-Cut into small pieces, they become images of four classes; pieces at the border of two
-parts are what a model may get wrong.
-
-    python examples/report_on_photographs.py
-
-writes report.html. With your own images, it is one command:
-
-    sk-cnncodes train photos -o model.joblib --report report.html
+`report` shows on one page what a model makes of images that it was not fitted to: which
+ones it gets wrong and what they resemble, suspect labels, how far its probabilities can
+be trusted, a map of the codes. The images are pieces of scikit-learn's two photographs,
+of four classes; some at the border of two parts are labelled as only one of them. With
+your own images, it is `sk-cnncodes train photos -o model.joblib --report report.html`.
 """
 
-from __future__ import annotations
-
-from pathlib import Path
-
+# %%
+# 40 pieces of each class; where their middles may lie, as rows and columns.
 import numpy as np
-from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from sk_cnncodes import CNNCodeClassifier, report
 
-SIDE, PIECES = 72, 40
-# Photograph, and the rows and columns that the middle of a piece may have.
-PARTS = {
+side = 72
+parts = {
     "sky": ("china.jpg", (36, 90), (36, 600)),
     "temple": ("china.jpg", (110, 300), (60, 580)),
     "petals": ("flower.jpg", (150, 330), (190, 450)),
     "leaves": ("flower.jpg", (40, 390), (40, 120)),
 }
+rng = np.random.default_rng(0)
+pieces, labels = [], []
+for label, (name, rows, columns) in parts.items():
+    photograph = load_sample_image(name)
+    for _ in range(40):
+        top = max(0, rng.integers(*rows) - side // 2)
+        left = max(0, rng.integers(*columns) - side // 2)
+        pieces.append(photograph[top : top + side, left : left + side])
+        labels.append(label)
 
+# %%
+# Every fourth piece is learnt from, the others are tested.
+train = np.arange(len(pieces)) % 4 == 0
+images, labels = np.array(pieces), np.array(labels)
+model = CNNCodeClassifier().fit(images[train], labels[train])
+wrong = int((model.predict(images[~train]) != labels[~train]).sum())
+print(
+    f"{train.sum()} pieces to learn from; of {sum(~train)} others, {wrong} are wrong."
+)
 
-def cut_pieces(folder: Path) -> tuple[list[str], list[str]]:
-    """Write pieces of the photographs as files; return their paths and classes."""
-    rng = np.random.default_rng(0)
-    paths, labels = [], []
-    for label, (name, rows, columns) in PARTS.items():
-        photograph = load_sample_image(name)
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        for number in range(PIECES):
-            top = max(0, rng.integers(*rows) - SIDE // 2)
-            left = max(0, rng.integers(*columns) - SIDE // 2)
-            piece = photograph[top : top + SIDE, left : left + SIDE]
-            path = folder / label / f"{number:02}.jpg"
-            Image.fromarray(piece).save(path, quality=90)
-            paths.append(str(path))
-            labels.append(label)
-    return paths, labels
-
-
-def main() -> None:
-    paths, labels = cut_pieces(Path("pieces"))
-    train = [i for i in range(len(paths)) if i % 4 == 0]
-    test = [i for i in range(len(paths)) if i % 4 != 0]
-    images, y = np.array(paths), np.array(labels)
-
-    model = CNNCodeClassifier(["cnncodes-mini"]).fit(images[train], y[train])
-    page = report(
-        model,
-        images[test],
-        y[test],
-        train_images=images[train],
-        train_labels=y[train],
-        title="Parts of photographs",
-    )
-    page.save("report.html")
-
-    wrong = int((model.predict(images[test]) != y[test]).sum())
-    print(f"{len(train)} pieces to train on, {len(test)} to test on; {wrong} wrong.")
-    print(f"Wrote report.html ({len(page.html) / 1e6:.2f} MB): open it in a browser.")
-
-
-if __name__ == "__main__":
-    main()
+# %%
+# The page. In a notebook, `page` alone in a cell shows it.
+page = report(
+    model,
+    images[~train],
+    labels[~train],
+    train_images=images[train],
+    train_labels=labels[train],
+    title="Parts of photographs",
+)
+path = page.save("report.html")
+print(f"{path} has {len(page.html) / 1e6:.1f} MB; a part of it:")

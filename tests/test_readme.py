@@ -47,8 +47,22 @@ def test_code_runs(
     assert "china" in capsys.readouterr().out
 
 
+def test_the_ten_lines_print_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = re.findall(
+        r"<!-- the ten lines -->\n```python\n(.*?)```.*?```text\n(.*?)```",
+        README,
+        re.DOTALL,
+    )
+    code, shown = found
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.split()
+    assert len(printed) == len(shown.split())
+    assert all(map(same, shown.split(), printed)), printed
+
+
 def test_first_two_commands_are_one_line_each() -> None:
-    main, tests = blocks("bash")[:2]
+    two = README.partition("## Two commands\n")[2].partition("\n## ")[0]
+    main, tests = re.findall(r"^```bash\n(.*?)^```$", two, re.DOTALL | re.MULTILINE)
     assert main.count("\n") == tests.count("\n") == 1
     assert "pip install ." in main
     assert "examples/choose_layer_and_classifier.py" in main
@@ -57,7 +71,7 @@ def test_first_two_commands_are_one_line_each() -> None:
 
 def test_commands_and_their_options_exist() -> None:
     known = get_command(app).commands  # type: ignore[attr-defined]
-    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks("(?:ba)?sh")).replace("\\\n", " ").splitlines()
     calls = [shlex.split(line) for line in lines if line.startswith("sk-cnncodes ")]
     assert {call[1] for call in calls} >= {"train", "predict", "embed", "similar"}
     for _, name, *words in calls:
@@ -79,7 +93,7 @@ def same(shown: str, printed: str) -> bool:
 def test_commands_print_what_is_shown(shared: Path, tmp_path: Path) -> None:
     prepare(tmp_path, shared)
     commands = shown_commands()
-    assert len(commands) == 7
+    assert len(commands) == 6
     for shown in commands:
         printed = run_command(shown.command, tmp_path).splitlines()
         lines = shown.output.splitlines()

@@ -9,11 +9,6 @@ import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, r2_score
 
 from sk_cnncodes.inspection.evaluation import Evaluation
-from sk_cnncodes.inspection.intervals import (
-    accuracy_interval,
-    balanced_interval,
-    mean_interval,
-)
 from sk_cnncodes.inspection.page.figures import (
     Figure,
     draw_coverage,
@@ -26,7 +21,7 @@ from sk_cnncodes.inspection.page.figures import (
 )
 from sk_cnncodes.inspection.page.tiles import MAX_TILES, Table, Tile, Tiles
 from sk_cnncodes.inspection.plots import shortened
-from sk_cnncodes.inspection.reliability import ReliabilityDisplay
+from sk_cnncodes.inspection.reliability import ReliabilityDisplay, interval
 
 # More classes make a matrix that no screen holds.
 MAX_MATRIX = 30
@@ -82,10 +77,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def _interval(ends: tuple[float, float]) -> str:
-    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}%"
-
-
 # -- classes -----------------------------------------------------------------------
 
 
@@ -93,29 +84,26 @@ def class_numbers(evaluation: Evaluation) -> list[Number]:
     """Accuracies of a classifier."""
     count = len(evaluation.tested)
     right = int(evaluation.right.sum())
-    truth, groups = evaluation.tested.truth, evaluation.groups
+    low, high = interval(right, count)
     matrix = evaluation.confusion_matrix
     sizes = matrix.sum(axis=1)
-    known = (evaluation.train or evaluation.tested).truth
-    most = int(np.bincount(known).argmax())
     recalls = matrix.diagonal()[sizes > 0] / sizes[sizes > 0]
     found = [
         Number(
             "Accuracy",
             percent(right / count),
-            f"{right} of {count} images; 95% interval "
-            f"{_interval(accuracy_interval(evaluation.right, groups))}",
+            f"{right} of {count} images; 95% interval {100 * low:.1f} to "
+            f"{100 * high:.1f}%",
         ),
         Number(
             "Balanced accuracy",
             percent(recalls.mean()),
-            "each class alike; 95% interval "
-            f"{_interval(balanced_interval(evaluation.right, truth, groups))}",
+            "mean share right of the classes",
         ),
         Number(
             "Majority baseline",
-            percent(sizes[most] / count),
-            f"always guessing {evaluation.classes[most]!r}",
+            percent(sizes.max() / count),
+            f"always guessing {evaluation.classes[int(sizes.argmax())]!r}",
         ),
     ]
     if evaluation.has_probabilities:
@@ -216,6 +204,7 @@ def label_numbers(evaluation: Evaluation) -> list[Number]:
     precisions = _precisions(evaluation)
     f1 = f1_score(truth, predicted, average="micro", zero_division=0)
     right = int(evaluation.right.sum())
+    low, high = interval(right, len(truth))
     return [
         Number(
             "Mean average precision",
@@ -226,8 +215,8 @@ def label_numbers(evaluation: Evaluation) -> list[Number]:
         Number(
             "All labels right",
             percent(right / len(truth)),
-            f"{right} of {len(truth)} images; 95% interval "
-            f"{_interval(accuracy_interval(evaluation.right, evaluation.groups))}",
+            f"{right} of {len(truth)} images; 95% interval {100 * low:.1f} to "
+            f"{100 * high:.1f}%",
         ),
     ]
 
@@ -356,14 +345,12 @@ def value_numbers(evaluation: Evaluation) -> list[Number]:
         )
     for number, name in enumerate(evaluation.classes):
         of = f" of {name}" * (len(evaluation.classes) > 1)
-        low, high = mean_interval(error[:, number], evaluation.groups)
         root = np.sqrt((error[:, number] ** 2).mean())
         found.append(
             Number(
                 f"Mean absolute error{of}",
                 f"{error[:, number].mean():.4g}",
-                f"95% interval {low:.4g} to {high:.4g}; root mean square "
-                f"{root:.4g}; always guessing the median: "
+                f"root mean square {root:.4g}; always guessing the median: "
                 f"{naive[:, number].mean():.4g}",
             )
         )
