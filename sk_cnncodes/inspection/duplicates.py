@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def find_duplicates(
     images = as_image_sequence(images)
     codes = np.asarray(codes)
     by_digest = _equal(digests) if digests is not None else []
-    by_code = _equal(row.tobytes() for row in codes)
+    by_code = _equal(blake2b(row.tobytes()).digest() for row in codes)
     copies = {rows[0]: rows for rows in by_code}
     again = {row for rows in by_code for row in rows[1:]}
     kept = np.array([row for row in range(len(codes)) if row not in again])
