@@ -93,7 +93,7 @@ def same(shown: str, printed: str) -> bool:
 def test_commands_print_what_is_shown(shared: Path, tmp_path: Path) -> None:
     prepare(tmp_path, shared)
     commands = shown_commands()
-    assert len(commands) == 6
+    assert len(commands) == 7
     for shown in commands:
         printed = run_command(shown.command, tmp_path).splitlines()
         lines = shown.output.splitlines()

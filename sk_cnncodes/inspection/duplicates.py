@@ -99,7 +99,7 @@ def find_duplicates(
         found,
         key=lambda each: (
             *(not each.is_contradiction, not each.exact),
-            *(-len(each.images), each.images),
+            *(-len(each.images), -each.similarity, each.images),
         ),
     )
 

@@ -74,6 +74,8 @@ class Evaluation:
         `tested`.
     similar_by : str
         Whose codes say which images are similar, if they are not those of the model.
+    groups : ndarray of int, shape (n_images,), or None, default=None
+        What each tested image belongs to; None if that is nothing in common.
     """
 
     kind: str
@@ -86,6 +88,7 @@ class Evaluation:
     has_probabilities: bool
     out_of_fold: bool
     similar_by: str
+    groups: np.ndarray | None = None
 
     # -- how right ---------------------------------------------------------------
 

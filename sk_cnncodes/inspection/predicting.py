@@ -24,6 +24,7 @@ def evaluate(
     *,
     train_images: Any = None,
     train_labels: Any = None,
+    groups: Any = None,
     label_names: Sequence[Any] | None = None,
     out_of_fold: bool = False,
 ) -> Evaluation:
@@ -41,6 +42,8 @@ def evaluate(
         is written so.
     train_images, train_labels : container of images, array-like, or None, default=None
         What the model was fitted to, for the most similar ones of each image.
+    groups : array-like, shape (n_images,), or None, default=None
+        What each of `images` belongs to: intervals are then those of groups.
     label_names : sequence or None, default=None
         Names of several labels, or of several values; None takes their numbers.
     out_of_fold : bool, default=False
@@ -69,6 +72,7 @@ def evaluate(
             raise ValueError(
                 f"label_names: expected {truth.shape[1]} of them, got {len(classes)}."
             )
+    units = _as_groups(groups, len(sequence))
     reader = _Reader(model, kind)
     train = None
     if out_of_fold:
@@ -81,6 +85,7 @@ def evaluate(
         scores = None if scores is None else scores[rows]
         some = [sequence[int(row)] for row in rows]
         train = tested = ImageSet(some, truth[rows], codes[rows])
+        units = None if units is None else units[rows]
     else:
         codes, found = reader.predict(sequence)
         predicted, scores = _as_predicted(kind, known, found)
@@ -103,7 +108,20 @@ def evaluate(
         has_probabilities=reader.has_probabilities or (out_of_fold and _proba(kind)),
         out_of_fold=out_of_fold,
         similar_by=reader.similar_by,
+        groups=units,
     )
+
+
+def _as_groups(groups: Any, n_images: int) -> np.ndarray | None:
+    """Numbers of groups; None if each image is one of its own."""
+    if groups is None:
+        return None
+    if len(groups) != n_images:
+        raise ValueError(
+            f"groups: expected one for each of {n_images} images, got {len(groups)}."
+        )
+    found, numbers = np.unique(np.asarray(groups), return_inverse=True)
+    return None if len(found) == n_images else np.asarray(numbers)
 
 
 # -- models ------------------------------------------------------------------------

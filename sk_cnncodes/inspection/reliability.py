@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self
 
 import numpy as np
@@ -36,15 +35,6 @@ def calibration_error(
 def _bins(certainty: np.ndarray, n_bins: int) -> np.ndarray:
     bins: np.ndarray = np.minimum((certainty * n_bins).astype(int), n_bins - 1)
     return bins
-
-
-def interval(n_right: int, count: int) -> tuple[float, float]:
-    """95% interval of a share, by Wilson."""
-    z, share = 1.959964, n_right / count
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    half /= 1 + z**2 / count
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @public

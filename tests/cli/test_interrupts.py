@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sk_cnncodes import CNNCodeTransformer, CodeCache
 from tests.cli.commands import interrupt, only_posix, start, wait_until
@@ -28,11 +29,24 @@ def many(
 
 
 @pytest.fixture(scope="module")
-def codes_of_many(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def distinct(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images of which none is a copy of another."""
+    folder = tmp_path_factory.mktemp("distinct")
+    rng = np.random.default_rng(0)
+    for number in range(400):
+        (folder / "ab"[number % 2]).mkdir(exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
+        path = folder / "ab"[number % 2] / f"{number:03}.png"
+        coarse.resize((64, 64), Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codes_of_distinct(distinct: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with their codes."""
     cache = tmp_path_factory.mktemp("cache") / "codes.sqlite3"
     transformer = CNNCodeTransformer(norm="l2", cache=cache)
-    transformer.transform(sorted(many.glob("*/*.jpg")))
+    transformer.transform(sorted(distinct.glob("*/*.png")))
     return cache
 
 
@@ -113,11 +127,11 @@ def test_printed_rows_are_whole(
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_train_during_its_search(
-    many: Path, codes_of_many: Path, tmp_path: Path, jobs: str
+    distinct: Path, codes_of_distinct: Path, tmp_path: Path, jobs: str
 ) -> None:
     options = ("--cv", "100", "--layer", "-1", "--head", "svc", "--jobs", jobs)
-    arguments = ("train", many, "-o", "model.joblib", *options)
-    process = start(tmp_path, *arguments, "--cache", codes_of_many)
+    arguments = ("train", distinct, "-o", "model.joblib", *options)
+    process = start(tmp_path, *arguments, "--cache", codes_of_distinct)
     assert process.stderr is not None
     while "Ranking 1 layer, and" not in (line := process.stderr.readline()):
         assert line

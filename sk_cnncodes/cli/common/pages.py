@@ -51,6 +51,7 @@ def evaluated(
         tested.targets,
         train_images=None if train is None else train.paths,
         train_labels=None if train is None else train.targets,
+        groups=tested.groups,
         label_names=tested.classes if tested.task == "multilabel" else None,
     )
 
@@ -63,6 +64,7 @@ def evaluated_out_of_fold(model: Any, train: LabelledImages) -> Evaluation:
         model,
         train.paths,
         train.targets,
+        groups=train.groups,
         label_names=train.classes if train.task == "multilabel" else None,
         out_of_fold=True,
     )

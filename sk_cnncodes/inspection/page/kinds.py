@@ -9,6 +9,11 @@ import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, r2_score
 
 from sk_cnncodes.inspection.evaluation import Evaluation
+from sk_cnncodes.inspection.intervals import (
+    accuracy_interval,
+    balanced_interval,
+    mean_interval,
+)
 from sk_cnncodes.inspection.page.figures import (
     Figure,
     draw_coverage,
@@ -21,7 +26,7 @@ from sk_cnncodes.inspection.page.figures import (
 )
 from sk_cnncodes.inspection.page.tiles import MAX_TILES, Table, Tile, Tiles
 from sk_cnncodes.inspection.plots import shortened
-from sk_cnncodes.inspection.reliability import ReliabilityDisplay, interval
+from sk_cnncodes.inspection.reliability import ReliabilityDisplay
 
 # More classes make a matrix that no screen holds.
 MAX_MATRIX = 30
@@ -77,6 +82,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
+def _interval(ends: tuple[float, float]) -> str:
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}%"
+
+
 # -- classes -----------------------------------------------------------------------
 
 
@@ -84,26 +93,29 @@ def class_numbers(evaluation: Evaluation) -> list[Number]:
     """Accuracies of a classifier."""
     count = len(evaluation.tested)
     right = int(evaluation.right.sum())
-    low, high = interval(right, count)
+    truth, groups = evaluation.tested.truth, evaluation.groups
     matrix = evaluation.confusion_matrix
     sizes = matrix.sum(axis=1)
+    known = (evaluation.train or evaluation.tested).truth
+    most = int(np.bincount(known).argmax())
     recalls = matrix.diagonal()[sizes > 0] / sizes[sizes > 0]
     found = [
         Number(
             "Accuracy",
             percent(right / count),
-            f"{right} of {count} images; 95% interval {100 * low:.1f} to "
-            f"{100 * high:.1f}%",
+            f"{right} of {count} images; 95% interval "
+            f"{_interval(accuracy_interval(evaluation.right, groups))}",
         ),
         Number(
             "Balanced accuracy",
             percent(recalls.mean()),
-            "mean share right of the classes",
+            "each class alike; 95% interval "
+            f"{_interval(balanced_interval(evaluation.right, truth, groups))}",
         ),
         Number(
             "Majority baseline",
-            percent(sizes.max() / count),
-            f"always guessing {evaluation.classes[int(sizes.argmax())]!r}",
+            percent(sizes[most] / count),
+            f"always guessing {evaluation.classes[most]!r}",
         ),
     ]
     if evaluation.has_probabilities:
@@ -204,7 +216,6 @@ def label_numbers(evaluation: Evaluation) -> list[Number]:
     precisions = _precisions(evaluation)
     f1 = f1_score(truth, predicted, average="micro", zero_division=0)
     right = int(evaluation.right.sum())
-    low, high = interval(right, len(truth))
     return [
         Number(
             "Mean average precision",
@@ -215,8 +226,8 @@ def label_numbers(evaluation: Evaluation) -> list[Number]:
         Number(
             "All labels right",
             percent(right / len(truth)),
-            f"{right} of {len(truth)} images; 95% interval {100 * low:.1f} to "
-            f"{100 * high:.1f}%",
+            f"{right} of {len(truth)} images; 95% interval "
+            f"{_interval(accuracy_interval(evaluation.right, evaluation.groups))}",
         ),
     ]
 
@@ -345,12 +356,14 @@ def value_numbers(evaluation: Evaluation) -> list[Number]:
         )
     for number, name in enumerate(evaluation.classes):
         of = f" of {name}" * (len(evaluation.classes) > 1)
+        low, high = mean_interval(error[:, number], evaluation.groups)
         root = np.sqrt((error[:, number] ** 2).mean())
         found.append(
             Number(
                 f"Mean absolute error{of}",
                 f"{error[:, number].mean():.4g}",
-                f"root mean square {root:.4g}; always guessing the median: "
+                f"95% interval {low:.4g} to {high:.4g}; root mean square "
+                f"{root:.4g}; always guessing the median: "
                 f"{naive[:, number].mean():.4g}",
             )
         )

@@ -91,6 +91,7 @@ def report(
     *,
     train_images: Any = None,
     train_labels: Any = None,
+    groups: Any = None,
     label_names: Sequence[Any] | None = None,
     out_of_fold: bool = False,
     card: ModelCard | None = None,
@@ -117,6 +118,9 @@ def report(
     train_images, train_labels : container of images, array-like, or None, default=None
         What the model was fitted to. The page then shows the most similar ones of each
         mistake.
+    groups : array-like, shape (n_images,), or None, default=None
+        What each of `images` belongs to, such as its burst: 95% intervals are then
+        those on new groups.
     label_names : sequence or None, default=None
         Names of several labels, or of several values.
     out_of_fold : bool, default=False
@@ -168,6 +172,7 @@ def report(
         labels,
         train_images=train_images,
         train_labels=train_labels,
+        groups=groups,
         label_names=label_names,
         out_of_fold=out_of_fold,
     )

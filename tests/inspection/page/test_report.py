@@ -422,3 +422,25 @@ def test_templates_are_in_the_package() -> None:
         *("audit.html", "findings.html", "foot.html", "head.html", "macros.html"),
         *("report.html", "style.css"),
     }
+
+
+def test_intervals_are_those_of_groups(
+    classifier: CNNCodeClassifier, drawn: Drawn
+) -> None:
+    groups = [number // 5 for number in range(30)]
+    shown = {
+        given is None: re.search(
+            r"of 30 images; 95% interval ([\d.]+) to ([\d.]+)%",
+            Page(
+                report(classifier, drawn.test, drawn.test_labels, groups=given).html
+            ).text,
+        )
+        for given in (None, groups)
+    }
+    widths = {}
+    for alone, found in shown.items():
+        assert found is not None
+        widths[alone] = float(found[2]) - float(found[1])
+    assert widths[False] > widths[True]
+    with pytest.raises(ValueError, match="groups: expected one for each of 30 images"):
+        report(classifier, drawn.test, drawn.test_labels, groups=[1])
