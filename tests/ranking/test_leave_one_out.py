@@ -27,6 +27,7 @@ GROUPS = {
     "bursts": np.repeat(np.arange(10), 3)[np.random.default_rng(1).permutation(30)],
     # Of 1, of 2, and of more samples than there are features.
     "uneven": np.repeat(["c", "a", "b", "d"], [1, 2, 15, 12]),
+    "mostly alone": np.array([*range(24), 0, 0, 1, 25, 26, 1]),
 }
 
 
