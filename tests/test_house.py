@@ -38,7 +38,7 @@ LATE_PACKAGES = {
     *("onnx", "onnxruntime", "openvino", "skl2onnx", "skops"),
     *("PIL", "numpy", "sklearn", "joblib", "pandas", "pyarrow", "matplotlib", "tqdm"),
     *("jinja2", "umap"),
-    *("pooch", "requests", "filelock", "multiprocessing"),
+    *("pooch", "requests", "filelock", "multiprocessing", "fsspec", "urllib3"),
 }
 LATE_MODULES = {
     "cli.audit": {"codes.transformer", "inspection.audit"},

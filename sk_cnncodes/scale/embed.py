@@ -19,6 +19,7 @@ from sk_cnncodes.codes.streaming import CodeBatch
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
 from sk_cnncodes.images.sources import describe_image
 from sk_cnncodes.scale.parquet_images import import_parquet
+from sk_cnncodes.scale.remote import RemoteReader, allowed_prefixes
 from sk_cnncodes.scale.shards import (
     KeyDigest,
     ShardId,
@@ -69,6 +70,7 @@ def embed_to(
     dtype: str = "float32",
     columns: Sequence[str] = (),
     image_column: str | None = None,
+    remote: bool | Sequence[str] | None = None,
 ) -> EmbedReport:
     """Write the codes of any number of images to a folder of Parquet files.
 
@@ -109,6 +111,14 @@ def embed_to(
         are written too, as text.
     image_column : str or None, default=None
         The column of a table or data set with the images; None finds it.
+    remote : bool, sequence of str or None, default=None
+        Whether images at addresses (URIs) in a table or an iterable are fetched; others
+        are bad images. A sequence has the beginnings of the addresses that may be,
+        such as ``["https://images.example.org/", "s3://bucket/"]``; True allows public
+        hosts by HTTPS, and S3, Google and Azure storage; None is True if the
+        environment variable `SK_CNNCODES_REMOTE` is 1. Each thread (`n_jobs`) reads one
+        image at a time, and again, up to five times, after faults that may pass.
+        Schemes other than http and https need fsspec, and its package for the scheme.
 
     Returns
     -------
@@ -152,13 +162,14 @@ def embed_to(
     (3, (5, 800), (2, 800), '4')
     """
     _check(shard_rows, part, dtype, columns)
+    reader = RemoteReader(allowed_prefixes(remote))
     import_parquet("embed_to")
     own, plan = _own_transformer(transformer)
     folder = Path(target)
     opened = open_source(source, columns, image_column)
     settle_plan(folder, _plan_of(plan, opened, shard_rows, dtype, columns))
     remove_unfinished(folder)
-    stream = _Stream(opened, folder, plan, shard_rows, part or (0, 1))
+    stream = _Stream(opened, folder, plan, shard_rows, part or (0, 1), reader)
     writer = _Writer(folder, plan, dtype, columns, stream)
     with writer:
         for batch in own.iter_codes(stream, batch=min(_BATCH, shard_rows)):
@@ -252,8 +263,10 @@ class _Stream:
         plan: CodePlan,
         shard_rows: int,
         part: tuple[int, int],
+        remote: RemoteReader,
     ) -> None:
         self._source = source
+        self._remote = remote if remote.prefixes else None
         self._spec = _spec_digest(plan)
         self._rows = shard_rows
         self._index, self._count = part
@@ -295,6 +308,7 @@ class _Stream:
             keys.add(item.key)
             if wanted(position):
                 item.position = next(self._positions)
+                item.remote = self._remote
                 yield (shard, item), item.element
         if keys.count:
             self._end(shard, keys)

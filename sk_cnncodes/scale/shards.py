@@ -154,7 +154,8 @@ class ShardWriter:
             self._keys.add(key)
         self._bad += sum(error is not None for error in errors)
         kind = np.float16 if self._dtype == "float16" else np.float32
-        values = np.ascontiguousarray(codes, kind)
+        with np.errstate(over="ignore"):  # an error follows
+            values = np.ascontiguousarray(codes, kind)
         if self._dtype == "float16" and (np.isinf(values) & np.isfinite(codes)).any():
             row = int(np.argmax(np.isinf(values).any(axis=1)))
             raise ValueError(

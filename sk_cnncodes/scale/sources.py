@@ -24,6 +24,7 @@ from sk_cnncodes.images.sources import (
 )
 from sk_cnncodes.scale.archives import TAR_SUFFIXES, read_tar, read_zip
 from sk_cnncodes.scale.parquet_images import image_field, read_parquet_images
+from sk_cnncodes.scale.remote import RemoteReader, is_uri
 
 # Whether the image at a position is needed; others are not read.
 Wanted = Callable[[int], bool]
@@ -46,6 +47,8 @@ class SourceImage:
         SHA-256 of the file, once it was read; None of pixels.
     position : int
         In the X that it is an element of, for messages.
+    remote : RemoteReader or None
+        What reads the image if it is an address.
     """
 
     key: str
@@ -53,6 +56,7 @@ class SourceImage:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     digest: str | None = None
     position: int = 0
+    remote: RemoteReader | None = None
 
     @property
     def full_name(self) -> str:
@@ -63,7 +67,10 @@ class SourceImage:
         """Read the file, and remember its digest."""
         try:
             image = as_element(self.image, self.position)
-            content = read_content(image, self.position)
+            if self.remote is not None and is_uri(image):
+                content = self.remote.read(image)
+            else:
+                content = read_content(image, self.position)
         except ImageError as error:
             if error.index is not None:
                 raise
@@ -134,7 +141,9 @@ class TableSource:
     def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
         for row in self._rows:
             name = row.get(self._image)
-            image = None if name is None else os.path.join(self._folder, str(name))  # noqa: PTH118
+            image = None if name is None else str(name)
+            if image is not None and not is_uri(image):
+                image = os.path.join(self._folder, image)  # noqa: PTH118
             columns = {each: as_text(row.get(each)) for each in self._columns}
             yield SourceImage(str(name), {"bytes": None, "path": image}, columns)
 
@@ -274,8 +283,8 @@ def _paths(source: Any) -> list[Path]:
         if isinstance(text, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
             raise ValueError(
                 f"source: got the URI {text!r}, which is not fetched. Expected a path; "
-                "or an iterable of pairs (key, image), such as those of an fsspec file "
-                "system: ((path, fs.open(path)) for path in fs.find(prefix))."
+                "or an iterable of pairs of keys and URIs of images, and remote=[...], "
+                "which allows them."
             )
         return _expanded(str(text))
     if isinstance(source, (list, tuple)) and source:

@@ -185,6 +185,22 @@ def test_float16_columns_and_pixels(
     assert batch.codes.dtype == np.float32
 
 
+def test_float16_does_not_overflow(
+    transformer: CNNCodeTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = CNNCodeTransformer.iter_codes
+
+    def large(self: Any, *arguments: Any, **how: Any) -> Iterator[Any]:
+        for batch in compute(self, *arguments, **how):
+            batch.codes[1] *= 1e6
+            yield batch
+
+    monkeypatch.setattr(CNNCodeTransformer, "iter_codes", large)
+    with pytest.raises(ValueError, match="the code of '1' has values beyond"):
+        embed_to(transformer, tmp_path, [png(0), png(1)], dtype="float16")
+    assert shards(tmp_path) == []
+
+
 def test_the_memory_cache_is_left_alone_and_a_given_one_is_used(
     tiny: str, tmp_path: Path
 ) -> None:
