@@ -320,9 +320,10 @@ def _warnings(
         (large, most), *_, (small, least) = sizes
         if most > MAX_RATIO * least:
             notes.append(
-                f"Class sizes differ much: {large!r} has {most} images, {small!r} "
-                f"{least}. The accuracy says little of small classes; --scoring "
-                "balanced_accuracy and --class-weight balanced count classes alike."
+                f"Class sizes differ much: {large!r} has {most} images to train on, "
+                f"{small!r} {least}. The accuracy says little of small classes; "
+                "--scoring balanced_accuracy and --class-weight balanced count classes "
+                "alike."
             )
     if 0 < len(held_out) < FEW_HELD_OUT:
         count = len(held_out)

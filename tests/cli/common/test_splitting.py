@@ -78,7 +78,7 @@ def test_a_class_of_one_image_trains_and_is_said() -> None:
     notes = " ".join(parts.notes)
     assert "Classes with one image to train on: 'c'." in notes
     assert "No image of 'c' is held out: too few images of it." in notes
-    assert "Class sizes differ much: 'a' has 16 images, 'c' 1." in notes
+    assert "Class sizes differ much: 'a' has 16 images to train on, 'c' 1." in notes
 
 
 def test_few_held_out_images_are_said() -> None:
