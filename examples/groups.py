@@ -24,7 +24,7 @@ known, new = writers < 6, writers >= 8
 
 # %%
 # The same model with and without groups; the cache keeps the codes for the second one.
-model = CNNCodeClassifier(layers=[-1], heads="ridge", cache=CodeCache())
+model = CNNCodeClassifier(layers=[-1], norms="l2", heads="ridge", cache=CodeCache())
 estimates, truths = [], []
 for name, groups in (("without groups", None), ("with groups", writers[known])):
     model.fit(images[known], labels[known], groups=groups)

@@ -28,13 +28,14 @@ def is_close(shown: str, printed: str) -> bool:
     except ValueError:
         return shown == printed
     if "%" in shown:
-        return abs(a - b) <= 2
+        return abs(a - b) <= (2 if abs(a) >= 10 else 0.5)
     return abs(a - b) <= max(0.05, 0.05 * abs(a))
 
 
 def test_words_are_compared() -> None:
     assert is_close("98.7%", "98.2%")
     assert not is_close("98.7%", "95.2%")
+    assert not is_close("0.2%", "1.6%")
     assert is_close("0.027", "0.031")
     assert not is_close("layer", "layers")
     assert not is_close("-1", "-2")
