@@ -311,7 +311,7 @@ def train(
                 model,
                 warnings,
                 card=card,
-                audit=audited(model, parts.everything, codes),
+                audit=audited(model, images, codes, copies.duplicates),
                 title=f"{output.name}, trained on {data.name}",
                 next_commands=_next_commands(output, data),
             )

@@ -109,21 +109,22 @@ def audit(
     images = as_image_sequence(images)
     given = isinstance(backbone, CNNCodeTransformer)
     transformer = CNNCodeTransformer(backbone) if not given else backbone
-    transformer = _configured(transformer, layer, cache, device, n_jobs, verbose)
+    transformer = configured(transformer, layer, cache, device, n_jobs, verbose)
     codes = transformer.fit_transform(images)
     digests = image_digests(images, transformer)
     return audit_codes(images, codes, labels, groups, digests=digests, n_jobs=n_jobs)
 
 
-def _configured(
+def configured(
     transformer: CNNCodeTransformer,
     layer: Any,
     cache: Any,
     device: str,
     n_jobs: int | None,
-    verbose: bool,
+    verbose: bool = False,
 ) -> CNNCodeTransformer:
-    configured: CNNCodeTransformer = clone(transformer).set_params(
+    """A transformer with the codes that `audit_codes` takes."""
+    found: CNNCodeTransformer = clone(transformer).set_params(
         layer=layer,
         norm=None,
         cache=cache,
@@ -132,7 +133,7 @@ def _configured(
         verbose=verbose,
         on_error="raise",
     )
-    return configured
+    return found
 
 
 def image_digests(images: Any, transformer: CNNCodeTransformer) -> list[bytes]:

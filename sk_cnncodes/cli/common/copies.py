@@ -67,7 +67,7 @@ def copies_of(images: LabelledImages, backbone: ComparedBackbone) -> Copies:
     own.set_params(layer=parts_of(deepest.which)[0], norm=None, verbose=False)
     codes = own.fit_transform(images.paths)
     digests = image_digests(images.paths, own)
-    labels = images.targets
+    labels = images.labels
     duplicates = find_duplicates(
         images.paths, codes, labels, digests=digests, n_jobs=own.n_jobs
     )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sk_cnncodes.heads.code_estimators import CNNCodeClassifier, CNNCodeRegressor
     from sk_cnncodes.inspection.audited import Audit
     from sk_cnncodes.inspection.evaluation import Evaluation
+    from sk_cnncodes.inspection.findings import DuplicateImages
 
 ReportOption = Annotated[
     Path | None,
@@ -87,21 +88,26 @@ def copies_among(tested: LabelledImages, train: LabelledImages) -> list[str]:
 
 
 def audited(
-    model: CNNCodeClassifier | CNNCodeRegressor, images: LabelledImages, cache: Path
+    model: CNNCodeClassifier | CNNCodeRegressor,
+    images: LabelledImages,
+    cache: Path,
+    duplicates: Sequence[DuplicateImages],
 ) -> Audit:
     """What is noteworthy about the images of a training, from codes in its cache."""
-    from sk_cnncodes.inspection.audit import audit
+    from sk_cnncodes.inspection.audit import audit_codes, configured
 
     backbone = model.best_params_["backbone"]
     layers = [row.layer for row in model.ranking_.rows if row.backbone == backbone]
-    return audit(
+    layer = -1 if -1 in layers else layers[0]
+    transformer = configured(
+        model.pipeline_["codes"], layer, cache, model.device, model.n_jobs
+    )
+    return audit_codes(
         images.paths,
+        transformer.fit_transform(images.paths),
         images.labels,
         images.groups,
-        backbone=model.pipeline_["codes"],
-        layer=-1 if -1 in layers else layers[0],
-        cache=cache,
-        device=model.device,
+        duplicates=duplicates,
         n_jobs=model.n_jobs,
     )
 
