@@ -61,12 +61,17 @@ def messy_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_curator(messy_tree: Path, tmp_path: Path) -> None:
-    """A model, and a list of what was not used, and why."""
-    model = tmp_path / "model.joblib"
+    """A model, a report, and a list of what was not used, and why."""
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    model, page = tmp_path / "model.joblib", tmp_path / "report.html"
     options = ("--layer", "-1", "--head", "lda", "--json")
-    result = run("train", messy_tree, "-o", model, *options)
+    result = run("train", messy_tree, "-o", model, "--report", page, *options)
     assert result.returncode == 3, result.stderr
     assert model.exists()
+    text = page.read_text(encoding="utf-8")
+    assert "Gemälde" in text and "陶器" in text
+    assert json.loads(result.stdout)["report"] == str(page)
     said = result.stderr
     # With pillow-heif, the HEIC file is an image, and one that cannot be read.
     heic = int(find_spec("pillow_heif") is not None)
