@@ -92,7 +92,8 @@ class CNNCodeClassifier(ClassifierMixin, CodeChoice):
         all heads: of squared errors in ridge and kernel ridge, whose leave-one-out
         stays exact; of prior probabilities in LDA; of losses in the
         others. Nearest neighbours have none. Probabilities are then calibrated with
-        the temperature of all images alike.
+        the temperature of all images alike; before scikit-learn 1.8, with a sigmoid,
+        which takes a part of the weights back.
 
     Attributes
     ----------

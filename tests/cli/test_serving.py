@@ -15,6 +15,7 @@ from PIL import Image
 
 from sk_cnncodes import load_model, read_model_card
 from tests.cli.commands import interrupt, invoke, only_posix, start, wait_until
+from tests.versions import needs_temperature
 
 # A row comes within a few hundredths of a second; machines that run tests are busy.
 GENEROUS = 2.0
@@ -81,6 +82,7 @@ def test_ctrl_c_ends_a_stream_that_waits(
     assert "Traceback" not in message
 
 
+@needs_temperature
 def test_reject_and_top(model: Path, photos: Path, tmp_path: Path) -> None:
     card = read_model_card(model)
     assert card is not None
@@ -119,7 +121,11 @@ def test_a_plain_threshold(model: Path, photos: Path) -> None:
     ("options", "message"),
     [
         (["--reject", "95"], "expected a share above 0 and below 1, such as 0.95"),
-        (["--reject", "0.999"], "images, and 1000 are needed"),
+        pytest.param(
+            ["--reject", "0.999"],
+            "images, and 1000 are needed",
+            marks=needs_temperature,
+        ),
         (["--reject", "0.9", "--reject-below", "0.5"], "not both"),
         (["--link"], "--link: expected --sort-into DIR"),
         ([], "expected IMAGES: files, folders or -; or --watch DIR"),

@@ -180,8 +180,10 @@ def test_fewer_folds_for_a_small_class(photos: Path, tmp_path: Path) -> None:
     rest = ("--layer", "-1", "--head", "svm", "--json")
     result = invoke("train", folder, "-o", tmp_path / "m.joblib", *rest)
     assert result.exit_code == 0
-    assert "3 folds instead of 5: as many as the smallest class" in result.stderr
-    assert json.loads(result.stdout)["folds"] == 3
+    folds = json.loads(result.stdout)["folds"]
+    assert folds in (2, 3)  # as the held-out images are drawn
+    said = f"{folds} folds instead of 5: as many as the smallest class"
+    assert said in result.stderr
 
 
 def test_layers_side_by_side(photos: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from tests.inspection.page.conftest import (
     brightness,
     several_labels,
 )
+from tests.versions import needs_temperature
 
 SECTIONS = [
     *("summary", "images", "layers", "confusion", "mistakes", "trust", "curve"),
@@ -305,6 +306,7 @@ def test_values(regressor: CNNCodeRegressor, drawn: Drawn) -> None:
     assert Page(first).text == worst
 
 
+@needs_temperature
 def test_an_onnx_file(
     classifier: CNNCodeClassifier, drawn: Drawn, tmp_path: Path
 ) -> None:
