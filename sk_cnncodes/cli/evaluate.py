@@ -33,6 +33,7 @@ from sk_cnncodes.cli.common.labelled_images import (
 )
 from sk_cnncodes.cli.common.pages import (
     ReportOption,
+    audited_tested,
     check_page,
     copies_among,
     evaluated,
@@ -143,6 +144,7 @@ def evaluate(
                 predictor.model,
                 warnings,
                 card=predictor.card,
+                audit=audited_tested(evaluation, found),
                 title=f"{model.name} on {data.name}",
                 next_commands=[
                     (

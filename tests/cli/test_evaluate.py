@@ -117,6 +117,7 @@ def test_text_and_page(trained: Path, photos: Path, tmp_path: Path) -> None:
     assert "8 of the 8 tested images are equal to training images" in text
     assert "1 images could not be read." in text
     assert "24 training images" in text
+    assert "Suspect labels" in text and "Duplicates" in text
     assert "Backbone cnncodes-mini" in text
 
 

@@ -112,6 +112,14 @@ def audited(
     )
 
 
+def audited_tested(evaluation: Evaluation, images: LabelledImages) -> Audit:
+    """What is noteworthy about tested images, by the codes that the model reads."""
+    from sk_cnncodes.inspection.audit import audit_codes
+
+    codes = evaluation.tested.codes
+    return audit_codes(images.paths, codes, images.labels, images.groups)
+
+
 def write_page(
     page: Path,
     evaluation: Evaluation,
