@@ -198,7 +198,7 @@ def check_installed() -> None:
     missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"A report needs {' and '.join(missing)}, which is not installed: pip "
+            f"A report needs {' and '.join(missing)}, which must be installed: pip "
             "install 'sk-cnncodes[report]'."
         )
 
