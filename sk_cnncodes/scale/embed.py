@@ -77,7 +77,8 @@ def embed_to(
     Each file, a shard, is written whole or not at all. A second call with the same
     arguments skips finished shards, so that after an interruption at most the shards
     that were being written are computed again. Memory use does not grow with the number
-    of images. Needs pyarrow.
+    of images, except that a table is read whole, and the names in each single folder
+    are listed whole. Needs pyarrow.
 
     Parameters
     ----------
