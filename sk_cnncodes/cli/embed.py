@@ -112,7 +112,8 @@ def embed(
 
     Each code is stored with its path. An image that cannot be read gets a row of NaN
     and does not stop the others; the exit code is then 3. Memory use does not grow with
-    the number of images, except for a list of their paths, which --shards does without.
+    the number of images, except for a list of their paths. With --shards there is none:
+    only the names in a single folder, which are sorted, and a JSON array are held.
 
     \b
     Examples:

@@ -1,215 +1,27 @@
-"""Find image files in folders by their suffixes, and their classes by sub-folder."""
+"""Find the classes of the images in a folder by its sub-folders."""
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 from sk_cnncodes.base.public import public
+from sk_cnncodes.datasets.image_files import (
+    FoundFiles,
+    counted,
+    inside,
+    is_system_folder,
+    sorted_entries,
+    walk_folder,
+    warn_of_unreadable,
+)
 from sk_cnncodes.datasets.labelled_images import (
     SPLIT_NAMES,
     LabelledImages,
     LeftOut,
 )
-from sk_cnncodes.images.formats import image_suffixes, unreadable_suffixes
-
-# What systems and programs put into folders of photographs, in lower case; names that
-# begin with a dot are their own too.
-_SYSTEM_FOLDERS = {
-    *("@eadir", "__macosx", "$recycle.bin", "system volume information"),
-    *("#recycle", "lost+found", "__pycache__"),
-}
-_SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
-
-
-@dataclass
-class FoundFiles:
-    """What a walk through folders found.
-
-    Attributes
-    ----------
-    paths : list of str
-        Image files; each begins with the folder as it was passed.
-    system : list of str
-        Hidden files and folders, and those that systems make.
-    others : dict of str to list of str
-        Files that are no images, by lower-case suffix.
-    unreadable : dict of str to list of str
-        Photographs that nothing here can read, by lower-case suffix.
-    repeated : list of str
-        Links to folders that were searched already.
-    """
-
-    paths: list[str] = field(default_factory=list)
-    system: list[str] = field(default_factory=list)
-    others: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    unreadable: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    repeated: list[str] = field(default_factory=list)
-
-    @property
-    def ignored(self) -> int:
-        """Number of entries that are hidden, or no images."""
-        return len(self.system) + sum(map(len, self.others.values()))
-
-    def add(self, other: FoundFiles) -> None:
-        """Add what another walk found."""
-        self.paths += other.paths
-        self.system += other.system
-        self.repeated += other.repeated
-        for suffix, names in other.others.items():
-            self.others[suffix] += names
-        for suffix, names in other.unreadable.items():
-            self.unreadable[suffix] += names
-
-    def take(self, entry: os.DirEntry[str]) -> None:
-        """Sort a file into its kind."""
-        suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
-        if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FILES:
-            self.system.append(entry.path)
-        elif suffix in image_suffixes():
-            self.paths.append(entry.path)
-        elif suffix in unreadable_suffixes():
-            self.unreadable[suffix].append(entry.path)
-        else:
-            self.others[suffix].append(entry.path)
-
-    def left_out(self, folder: str) -> tuple[LeftOut, ...]:
-        """All but the images, with reasons and cures."""
-
-        found = [
-            LeftOut(
-                f"{suffix} {_counted('file', names)}",
-                _inside(folder, names),
-                "cannot be read here",
-                f"{unreadable_suffixes()[suffix]}.",
-            )
-            for suffix, names in sorted(self.unreadable.items())
-        ]
-        for suffix, names in sorted(self.others.items()):
-            what = f"{suffix} {_counted('file', names)}".lstrip()
-            reason = "not the suffix of an image" if suffix else "no suffix"
-            found.append(LeftOut(what, _inside(folder, names), reason))
-        if self.system:
-            reason = "hidden, or made by a system"
-            what = "entry" if len(self.system) == 1 else "entries"
-            found.append(LeftOut(what, _inside(folder, self.system), reason))
-        if self.repeated:
-            reason = "to folders that were searched already"
-            found.append(
-                LeftOut(
-                    _counted("link", self.repeated),
-                    _inside(folder, self.repeated),
-                    reason,
-                )
-            )
-        return tuple(found)
-
-
-def find_images(folder: str | os.PathLike[str]) -> FoundFiles:
-    """Find the image files of a folder, recursively.
-
-    Links to files and folders are followed; a folder is searched once, by its own name
-    if it has one here.
-
-    Raises
-    ------
-    OSError
-        If a folder cannot be read.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from sk_cnncodes.datasets.folders import find_images
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for name in ("a.JPG", "b.png", "notes.txt", ".hidden.png"):
-    ...         Path(folder, name).touch()
-    ...     found = find_images(folder)
-    >>> [Path(path).name for path in found.paths], found.ignored
-    (['a.JPG', 'b.png'], 2)
-    """
-    found = _walk(os.fspath(folder))
-    _warn_of_unreadable(folder, found)
-    return found
-
-
-def _walk(folder: str, around: Sequence[str] = ()) -> FoundFiles:
-    """The files of a folder, and of those in it, but not of those `around` it."""
-    found = FoundFiles()
-    for _ in _folders(folder, found, around):
-        pass
-    depth = len(Path(folder).parts)
-    found.paths.sort(key=lambda path: _place(path, depth))
-    return found
-
-
-def walk_images(folder: str | os.PathLike[str]) -> Iterator[str]:
-    """Yield what `find_images` finds, one folder after the other, as they are listed.
-
-    Raises
-    ------
-    OSError
-        If a folder cannot be read.
-    """
-    found = FoundFiles()
-    for _ in _folders(os.fspath(folder), found):
-        yield from found.paths
-        for names in (found.paths, found.system, found.others, found.unreadable):
-            names.clear()
-
-
-def _folders(
-    folder: str, found: FoundFiles, around: Sequence[str] = ()
-) -> Iterator[None]:
-    """Add the files of a folder, and of those in it; yield after each."""
-    rest, links = [folder], list[str]()
-    seen = {*map(_identity, around)}
-    while rest or links:
-        # Links come last, so that a folder has its own name where it is inside.
-        parent = rest.pop() if rest else links.pop(0)
-        identity = _identity(parent)
-        if identity in seen:
-            found.repeated.append(parent)
-            continue
-        seen.add(identity)
-        folders = list[str]()
-        for entry in _entries(parent):
-            if not entry.is_dir():
-                found.take(entry)
-            elif _is_system_folder(entry.name):
-                found.system.append(entry.path)
-            else:
-                (links if entry.is_symlink() else folders).append(entry.path)
-        rest += reversed(folders)
-        yield
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    """What a folder is, whatever its name."""
-    status = os.stat(folder)  # noqa: PTH116
-    return status.st_dev, status.st_ino
-
-
-def _place(path: str, depth: int) -> tuple[tuple[str, ...], str]:
-    """What files are sorted by: those of a folder before those of folders in it."""
-    *parents, name = Path(path).parts[depth:]
-    return tuple(parents), name
-
-
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        yield from sorted(entries, key=lambda entry: entry.name)
-
-
-def _is_system_folder(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
-
-
-# -- classes -------------------------------------------------------------------
+from sk_cnncodes.images.formats import image_suffixes
 
 
 @public
@@ -256,7 +68,7 @@ def find_labelled_images(
     (['cat', 'dog'], '.txt file')
     """
     found, images = labelled_folder(folder, flat)
-    _warn_of_unreadable(folder, found)
+    warn_of_unreadable(folder, found)
     return images
 
 
@@ -340,7 +152,7 @@ class _Classes:
             ("folder", self.empty, "no images inside", ""),
         )
         return [
-            LeftOut(_counted(what, paths), _inside(self.root, paths), reason, cure)
+            LeftOut(counted(what, paths), inside(self.root, paths), reason, cure)
             for what, paths, reason, cure in kinds
             if paths
         ]
@@ -355,13 +167,13 @@ def _sub_folders(folder: str, *others: str) -> tuple[FoundFiles, dict[str, Found
     Links back to the folder, or to `others`, are not followed.
     """
     direct, folders = FoundFiles(), dict[str, FoundFiles]()
-    for entry in _entries(folder):
+    for entry in sorted_entries(folder):
         if not entry.is_dir():
             direct.take(entry)
-        elif _is_system_folder(entry.name):
+        elif is_system_folder(entry.name):
             direct.system.append(entry.path)
         else:
-            folders[entry.path] = _walk(entry.path, (folder, *others))
+            folders[entry.path] = walk_folder(entry.path, (folder, *others))
     return direct, folders
 
 
@@ -406,26 +218,3 @@ def _inner_folders(root: str, name: str, found: FoundFiles) -> set[str]:
 def _listed(names: Sequence[str]) -> str:
     shown = [repr(name) for name in names[:5]] + ["..."] * (len(names) > 5)
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown)
-
-
-def _inside(folder: str, paths: Sequence[str]) -> tuple[str, ...]:
-    """Paths from a folder on."""
-    return tuple(os.path.relpath(path, folder) for path in sorted(paths))
-
-
-def _counted(noun: str, names: Sequence[str]) -> str:
-    return noun if len(names) == 1 else f"{noun}s"
-
-
-def _warn_of_unreadable(folder: str | os.PathLike[str], found: FoundFiles) -> None:
-    """Name what a user would miss, and what to do."""
-    by_cure: dict[str, list[str]] = {}
-    for suffix, names in sorted(found.unreadable.items()):
-        files = f"{len(names)} {suffix} {_counted('file', names)}"
-        by_cure.setdefault(unreadable_suffixes()[suffix], []).append(files)
-    for cure, counts in by_cure.items():
-        warnings.warn(
-            f"{os.fspath(folder)!r}: left out {', '.join(counts)}, which cannot be "
-            f"read here. {cure}.",
-            stacklevel=3,
-        )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
 import json
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,41 @@ SUFFIXES = (
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # Records that the separator is found out from.
 _TRIED = 100
+# Bytes of a text that are decoded at once, and rows of Parquet that are read at once.
+_PART, _BATCH = 2**20, 1024
 _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+
+
+# What a row is: its number, as a reader of the file counts, and its values by column,
+# some of which can be missing; True if it has more cells than there are columns.
+Row = tuple[int, dict[str, Any], bool]
+
+
+@dataclass(frozen=True)
+class TableStream:
+    """A table whose rows are read one after the other, as often as they are asked for.
+
+    Attributes
+    ----------
+    columns : list of str or None
+        None if each row names its own, as in JSON.
+    form : str
+        What the file was found to be.
+    read : callable
+        Takes the names of the columns that are needed, or None for all, and yields each
+        `Row`. It raises a ValueError where the table cannot be read.
+    separator : str
+        Between the cells; empty where it is no text file of cells.
+    """
+
+    columns: list[str] | None
+    form: str
+    read: Callable[[Sequence[str] | None], Iterator[Row]]
+    separator: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,8 +84,11 @@ class Table:
     broken: tuple[str, ...] = ()
 
 
-def read_table(path: Path) -> Table:
-    """Read a table; its form follows from its suffix and content.
+def open_table(path: Path) -> TableStream:
+    """Open a table; its form follows from its suffix and content.
+
+    Rows are read one by one, of Parquet about a thousand at once; a JSON array is read
+    whole.
 
     Raises
     ------
@@ -72,97 +106,130 @@ def read_table(path: Path) -> Table:
             f"{' '.join(SUFFIXES)}. Save other tables, such as those of Excel, as CSV."
         )
     if suffix in (".parquet", ".pq"):
-        table = _read_parquet(path)
-    elif suffix in (".json", ".jsonl", ".ndjson"):
-        table = _read_json(path)
-    else:
-        table = _read_cells(path, suffix)
-    if not table.rows:
-        raise ValueError(f"{str(path)!r}: expected a table with rows, got none.")
-    return table
+        return _open_parquet(path)
+    if suffix in (".json", ".jsonl", ".ndjson"):
+        return _open_json(path)
+    return _open_cells(path, suffix)
 
 
-# -- CSV and its kin -----------------------------------------------------------
+def read_table(path: Path) -> Table:
+    """Read a table of labels, of at least two columns.
 
-
-def _read_cells(path: Path, suffix: str) -> Table:
-    text, encoding = _decode(path)
-    lines = text.splitlines(keepends=True)
-    given = re.match(r"sep=(.)\s*$", lines[0]) if lines else None  # as Excel writes
-    first = 1
-    if given:
-        text, first = "".join(lines[1:]), 2
-    try:
-        separator = given[1] if given else _separator(text, suffix)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        records = [
-            (number, [cell.strip() for cell in cells])
-            for number, cells in enumerate(reader, first)
-            if any(cell.strip() for cell in cells)
-        ]
-    except csv.Error as error:
-        raise ValueError(
-            f"{str(path)!r}: expected a table of text, got one that cannot be read: "
-            f"{error}."
-        ) from error
-    if not records or max(len(cells) for _, cells in records) < 2:
+    Raises
+    ------
+    OSError, ImportError, ValueError
+        As `open_table`.
+    """
+    stream = open_table(path)
+    if stream.separator and stream.columns is not None and len(stream.columns) < 2:
         names = ", ".join(_SEPARATORS.values())
         raise ValueError(
             f"{str(path)!r}: expected at least two columns, of images and labels, "
             f"separated by {names}; got one."
         )
+    rows, broken = list[tuple[int, dict[str, Any]]](), list[str]()
+    for number, row, is_broken in stream.read(None):
+        if is_broken:
+            broken.append(f"row {number}")
+        else:
+            rows.append((number, row))
+    if not rows:
+        raise ValueError(f"{str(path)!r}: expected a table with rows, got none.")
+    columns = stream.columns
+    if columns is None:
+        columns = list(dict.fromkeys(name for _, row in rows for name in row))
+    return Table(columns, rows, stream.form, stream.separator, tuple(broken))
+
+
+# -- CSV and its kin -----------------------------------------------------------
+
+
+def _open_cells(path: Path, suffix: str) -> TableStream:
+    encoding = _encoding(path)
+    with open(path, encoding=encoding, newline="") as file:
+        given = re.match(r"sep=(.)\s*$", file.readline())  # as Excel writes
+    skipped = 1 if given else 0
+
+    def records(separator: str) -> Iterator[tuple[int, list[str]]]:
+        try:
+            with open(path, encoding=encoding, newline="") as file:
+                lines = islice(file, skipped, None)
+                reader = csv.reader(lines, delimiter=separator)
+                for number, cells in enumerate(reader, 1 + skipped):
+                    if any(cell.strip() for cell in cells):
+                        yield number, [cell.strip() for cell in cells]
+        except csv.Error as error:
+            raise ValueError(
+                f"{str(path)!r}: expected a table of text, got one that cannot be "
+                f"read: {error}."
+            ) from error
+
+    separator = given[1] if given else _separator(records, suffix)
+    header = next((cells for _, cells in records(separator)), [])
     form = f"{encoding}, cells between {_SEPARATORS.get(separator, repr(separator))}"
-    header = records[0][1]
-    if any(is_image_name(cell) for cell in header):
+    has_header = not any(is_image_name(cell) for cell in header)
+    if not has_header:
         header = [f"column {number}" for number in range(1, len(header) + 1)]
         form += ", no header"
-    else:
-        records = records[1:]
     counts = Counter(filter(None, header))
-    if max(counts.values()) > 1:
+    if counts and max(counts.values()) > 1:
         raise ValueError(
             f"{str(path)!r}: expected columns with different names, got "
             f"{counts.most_common(1)[0][0]!r} twice."
         )
-    rows, broken = list[tuple[int, dict[str, Any]]](), list[str]()
-    for number, cells in records:
-        if any(cells[len(header) :]):
-            broken.append(f"row {number}")
-            continue
-        rows.append((number, dict(zip(header, cells, strict=False))))
-    columns = [name for name in header if name]
-    return Table(columns, rows, form, separator, tuple(broken))
+
+    def read(_: Sequence[str] | None) -> Iterator[Row]:
+        width = len(header)
+        for number, cells in islice(records(separator), int(has_header), None):
+            row = dict(zip(header, cells, strict=False))
+            yield number, row, len(cells) > width and any(cells[width:])
+
+    return TableStream([name for name in header if name], form, read, separator)
 
 
-def _decode(path: Path) -> tuple[str, str]:
-    """The text of a file, and its encoding."""
-    content = path.read_bytes()
+def _encoding(path: Path) -> str:
+    """The encoding of a text, of which all is read, but little is kept."""
+    with open(path, "rb") as file:
+        content = file.read(4096)
     encoding = next((e for bom, e in _BOMS.items() if content.startswith(bom)), "")
-    if not encoding and content[:4096].count(0) > len(content[:4096]) // 4:
+    if not encoding and content.count(0) > len(content) // 4:
         # UTF-16 without a mark: the other byte of each letter is 0.
         encoding = "utf-16-be" if content[0] == 0 else "utf-16-le"
     for name in [encoding] if encoding else ["utf-8", "cp1252"]:
-        try:
-            return content.decode(name), name
-        except UnicodeDecodeError as error:
-            fault = error
+        wrong = _first_other_byte(path, name)
+        if wrong is None:
+            return name
     raise ValueError(
         f"{str(path)!r}: expected text in UTF-8, UTF-16 or Windows-1252, got other "
-        f"bytes at {fault.start}. Save it as UTF-8."
+        f"bytes at {wrong}. Save it as UTF-8."
     )
 
 
-def _separator(text: str, suffix: str) -> str:
+def _first_other_byte(path: Path, encoding: str) -> int | None:
+    """Where the first byte is that is not of an encoding; None if all are."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    position = 0
+    with open(path, "rb") as file:
+        while True:
+            part = file.read(_PART)
+            held = len(decoder.getstate()[0])
+            try:
+                decoder.decode(part, not part)
+            except UnicodeDecodeError as error:
+                return position - held + error.start
+            position += len(part)
+            if not part:
+                return None
+
+
+def _separator(
+    records: Callable[[str], Iterator[tuple[int, list[str]]]], suffix: str
+) -> str:
     """What separates cells: what cuts most lines into as many cells as the first."""
     best, separator = (-1.0, 0), ","
     tabs_first = sorted(_SEPARATORS, key=lambda each: each != "\t")
     for each in tabs_first if suffix in (".tsv", ".tab") else _SEPARATORS:
-        widths = list[int]()
-        for cells in csv.reader(io.StringIO(text, newline=""), delimiter=each):
-            if any(cells):
-                widths.append(len(cells))
-            if len(widths) == _TRIED:
-                break
+        widths = [len(cells) for _, cells in islice(records(each), _TRIED)]
         if not widths or max(widths) < 2:
             continue
         width, count = Counter(widths).most_common(1)[0]
@@ -183,38 +250,46 @@ def is_image_name(text: Any) -> bool:
 # -- JSON and Parquet ----------------------------------------------------------
 
 
-def _read_json(path: Path) -> Table:
-    text, encoding = _decode(path)
-    rows = list[tuple[int, dict[str, Any]]]()
-    what = (
-        "an array of objects" if text.lstrip()[:1] == "[" else "an object in each line"
-    )
-    try:
-        if text.lstrip()[:1] == "[":
-            rows = list(enumerate(json.loads(text), 1))
-        else:
-            rows = [
-                (number, json.loads(line))
-                for number, line in enumerate(text.split("\n"), 1)
-                if line.strip()
-            ]
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{str(path)!r}: expected a JSON array of objects, or an object in each "
-            f"line; got what cannot be read: {error}."
-        ) from error
-    for number, row in rows:
-        if not isinstance(row, dict):
+def _open_json(path: Path) -> TableStream:
+    encoding = _encoding(path)
+    # A line is what a line feed ends: cells can have other ends of lines.
+    with open(path, encoding=encoding, newline="\n") as file:
+        start = next((line.lstrip() for line in file if line.strip()), "")
+    is_array = start.startswith("[")
+    what = "an array of objects" if is_array else "an object in each line"
+
+    def values() -> Iterator[tuple[int, Any]]:
+        with open(path, encoding=encoding, newline="\n") as file:
+            if is_array:
+                yield from enumerate(json.load(file), 1)
+                return
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, json.loads(line)
+
+    def read(_: Sequence[str] | None) -> Iterator[Row]:
+        try:
+            for number, row in values():
+                if not isinstance(row, dict):
+                    break
+                yield number, row, False
+            else:
+                return
+        except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{str(path)!r}: expected {what}, with the columns as keys; got "
-                f"{json.dumps(row)[:60]} in row {number}."
-            )
-    columns = list(dict.fromkeys(name for _, row in rows for name in row))
-    form = "a JSON array" if what.startswith("an array") else "JSON lines"
-    return Table(columns, rows, f"{encoding}, {form}")
+                f"{str(path)!r}: expected a JSON array of objects, or an object in "
+                f"each line; got what cannot be read: {error}."
+            ) from error
+        raise ValueError(
+            f"{str(path)!r}: expected {what}, with the columns as keys; got "
+            f"{json.dumps(row)[:60]} in row {number}."
+        )
+
+    form = "a JSON array" if is_array else "JSON lines"
+    return TableStream(None, f"{encoding}, {form}", read)
 
 
-def _read_parquet(path: Path) -> Table:
+def _open_parquet(path: Path) -> TableStream:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -224,15 +299,29 @@ def _read_parquet(path: Path) -> Table:
             "install 'sk-cnncodes[pandas]'."
         ) from error
     try:
-        table = pyarrow.parquet.read_table(path)
+        schema = pyarrow.parquet.read_schema(path)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{str(path)!r}: expected a Parquet file: {error}") from error
     names = [
         field.name
-        for field in table.schema
+        for field in schema
         if not pyarrow.types.is_struct(field.type)
         and not pyarrow.types.is_binary(field.type)
         and not field.name.startswith("__")
     ]
-    rows = table.select(names).to_pylist()
-    return Table(names, list(enumerate(rows, 1)), "Parquet")
+
+    def read(needed: Sequence[str] | None) -> Iterator[Row]:
+        taken = names if needed is None else [name for name in names if name in needed]
+        number = 0
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(_BATCH, columns=taken):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row, False
+        except pyarrow.ArrowException as error:
+            raise ValueError(
+                f"{str(path)!r}: expected a whole Parquet file: {error}"
+            ) from error
+
+    return TableStream(names, "Parquet", read)

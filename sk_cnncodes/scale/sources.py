@@ -8,13 +8,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.codes.streaming import keyed_images
-from sk_cnncodes.datasets.folders import walk_images
-from sk_cnncodes.datasets.tables import SUFFIXES, is_image_name, read_table
+from sk_cnncodes.datasets.image_files import walk_images
+from sk_cnncodes.datasets.tables import SUFFIXES, is_image_name, open_table
 from sk_cnncodes.images.containers import as_element
 from sk_cnncodes.images.sources import (
     FileContent,
@@ -22,7 +23,7 @@ from sk_cnncodes.images.sources import (
     is_opener,
     read_content,
 )
-from sk_cnncodes.scale.archives import TAR_SUFFIXES, read_tar, read_zip
+from sk_cnncodes.scale.archives import TAR_SUFFIXES, BadMember, read_tar, read_zip
 from sk_cnncodes.scale.parquet_images import image_field, read_parquet_images
 from sk_cnncodes.scale.remote import RemoteReader, is_uri
 
@@ -119,32 +120,54 @@ class FolderSource:
         self.pieces = [""]
 
     def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
+        start = len(os.path.join(self.folder, ""))  # noqa: PTH118
         for path in walk_images(self.folder):
-            key = Path(os.path.relpath(path, self.folder)).as_posix()
-            yield SourceImage(key, path)
+            key = path[start:]
+            yield SourceImage(key if os.sep == "/" else Path(key).as_posix(), path)
 
 
 class TableSource:
-    """The files that a table lists, from its folder on; keys are its own paths."""
+    """The files that a table lists, from its folder on; keys are its own paths.
+
+    Rows are read as they are asked for, in each `read` anew.
+    """
 
     def __init__(
         self, path: Path, columns: Sequence[str], image_column: str | None
     ) -> None:
         self._folder = path.parent
         self._columns = columns
-        self._rows = [row for _, row in read_table(path).rows]
-        names = [*dict.fromkeys(name for row in self._rows for name in row)]
-        self._image = image_column or _column_of_images(self._rows, names, path)
-        check_columns([self._image, *columns], names, path)
+        self._table = open_table(path)
+        tried = [row for _, row, _ in islice(self._table.read(None), _TRIED)]
+        if not tried:
+            raise ValueError(f"{str(path)!r}: expected a table with rows, got none.")
+        names = self._table.columns
+        if names is None:
+            names = [*dict.fromkeys(name for row in tried for name in row)]
+        self._image = image_column or _column_of_images(tried, names, path)
+        needed = [self._image, *columns]
+        if self._table.columns is None and not {*needed} <= {*names}:
+            # Rows name their columns: further ones may have others.
+            rows = (row for _, row, _ in self._table.read(None))
+            names = [*dict.fromkeys(name for row in rows for name in row)]
+        check_columns(needed, names, path)
         self.pieces = [""]
 
     def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
-        for row in self._rows:
+        rows = self._table.read([self._image, *self._columns])
+        for position, (number, row, is_broken) in enumerate(rows):
             name = row.get(self._image)
+            if not wanted(position):
+                yield SourceImage(str(name), None)
+                continue
+            columns = {each: as_text(row.get(each)) for each in self._columns}
+            if is_broken:
+                reason = f"row {number} of the table has more cells than its header."
+                yield SourceImage(str(name), BadMember(str(name), reason), columns)
+                continue
             image = None if name is None else str(name)
             if image is not None and not is_uri(image):
                 image = os.path.join(self._folder, image)  # noqa: PTH118
-            columns = {each: as_text(row.get(each)) for each in self._columns}
             yield SourceImage(str(name), {"bytes": None, "path": image}, columns)
 
 
@@ -338,11 +361,10 @@ def _holds_images(path: Path, image_column: str | None) -> bool:
 
 def _column_of_images(rows: list[dict[str, Any]], names: list[str], path: Path) -> str:
     """The only column with names of image files."""
-    tried = rows[:_TRIED]
     found = [
         name
         for name in names
-        if 2 * sum(is_image_name(row.get(name)) for row in tried) > len(tried)
+        if 2 * sum(is_image_name(row.get(name)) for row in rows) > len(rows)
     ]
     if len(found) != 1:
         raise ValueError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from sk_cnncodes.datasets.folders import find_images, find_labelled_images
+from sk_cnncodes.datasets import image_files
+from sk_cnncodes.datasets.folders import find_labelled_images
+from sk_cnncodes.datasets.image_files import find_images, walk_images
 from sk_cnncodes.images.decode import read_rgb
 from sk_cnncodes.images.formats import FORMATS, image_suffixes
 from tests.fuzz.image_seeds import encoded
@@ -50,6 +54,37 @@ def test_relative_folders_give_relative_paths(
     monkeypatch.chdir(tmp_path)
     assert find_images("photos").paths == [str(Path("photos", "cat", "1.jpg"))]
     assert find_labelled_images("photos").paths == [str(Path("photos/cat/1.jpg"))]
+
+
+def test_a_walk_finds_the_same_in_order_folder_by_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_files, "_BLOCK", 3)
+    names = ["\U0001f408", "\ufb01", "\udcff", "a b", "a", "Z", "\xe9", "10", "9"]
+    touch(tmp_path, *(f"{name}.png" for name in names), "b/2.png", "b/1.png", "x.txt")
+    touch(tmp_path, "a/deep/3.png", ".hidden/4.png", "a.d/5.png")
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    (tmp_path / "0-link").symlink_to(tmp_path / "a")
+    found = list(walk_images(tmp_path))
+    assert found == find_images(tmp_path).paths
+    direct = [path for path in found if Path(path).parent == tmp_path]
+    assert len(found) == len({*found}) == 13 and direct == sorted(direct)
+
+
+def test_names_of_a_large_folder_take_their_bytes() -> None:
+    count = 200_000
+    names = image_files._ImageNames()
+    tracemalloc.start()
+    for number in range(count):
+        name = f"IMG_{number * 7919 % count:012}_abc.jpg"
+        names.take(SimpleNamespace(name=name, path=f"/images/{name}"))  # type: ignore[arg-type]
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    # 24 bytes and a zero, and names that are not packed yet.
+    assert held < 25 * count + 8 * 2**20
+    found = names.pop_names()
+    assert next(found) == "IMG_000000000000_abc.jpg"
+    assert sum(1 for _ in found) == count - 1
 
 
 def test_missing_folder() -> None:

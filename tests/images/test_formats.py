@@ -16,7 +16,7 @@ import pytest
 from PIL import AvifImagePlugin, Image
 
 from sk_cnncodes import ImageError, LabelledImages, find_labelled_images
-from sk_cnncodes.datasets.folders import find_images
+from sk_cnncodes.datasets.image_files import find_images
 from sk_cnncodes.images import formats
 from sk_cnncodes.images.decode import read_image, read_rgb
 from sk_cnncodes.images.file_parts import jxl_codestream, jxl_header

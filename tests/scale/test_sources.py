@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
 from sk_cnncodes.scale import archives
+from sk_cnncodes.scale.sources import open_source
 from tests.scale.conftest import png
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -67,6 +69,79 @@ def test_tables(tiny: str, tmp_path: Path, expected: np.ndarray, form: str) -> N
     assert labels.tolist() == [row["label"] for row in rows]
     with pytest.raises(ValueError, match="column 'no': expected one of"):
         embed_to(CNNCodeTransformer(tiny), tmp_path / "x", path, columns=["no"])
+
+
+def write_rows(path: Path, count: int) -> Path:
+    """A table of any form, of images that do not exist."""
+    rows = [{"file": f"images/{i:09}.png", "label": f"c{i % 7}"} for i in range(count)]
+    if path.suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=5000)
+    elif path.suffix == ".csv":
+        lines = ["file,label", *(",".join(row.values()) for row in rows)]
+        path.write_text("\n".join(lines))
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_rows_of_a_table_are_not_held(tmp_path: Path, form: str) -> None:
+    count = 30_000
+    path = write_rows(tmp_path / f"table.{form}", count)
+    tracemalloc.start()
+    source = open_source(path, ["label"])
+    keys = [sum(1 for _ in source.read(0, lambda _: True)) for _ in range(2)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert keys == [count, count]
+    # The rows themselves would take 15 MB.
+    assert peak < 5e6
+
+
+def test_a_list_of_paths(tiny: str, tmp_path: Path, expected: np.ndarray) -> None:
+    keys = [f"{number}.png" for number in range(COUNT)]
+    for number, key in enumerate(keys):
+        (tmp_path / key).write_bytes(png(number))
+    path = tmp_path / "list.txt"
+    path.write_text("\n".join(keys))
+    check(tiny, tmp_path / "codes", path, keys, expected)
+
+
+def test_rows_with_too_many_cells_are_bad_images(tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(png(0))
+    path = tmp_path / "table.csv"
+    path.write_text("file,label\n0.png,a\n0.png,a,b\n")
+    embed_to(CNNCodeTransformer(tiny), tmp_path / "codes", path)
+    codes = open_codes(tmp_path / "codes")
+    assert codes.keys.tolist() == ["0.png", "0.png"]
+    assert codes.errors.tolist() == [
+        None,
+        "row 3 of the table has more cells than its header.",
+    ]
+
+
+def test_a_column_that_only_later_rows_have(tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(png(0))
+    rows = [{"file": "0.png"}] * 1001 + [{"file": "0.png", "note": "last"}]
+    path = tmp_path / "table.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    embed_to(CNNCodeTransformer(tiny), tmp_path / "codes", path, columns=["note"])
+    notes = open_codes(tmp_path / "codes").column("note")
+    assert notes.tolist() == [None] * 1001 + ["last"]
+    with pytest.raises(ValueError, match="column 'no': expected one of"):
+        embed_to(CNNCodeTransformer(tiny), tmp_path / "x", path, columns=["no"])
+
+
+def test_a_table_that_is_cut_or_changes(tiny: str, tmp_path: Path) -> None:
+    transformer = CNNCodeTransformer(tiny)
+    path = write_rows(tmp_path / "table.jsonl", 30)
+    embed_to(transformer, tmp_path / "codes", path, shard_rows=10)
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(ValueError, match="table.jsonl.*what cannot be read"):
+        embed_to(transformer, tmp_path / "codes", path, shard_rows=10)
+    write_rows(path, 20)
+    with pytest.raises(ValueError, match="has fewer images than it had"):
+        embed_to(transformer, tmp_path / "codes", path, shard_rows=10)
 
 
 def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:

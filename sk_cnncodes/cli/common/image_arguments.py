@@ -16,7 +16,7 @@ from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.base.progress import progress_bar
 from sk_cnncodes.cli.common.frame import note
 from sk_cnncodes.cli.common.messages import with_options
-from sk_cnncodes.datasets.folders import find_images
+from sk_cnncodes.datasets.image_files import find_images
 from sk_cnncodes.images.safe_open import MAX_PIXELS
 from sk_cnncodes.images.sources import describe_image
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.cli.common.image_arguments import CHUNK_SIZE
-from sk_cnncodes.datasets.folders import find_images
+from sk_cnncodes.datasets.image_files import find_images
 
 # Paths that are read ahead.
 _AHEAD = 4 * CHUNK_SIZE
