@@ -24,7 +24,8 @@ FLOORS["backbones"] = {"layers", "images", "engines", "graphs", "base"}
 FLOORS["codes"] = {"backbones", "cache", *FLOORS["backbones"]}
 FLOORS["ranking"] = {"codes", *FLOORS["codes"]}
 FLOORS["heads"] = {"ranking", *FLOORS["ranking"]}
-FLOORS["export"] = {"heads", *FLOORS["heads"]}
+FLOORS["tuning"] = {"heads", *FLOORS["heads"]}
+FLOORS["export"] = {"tuning", "heads", *FLOORS["heads"]}
 FLOORS["inspection"] = {"export", "datasets", *FLOORS["export"]}
 FLOORS["scale"] = {"export", "datasets", *FLOORS["export"]}
 FLOORS["cli"] = {"inspection", "scale", *FLOORS["inspection"]}
@@ -35,7 +36,7 @@ ROOT = {"_version"}
 # free of scikit-learn and onnx; and `import sk_cnncodes` as fast as it is. Nothing else
 # is imported late.
 LATE_PACKAGES = {
-    *("onnx", "onnxruntime", "openvino", "skl2onnx", "skops"),
+    *("onnx", "onnxruntime", "openvino", "skl2onnx", "skops", "torch"),
     *("PIL", "numpy", "sklearn", "joblib", "pandas", "pyarrow", "matplotlib", "tqdm"),
     *("jinja2", "umap"),
     *("pooch", "requests", "filelock", "multiprocessing", "fsspec", "urllib3"),
@@ -80,6 +81,8 @@ LATE_MODULES = {
         *("ranking.layer_codes",),
     },
     "export.model_card": {"heads.presets"},
+    # Modules that import torch.
+    "tuning.tail": {"tuning.interpreter.module"},
     "engines.execution": {"engines.openvino"},
     "engines.session": {
         *("engines.openvino", "engines.precision", "engines.quantisation"),

@@ -138,9 +138,9 @@ class Backbone:
         """
         layers = [(self.layer(spec.layer), spec.pooling) for spec in specs]
         preprocessing = specs[0].preprocessing
-        return build_code_graphs(self._read, self.path.parent, layers, preprocessing)
+        return build_code_graphs(self.read, self.path.parent, layers, preprocessing)
 
-    def _read(self) -> onnx.ModelProto:
+    def read(self) -> onnx.ModelProto:
         """Read the whole model, and check that the file is still the same."""
         model = read_model(self.path)
         sha256 = digest_with_data(self.path, model)

@@ -186,7 +186,7 @@ def _code_graph(
     fixed_batch = stated[0] if stated else None
     batch_size = None if dynamic else fixed_batch or 1
     if dynamic and fixed_batch is not None:
-        _make_batch_dynamic(model, image.name, fixed_batch)
+        make_batch_dynamic(model, image.name, fixed_batch)
     if dynamic and _decides_by_batch(model, image.name):
         batch_size = 1
     # Types of intermediate tensors may contain a fixed batch size.
@@ -294,7 +294,7 @@ def _add_pooling(build: GraphBuilder, layer: Layer, pooling: Pooling) -> str:
     return build.node("Flatten", code, axis=1)
 
 
-def _make_batch_dynamic(
+def make_batch_dynamic(
     model: onnx.ModelProto, input_name: str, fixed_batch: int
 ) -> None:
     """Make the fixed batch size of a model dynamic, as far as possible.
