@@ -76,8 +76,8 @@ def embed(
             "--shards",
             help="Write a folder of Parquet files, whatever the number of images, and "
             "go on where an earlier run stopped (needs pyarrow). IMAGES is then one "
-            "folder, table (CSV, JSON lines, Parquet), or -; or tar, zip or Parquet "
-            "files with images.",
+            "folder, table (CSV, JSON lines, Parquet, Lance), or -; or tar, zip, "
+            "Parquet or Lance files with images.",
         ),
     ] = False,
     shard_rows: Annotated[

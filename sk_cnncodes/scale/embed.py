@@ -91,11 +91,11 @@ def embed_to(
         The folder, which is made if it is missing.
     source : str, path-like, list of them, data set or iterable
         - A folder: its image files, recursively; keys are paths in it.
-        - A table (CSV, JSON lines, JSON, Parquet) with a column of paths, which start
-          from its folder; keys are these paths.
+        - A table (CSV, JSON lines, JSON, Parquet, Lance) with a column of paths, which
+          start from its folder; keys are these paths. Lance needs pylance.
         - Tar archives (with WebDataset's names: ``0007.jpg`` and ``0007.cls`` are one
-          sample), zip files, or Parquet files with a column of bytes or of structs
-          ``{"bytes", "path"}``: one path, a list, or a pattern such as
+          sample), zip files, or Parquet files or Lance tables with a column of bytes or
+          of structs ``{"bytes", "path"}``: one path, a list, or a pattern such as
           ``"train-{000..127}.tar"`` or ``"*.parquet"``. Keys are the file's name, a
           slash, and the member's name or the number of the row.
         - A data set of Hugging Face, map-style or streaming; keys are positions.

@@ -41,7 +41,12 @@ def image_field(path: Path, name: str | None) -> str | None:
         schema = parquet.read_schema(path)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{str(path)!r}: expected a Parquet file: {error}") from error
-    types = pyarrow.types
+    return image_field_of(schema, name, path)
+
+
+def image_field_of(schema: Any, name: str | None, path: Path) -> str | None:
+    """`image_field` of the schema of any table of pyarrow's types."""
+    from pyarrow import types
 
     def holds_images(kind: Any) -> bool:
         if types.is_struct(kind):
@@ -98,15 +103,18 @@ def read_parquet_images(
             )
             for batch in batches:
                 for row in batch.to_pylist():
-                    image = row[name]
-                    if image is None:
-                        image = {"bytes": None, "path": None}
-                    elif isinstance(image, dict) and image.get("bytes") is None:
-                        # A path of another machine; nothing beside the file is read.
-                        image = {"bytes": None, "path": None}
+                    image = as_image(row[name])
                     others = {
                         column: None if row[column] is None else str(row[column])
                         for column in columns
                     }
                     yield str(start), image if wanted(start) else None, others
                     start += 1
+
+
+def as_image(cell: Any) -> Any:
+    """An element of X of a cell of bytes, or of a struct."""
+    if cell is None or (isinstance(cell, dict) and cell.get("bytes") is None):
+        # A path of another machine; nothing beside the file is read.
+        return {"bytes": None, "path": None}
+    return cell

@@ -24,6 +24,13 @@ from sk_cnncodes.images.sources import (
     read_content,
 )
 from sk_cnncodes.scale.archives import TAR_SUFFIXES, BadMember, read_tar, read_zip
+from sk_cnncodes.scale.lance_images import (
+    is_lance,
+    lance_image_field,
+    lance_table,
+    open_lance,
+    read_lance_images,
+)
 from sk_cnncodes.scale.parquet_images import image_field, read_parquet_images
 from sk_cnncodes.scale.remote import RemoteReader, is_uri
 
@@ -137,7 +144,7 @@ class TableSource:
     ) -> None:
         self._folder = path.parent
         self._columns = columns
-        self._table = open_table(path)
+        self._table = lance_table(path) if is_lance(path) else open_table(path)
         tried = [row for _, row, _ in islice(self._table.read(None), _TRIED)]
         if not tried:
             raise ValueError(f"{str(path)!r}: expected a table with rows, got none.")
@@ -172,7 +179,7 @@ class TableSource:
 
 
 class FileSource:
-    """Files that hold many images each: tar or zip archives, or Parquet files.
+    """Files that hold many images each: tar or zip archives, Parquet, Lance tables.
 
     Keys are the name of the file, a slash, and the name or number inside of it.
     """
@@ -186,7 +193,7 @@ class FileSource:
         self._paths = paths
         self._columns = columns
         self._image_column = image_column
-        self.pieces = [f"{path.name} ({path.stat().st_size} bytes)" for path in paths]
+        self.pieces = [f"{path.name} ({_state_of(path)})" for path in paths]
         repeated = len({path.name for path in paths}) < len(paths)
         if repeated:
             raise ValueError(
@@ -198,12 +205,21 @@ class FileSource:
         path = self._paths[piece]
         if path.suffix.lower() in (".parquet", ".pq"):
             rows = read_parquet_images(path, self._columns, self._image_column, wanted)
+        elif is_lance(path):
+            rows = read_lance_images(path, self._columns, self._image_column, wanted)
         elif path.suffix.lower() == ".zip":
             rows = read_zip(path, self._columns, wanted)
         else:
             rows = read_tar(path, self._columns, wanted)
         for name, image, columns in rows:
             yield SourceImage(f"{path.name}/{name}", image, columns)
+
+
+def _state_of(path: Path) -> str:
+    """What changes with a file, or with a Lance table."""
+    if is_lance(path):
+        return f"version {open_lance(path).version}"
+    return f"{path.stat().st_size} bytes"
 
 
 class DatasetSource:
@@ -284,18 +300,18 @@ def open_source(
                 "table, archives or a data set as the source, or no columns."
             )
         return IterableSource(source)
-    if len(paths) == 1 and paths[0].is_dir():
+    if len(paths) == 1 and paths[0].is_dir() and not is_lance(paths[0]):
         if columns:
             raise ValueError(f"columns={list(columns)!r}: a folder has no columns.")
         return FolderSource(paths[0])
     if all(_holds_images(path, image_column) for path in paths):
         return FileSource(paths, columns, image_column)
-    if len(paths) == 1 and paths[0].suffix.lower() in SUFFIXES:
+    if len(paths) == 1 and paths[0].suffix.lower() in (*SUFFIXES, ".lance"):
         return TableSource(paths[0], columns, image_column)
     raise ValueError(
         f"source: got {str(paths[0])!r}. Expected a folder, a table "
-        f"({' '.join(SUFFIXES)}), or files that hold many images each: "
-        f"{' '.join((*TAR_SUFFIXES, '.zip', '.parquet'))}."
+        f"({' '.join((*SUFFIXES, '.lance'))}), or files that hold many images each: "
+        f"{' '.join((*TAR_SUFFIXES, '.zip', '.parquet', '.lance'))}."
     )
 
 
@@ -349,13 +365,15 @@ def _expanded(text: str) -> list[Path]:
 def is_archive(path: str | os.PathLike[str]) -> bool:
     """Whether a path ends like a file that can hold many images."""
     name = os.fspath(path).lower()
-    return name.endswith((*TAR_SUFFIXES, ".zip", ".parquet", ".pq"))
+    return name.endswith((*TAR_SUFFIXES, ".zip", ".parquet", ".pq", ".lance"))
 
 
 def _holds_images(path: Path, image_column: str | None) -> bool:
     """Whether a file holds images itself, rather than paths."""
     if path.suffix.lower() in (".parquet", ".pq"):
         return image_field(path, image_column) is not None
+    if is_lance(path):
+        return lance_image_field(path, image_column) is not None
     return is_archive(path) and path.is_file()
 
 
