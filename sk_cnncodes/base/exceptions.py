@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from sk_cnncodes.base.public import public
 
+# Longer strings are shortened in messages: they may be whole images in base64.
+_LONGEST_NAME = 300
+
 
 @public
 class ImageError(ValueError):
@@ -79,3 +82,19 @@ class CacheError(RuntimeError):
 def first_line(error: BaseException) -> str:
     """First line of another library's error, truncated to 300 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def shorten(text: str) -> str:
+    """A text without its middle if it is long."""
+    if len(text) <= _LONGEST_NAME:
+        return text
+    return f"{text[:100]}...{text[-100:]} ({len(text)} characters)"
+
+
+def reason_of(error: Exception) -> str:
+    """What another library's error says."""
+    try:
+        text = str(error)
+    except Exception:  # `zipfile` cannot name an archive that has no name
+        text = ""
+    return shorten(text or type(error).__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from bisect import bisect_right
@@ -18,17 +17,18 @@ from PIL import Image
 
 from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.base.forks import fork_safe_lock
+from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.images.sources import (
     ACCEPTED,
     FileContent,
-    check_binary,
-    check_length,
     describe_image,
     describe_source,
+    fetched,
     is_file,
     is_opener,
     is_sample,
     is_scarcity,
+    opened_content,
     opener_name,
     reason_of,
     shorten,
@@ -44,8 +44,6 @@ _BLOCK_BYTES = 2**24
 _KEPT_BYTES = 2**26
 # Rows read at once from an array whose rows have no known size.
 _BLOCK_ROWS = 64
-# Bytes read at once from the files of other libraries.
-_PART = 2**20
 
 
 def as_image_sequence(X: Any) -> Sequence[Any]:
@@ -316,22 +314,25 @@ def fetch_element(images: Sequence[Any], index: int) -> Any:
     return as_element(cell, index)
 
 
-def as_element(cell: Any, index: int) -> Any:
+def as_element(cell: Any, index: int, reader: RemoteReader | None = None) -> Any:
     """Turn an object of another library into a path, bytes, open file or pixels.
 
-    Files of archives and remote file systems are read here, tensors become arrays, and
-    the images of tables are taken out of their dicts and scalars. What is none of these
-    is returned as it is, and refused by `read_content`.
+    Files of archives and remote file systems are read here, addresses where `fetched`
+    does so, tensors become arrays, and the images of tables are taken out of their
+    dicts and scalars. What is none of these is returned, and `read_content` refuses it.
 
     Raises
     ------
     ImageError
         If that fails.
     """
-    if isinstance(cell, (str, bytes, np.ndarray, Image.Image)):
+    if isinstance(cell, str):
+        return fetched(cell, index, reader) if "://" in cell else cell
+    if isinstance(cell, (bytes, np.ndarray, Image.Image)):
         return cell
     try:
-        return _as_element(cell, index)
+        element = _as_element(cell, index)
+        return fetched(element, index, reader) if type(element) is str else element
     except ImageError:
         raise
     except Exception as error:
@@ -344,18 +345,20 @@ def as_element(cell: Any, index: int) -> Any:
 
 
 def _as_element(cell: Any, index: int) -> Any:
+    if isinstance(cell, (str, bytes, np.ndarray, Image.Image)):
+        return cell
     if isinstance(cell, (type, np.generic, bytearray, memoryview, FileContent)):
         return cell
     if callable(getattr(cell, "as_py", None)):  # a scalar of pyarrow
-        return as_element(cell.as_py(), index)
+        return _as_element(cell.as_py(), index)
     if isinstance(cell, Mapping):
         return _from_mapping(cell, index)
     if is_sample(cell):
-        return as_element(cell[0], index)
+        return _as_element(cell[0], index)
     if is_file(cell):
         return cell
     if is_opener(cell):
-        return FileContent(_opened_content(cell, index), opener_name(cell))
+        return FileContent(opened_content(cell, index), opener_name(cell))
     if isinstance(cell, os.PathLike):
         return cell
     if callable(getattr(cell, "__array__", None)):
@@ -419,32 +422,3 @@ def channels_last_hint(array: Any, shape: tuple[int, ...], name: str) -> str:
     else:
         how = f"{name}.transpose{order}"
     return f" Move the channels last: {how}."
-
-
-def _opened_content(image: Any, index: int) -> bytes:
-    """Read the file of a path object of another library."""
-    name = describe_image(image, index)
-    if not callable(getattr(image, "open", None)):
-        content = image.read_bytes()
-        check_binary(content, name, index)
-        check_length(len(content), name, index)
-        return bytes(content)
-    with image.open("rb") if _takes_mode(image.open) else image.open() as file:
-        parts, length = [], 0
-        while part := file.read(_PART):
-            check_binary(part, name, index)
-            parts.append(part)
-            length += len(part)
-            check_length(length, name, index)
-    return b"".join(parts)
-
-
-def _takes_mode(function: Any) -> bool:
-    """Whether `open` takes a mode; that of fsspec's `OpenFile` takes nothing."""
-    try:
-        inspect.signature(function).bind("rb")
-    except TypeError:
-        return False
-    except ValueError:  # written in C
-        return True
-    return True

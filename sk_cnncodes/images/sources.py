@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import io
 import os
 import re
@@ -16,9 +17,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sk_cnncodes.base.exceptions import ImageError, ImageNotFoundError
+from sk_cnncodes.base.exceptions import (
+    ImageError,
+    ImageNotFoundError,
+    reason_of,
+    shorten,
+)
 from sk_cnncodes.base.files import is_open_database, working_folder
 from sk_cnncodes.base.forks import fork_safe_lock
+from sk_cnncodes.images.addresses import VARIABLE, is_uri
+from sk_cnncodes.images.remote import RemoteReader, environment_reader
 from sk_cnncodes.images.safe_open import LARGEST_FILE
 
 ACCEPTED = (
@@ -26,13 +34,15 @@ ACCEPTED = (
     "of shape (height, width), (height, width, 1), (height, width, 3) or (height, "
     "width, 4) of uint8, bool, or floats in [0, 1]"
 )
-# Longer strings are shortened in messages: they may be whole images in base64.
-_LONGEST_NAME = 300
+# Shorter texts are no images in base64.
+_SHORTEST_IMAGE = 300
 # A file object may occur in X twice and be read by two threads.
 open_file_lock = fork_safe_lock()
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{100,}={0,2}\s*")
+# Bytes read at once from the files of other libraries.
+_PART = 2**20
 # The process is out of resources; the image is not at fault.
 _RESOURCE_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -88,13 +98,6 @@ def _description(image: Any) -> str:
     if hasattr(image, "__array__") and hasattr(image, "shape"):
         return f"{kind} of shape {tuple(image.shape)}, dtype {image.dtype}"
     return kind
-
-
-def shorten(text: str) -> str:
-    """A text without its middle if it is long."""
-    if len(text) <= _LONGEST_NAME:
-        return text
-    return f"{text[:100]}...{text[-100:]} ({len(text)} characters)"
 
 
 def is_file(image: Any) -> bool:
@@ -207,13 +210,35 @@ def path_of(image: str | os.PathLike[Any], index: int) -> str:
         ) from error
 
 
-def reason_of(error: Exception) -> str:
-    """What another library's error says."""
+def fetched(
+    text: str, index: int, reader: RemoteReader | None = None
+) -> str | FileContent:
+    """What is at an address, where the user allowed it; other texts are returned.
+
+    Parameters
+    ----------
+    text : str
+    index : int
+    reader : RemoteReader or None
+        None is that of the environment variable.
+
+    Raises
+    ------
+    ImageError
+        If the address is not among those that are allowed, or cannot be read.
+    """
+    if not is_uri(text):
+        return text
+    reader = reader or environment_reader()
+    if not reader.prefixes:
+        return text
     try:
-        text = str(error)
-    except Exception:  # `zipfile` cannot name an archive that has no name
-        text = ""
-    return shorten(text or type(error).__name__)
+        return FileContent(reader.read(text), text)
+    except Exception as error:
+        name = describe_image(text, index)
+        if is_scarcity(error, name):
+            raise
+        raise ImageError(f"{name}: {reason_of(error)}", index) from error
 
 
 def _path_content(path: str, index: int) -> bytes:
@@ -261,7 +286,8 @@ def _refuse_no_path(path: str, name: str, index: int, error: Exception) -> None:
     if _URL.match(_with_slashes(path)):
         what = (
             "a URL, which is not downloaded. Expected the path of an image file, or "
-            "its bytes. Download it, or give fsspec.open(url)."
+            "its bytes. Download it, or give fsspec.open(url); the environment "
+            f"variable {VARIABLE}=1 allows downloads."
         )
         if path.lower().startswith("file:"):
             what = "a URL of a file. Expected its path, without 'file://'."
@@ -270,7 +296,7 @@ def _refuse_no_path(path: str, name: str, index: int, error: Exception) -> None:
             "a data URI, which is not decoded. Expected the path of an image file, or "
             "its bytes: base64.b64decode(uri.partition(',')[2])."
         )
-    elif _BASE64.fullmatch(path) and len(path) > _LONGEST_NAME:
+    elif _BASE64.fullmatch(path) and len(path) > _SHORTEST_IMAGE:
         what = (
             "no such file; it may be an image in base64. Expected the path of an image "
             "file, or its bytes: base64.b64decode(text)."
@@ -364,3 +390,32 @@ def _content_by_seeking(file: Any, name: str, index: int) -> Any:
     check_length(file.tell(), name, index)
     file.seek(0)
     return file.read()
+
+
+def opened_content(image: Any, index: int) -> bytes:
+    """Read the file of a path object of another library."""
+    name = describe_image(image, index)
+    if not callable(getattr(image, "open", None)):
+        content = image.read_bytes()
+        check_binary(content, name, index)
+        check_length(len(content), name, index)
+        return bytes(content)
+    with image.open("rb") if _takes_mode(image.open) else image.open() as file:
+        parts, length = [], 0
+        while part := file.read(_PART):
+            check_binary(part, name, index)
+            parts.append(part)
+            length += len(part)
+            check_length(length, name, index)
+    return b"".join(parts)
+
+
+def _takes_mode(function: Any) -> bool:
+    """Whether `open` takes a mode; that of fsspec's `OpenFile` takes nothing."""
+    try:
+        inspect.signature(function).bind("rb")
+    except TypeError:
+        return False
+    except ValueError:  # written in C
+        return True
+    return True

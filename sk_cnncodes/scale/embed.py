@@ -17,9 +17,10 @@ from sk_cnncodes.codes.parameters import check_parameters
 from sk_cnncodes.codes.plan import CodePlan, plan_transform, state_of
 from sk_cnncodes.codes.streaming import CodeBatch
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
+from sk_cnncodes.images.addresses import allowed_prefixes
+from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.images.sources import describe_image
 from sk_cnncodes.scale.parquet_images import import_parquet
-from sk_cnncodes.scale.remote import RemoteReader, allowed_prefixes
 from sk_cnncodes.scale.shards import (
     KeyDigest,
     ShardId,
@@ -269,7 +270,7 @@ class _Stream:
         remote: RemoteReader,
     ) -> None:
         self._source = source
-        self._remote = remote if remote.prefixes else None
+        self._remote = remote
         self._spec = _spec_digest(plan)
         self._rows = shard_rows
         self._index, self._count = part

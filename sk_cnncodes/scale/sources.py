@@ -16,7 +16,9 @@ from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.codes.streaming import keyed_images
 from sk_cnncodes.datasets.image_files import walk_images
 from sk_cnncodes.datasets.tables import SUFFIXES, is_image_name, open_table
+from sk_cnncodes.images.addresses import is_uri
 from sk_cnncodes.images.containers import as_element
+from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.images.sources import (
     FileContent,
     describe_image,
@@ -32,7 +34,6 @@ from sk_cnncodes.scale.lance_images import (
     read_lance_images,
 )
 from sk_cnncodes.scale.parquet_images import image_field, read_parquet_images
-from sk_cnncodes.scale.remote import RemoteReader, is_uri
 
 # Whether the image at a position is needed; others are not read.
 Wanted = Callable[[int], bool]
@@ -74,11 +75,8 @@ class SourceImage:
     def read_bytes(self) -> bytes:
         """Read the file, and remember its digest."""
         try:
-            image = as_element(self.image, self.position)
-            if self.remote is not None and is_uri(image):
-                content = self.remote.read(image)
-            else:
-                content = read_content(image, self.position)
+            image = as_element(self.image, self.position, self.remote)
+            content = read_content(image, self.position)
         except ImageError as error:
             if error.index is not None:
                 raise
