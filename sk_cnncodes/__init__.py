@@ -18,6 +18,7 @@ _MODULE_OF = {
     "Audit": "inspection.audited",
     "Backbone": "backbones.backbone",
     "BackboneError": "base.exceptions",
+    "BatchEmbedder": "scale.ray",
     "Bursts": "inspection.findings",
     "CNNCodeClassifier": "heads.code_estimators",
     "CNNCodeRegressor": "heads.code_estimators",

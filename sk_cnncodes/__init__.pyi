@@ -162,6 +162,9 @@ from sk_cnncodes.scale.embed import (
 from sk_cnncodes.scale.embed import (
     embed_to as embed_to,
 )
+from sk_cnncodes.scale.ray import (
+    BatchEmbedder as BatchEmbedder,
+)
 from sk_cnncodes.scale.stored_codes import (
     StoredCodes as StoredCodes,
 )
@@ -176,6 +179,7 @@ __all__ = [
     "Audit",
     "Backbone",
     "BackboneError",
+    "BatchEmbedder",
     "Bursts",
     "CNNCodeClassifier",
     "CNNCodeRegressor",

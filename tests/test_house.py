@@ -40,7 +40,7 @@ LATE_PACKAGES = {
     *("PIL", "numpy", "sklearn", "joblib", "pandas", "pyarrow", "matplotlib", "tqdm"),
     *("jinja2", "umap"),
     *("pooch", "requests", "filelock", "multiprocessing", "fsspec", "urllib3"),
-    *("http", "lance"),
+    *("http", "lance", "ray"),
 }
 LATE_MODULES = {
     "cli.audit": {"codes.transformer", "inspection.audit"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from numbers import Integral
@@ -13,14 +13,13 @@ from typing import Any
 
 from sk_cnncodes._version import __version__
 from sk_cnncodes.base.public import public
-from sk_cnncodes.codes.parameters import check_parameters
 from sk_cnncodes.codes.plan import CodePlan, plan_transform, state_of
 from sk_cnncodes.codes.streaming import CodeBatch
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
 from sk_cnncodes.images.addresses import allowed_prefixes
 from sk_cnncodes.images.remote import RemoteReader
-from sk_cnncodes.images.sources import describe_image
 from sk_cnncodes.scale.parquet_images import import_parquet
+from sk_cnncodes.scale.ray import run_parts
 from sk_cnncodes.scale.shards import (
     KeyDigest,
     ShardId,
@@ -32,6 +31,7 @@ from sk_cnncodes.scale.shards import (
     write_manifest,
 )
 from sk_cnncodes.scale.sources import Source, SourceImage, open_source
+from sk_cnncodes.scale.unattended import reason, unattended
 
 # Codes that are written at once.
 _BATCH = 1024
@@ -72,6 +72,8 @@ def embed_to(
     columns: Sequence[str] = (),
     image_column: str | None = None,
     remote: bool | Sequence[str] | None = None,
+    engine: str = "local",
+    ray_options: Mapping[str, Any] | None = None,
 ) -> EmbedReport:
     """Write the codes of any number of images to a folder of Parquet files.
 
@@ -123,6 +125,14 @@ def embed_to(
         environment variable `SK_CNNCODES_REMOTE` is 1. Each thread (`n_jobs`) reads one
         image at a time, and again, up to five times, after faults that may pass.
         Schemes other than http and https need fsspec, and its package for the scheme.
+    engine : {"local", "ray"}, default="local"
+        ``"ray"``: the parts are tasks of the Ray cluster that this process is connected
+        to, or of this machine, and are done again if their worker dies. All machines
+        must reach target and source; this process does not list the source.
+    ray_options : mapping or None, default=None
+        ``num_workers``, by default as many as the cluster has room for, and options of
+        ``ray.remote``, such as ``num_cpus`` (by default `n_jobs`, 1 for -1) and
+        ``num_gpus`` (1 if `device` is, or may be and finds, a GPU), of each of them.
 
     Returns
     -------
@@ -166,9 +176,21 @@ def embed_to(
     (3, (5, 800), (2, 800), '4')
     """
     _check(shard_rows, part, dtype, columns)
+    if engine != "local":
+        _check_engine(engine, part)
+        how = {"shard_rows": shard_rows, "dtype": dtype, "columns": columns}
+        how |= {"image_column": image_column, "remote": allowed_prefixes(remote)}
+        reports = run_parts(embed_to, transformer, target, source, how, ray_options)
+        return EmbedReport(
+            sum(report.n_images for report in reports),
+            sum(report.n_bad for report in reports),
+            sum(report.n_shards for report in reports),
+            any(report.complete for report in reports),
+        )
     reader = RemoteReader(allowed_prefixes(remote))
     import_parquet("embed_to")
-    own, plan = _own_transformer(transformer)
+    own = unattended(transformer)
+    plan = plan_transform(state_of(own))
     folder = Path(target)
     opened = open_source(source, columns, image_column)
     settle_plan(folder, _plan_of(plan, opened, shard_rows, dtype, columns))
@@ -209,23 +231,13 @@ def _check(
             )
 
 
-def _own_transformer(
-    transformer: CNNCodeTransformer,
-) -> tuple[CNNCodeTransformer, CodePlan]:
-    """A copy that goes on after bad images, and collects no codes in memory."""
-    if not isinstance(transformer, CNNCodeTransformer):
-        raise TypeError(
-            f"transformer: got {type(transformer).__name__}. Expected a "
-            "CNNCodeTransformer."
+def _check_engine(engine: Any, part: Any) -> None:
+    if engine != "ray":
+        raise ValueError(f"engine={engine!r}: expected 'local' or 'ray'.")
+    if part is not None:
+        raise ValueError(
+            f"part={part!r}: expected None with engine='ray', which makes its own."
         )
-    own = object.__new__(type(transformer))
-    own.__dict__.update(vars(transformer))
-    own.on_error = "nan"
-    if isinstance(own.cache, str) and own.cache == "memory":
-        own.cache = None
-    state = state_of(own)
-    check_parameters(state)
-    return own, plan_transform(state)
 
 
 def _plan_of(
@@ -409,10 +421,7 @@ class _Writer:
             )
         items: list[SourceImage] = [item for _, item in batch.keys[start:stop]]
         faults = batch.errors[start:stop]
-        errors = [
-            None if fault is None else _reason(str(fault), item)
-            for fault, item in zip(faults, items, strict=True)
-        ]
+        errors = [reason(each, item) for each, item in zip(faults, items, strict=True)]
         self._shard.write(
             [item.key for item in items],
             batch.codes[start:stop],
@@ -429,10 +438,3 @@ class _Writer:
             self._shard.close()
             self._shard = None
             self.n_shards += 1
-
-
-def _reason(message: str, item: SourceImage) -> str:
-    """An error without the position in this call, which another call does not have."""
-    for image in (item, item.image):
-        message = message.removeprefix(f"{describe_image(image, item.position)}: ")
-    return message
