@@ -205,7 +205,6 @@ def test_an_actor_keeps_to_its_share(ray: Any, tiny: str) -> None:
         return row["n_jobs"], row["device"]
 
     assert shown(num_cpus=2) == (2, "cpu")
-    assert shown(num_cpus=0.5) == (1, "cpu")
     # Outside of Ray's workers, nothing changes.
     own = Shown(transformer, "item")._transformer
     assert (own.n_jobs, own.device) == (-1, "auto")
