@@ -48,6 +48,9 @@ class Backbone:
     preprocessing_origin : str
         Source of the preprocessing: the parameter, the file's metadata, a row of the
         catalogue, or a JSON file.
+    address : str or None
+        Its address on the Hugging Face Hub, with commit and file, if it was loaded by
+        one.
     """
 
     path: Path
@@ -58,6 +61,7 @@ class Backbone:
     preprocessing_origin: str = field(
         default="the parameter preprocessing", compare=False
     )
+    address: str | None = field(default=None, compare=False)
 
     @property
     def description(self) -> str:

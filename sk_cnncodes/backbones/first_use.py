@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,8 @@ _CODE_TOLERANCE = 1e-3
 def check_backbone(path: Path, row: CatalogueRow) -> int | None:
     """Check that a file is the backbone that its row describes, by running it once.
 
-    Input size and code length are compared with the row; codes of two different
-    images must be finite, differ, and not depend on the batch.
+    Input size and code length are compared with the row, and it is checked as
+    `check_network` does.
 
     Parameters
     ----------
@@ -44,10 +44,64 @@ def check_backbone(path: Path, row: CatalogueRow) -> int | None:
         path, row.sha256, row.preprocessing, row.name, row.penultimate or None
     )
     try:
-        spec = backbone.spec(-1, "auto", None)
-        length = backbone.code_length(spec)
+        length = backbone.code_length(backbone.spec(-1, "auto", None))
+        fault = None
         if length != row.code_length:
-            raise _check_error(row, f"code length {row.code_length}", f"{length}")
+            fault = _Fault(f"code length {row.code_length}", f"{length}")
+    except BackboneError as error:
+        fault = _does_not_run(backbone, error)
+    if fault is None:
+        fault, batch_size = _run_once(backbone)
+    if fault is not None:
+        raise DownloadError(
+            f"backbone {row.name!r}: its file has the right sha256, but failed the "
+            f"check on first use: expected {fault.expected}, got {fault.got}. If it "
+            "was a new download, it was removed. Run `sk-cnncodes doctor` and update "
+            "onnxruntime, or choose another backbone."
+        )
+    return batch_size
+
+
+def check_network(backbone: Backbone, address: str) -> None:
+    """Run a network of the Hub once, if it has a layer -1.
+
+    Codes of two different images must be finite, differ, and not depend on the batch.
+
+    Raises
+    ------
+    DownloadError
+        If a check fails.
+    """
+    try:
+        backbone.layer(-1)
+    except BackboneError:
+        return  # fit says so, unless it is asked for a tensor that works
+    fault, _ = _run_once(backbone)
+    if fault is not None:
+        raise DownloadError(
+            f"backbone={address!r}: its files are those of the Hub, but failed the "
+            f"check on first use: expected {fault.expected}, got {fault.got}. Choose "
+            "another file of the repository, or run `sk-cnncodes doctor` and update "
+            "onnxruntime."
+        )
+
+
+class _Fault(NamedTuple):
+    """Why a network failed the check."""
+
+    expected: str
+    got: str
+
+
+def _does_not_run(backbone: Backbone, error: BackboneError) -> _Fault:
+    size = " x ".join(map(str, backbone.preprocessing.crop_size))
+    return _Fault(f"a network for images of {size} pixels that runs", str(error))
+
+
+def _run_once(backbone: Backbone) -> tuple[_Fault | None, int | None]:
+    """What is wrong with the codes of two images, if anything; and the batch size."""
+    try:
+        spec = backbone.spec(-1, "auto", None)
         # Falls back to single images if rows depend on their batch.
         session = open_session(
             backbone.code_graphs([spec]),
@@ -58,38 +112,20 @@ def check_backbone(path: Path, row: CatalogueRow) -> int | None:
             _synthetic_photograph(0, slope=1.0),
             _synthetic_photograph(1, slope=1.8),
         ]
-        images = np.stack([row.preprocessing.apply(p) for p in photographs])
+        images = np.stack([backbone.preprocessing.apply(p) for p in photographs])
         (batched,) = session.run(images)
         single = np.concatenate([session.run(images[i : i + 1])[0] for i in (0, 1)])
-    except DownloadError:
-        raise
     except BackboneError as error:
-        size = " x ".join(map(str, row.preprocessing.crop_size))
-        raise _check_error(
-            row, f"a network for images of {size} pixels that runs", str(error)
-        ) from error
-    if not np.isfinite(batched).all():
-        raise _check_error(row, "finite codes", "infinite or undefined values")
+        return _does_not_run(backbone, error), None
+    fault = None
     scale = np.abs(batched).max(initial=1e-30)
-    if np.abs(batched - single).max() > _CODE_TOLERANCE * scale:
-        raise _check_error(
-            row, "codes independent of the batch", "codes that depend on it"
-        )
-    if np.abs(batched[0] - batched[1]).max() <= _CODE_TOLERANCE * scale:
-        raise _check_error(
-            row, "different codes for two different images", "equal ones"
-        )
-    return session.batch_size
-
-
-def _check_error(row: CatalogueRow, expected: str, got: str) -> DownloadError:
-    """The error for a failed check."""
-    return DownloadError(
-        f"backbone {row.name!r}: its file has the right sha256, but failed the check "
-        f"on first use: expected {expected}, got {got}. If it was a new download, "
-        "it was removed. Run `sk-cnncodes doctor` and update onnxruntime, or choose "
-        "another backbone."
-    )
+    if not np.isfinite(batched).all():
+        fault = _Fault("finite codes", "infinite or undefined values")
+    elif np.abs(batched - single).max() > _CODE_TOLERANCE * scale:
+        fault = _Fault("codes independent of the batch", "codes that depend on it")
+    elif np.abs(batched[0] - batched[1]).max() <= _CODE_TOLERANCE * scale:
+        fault = _Fault("different codes for two different images", "equal ones")
+    return fault, session.batch_size
 
 
 def _synthetic_photograph(seed: int, slope: float) -> Any:

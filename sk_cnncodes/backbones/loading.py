@@ -6,7 +6,8 @@ import difflib
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,9 @@ from sk_cnncodes.backbones.catalogue import (
     list_backbones,
 )
 from sk_cnncodes.backbones.download import obtain_file
+from sk_cnncodes.backbones.first_use import check_network
+from sk_cnncodes.backbones.hub import HubFile, obtain_hub_file
+from sk_cnncodes.backbones.hub_address import is_hub_address
 from sk_cnncodes.base.exceptions import BackboneError, PreprocessingError
 from sk_cnncodes.base.files import file_sha256, working_folder
 from sk_cnncodes.base.forks import import_fork_safe
@@ -26,7 +30,12 @@ from sk_cnncodes.base.public import public
 from sk_cnncodes.graphs.reading import digest_with_data, read_outline
 from sk_cnncodes.graphs.view import value_shape
 from sk_cnncodes.images.preprocessing import METADATA_KEY, Preprocessing, json_object
-from sk_cnncodes.images.preprocessing_formats import read_huggingface, read_timm
+from sk_cnncodes.images.preprocessing_formats import (
+    CONFIGURATION_FILES,
+    configuration_folders,
+    read_huggingface,
+    read_timm,
+)
 from sk_cnncodes.layers.typed_graph import image_input
 
 if TYPE_CHECKING:
@@ -42,7 +51,9 @@ def download_backbone(name: str, progress: bool | None = None) -> Path:
     Parameters
     ----------
     name : str
-        Its name in the catalogue, or an alias.
+        Its name in the catalogue, or an alias; or an address of the Hugging Face Hub,
+        such as ``"hf://onnx-community/dinov2-small"``. The Hub is then asked what the
+        address stands for now.
     progress : bool or None, default=None
         Whether to show a progress bar; None shows one on a terminal.
 
@@ -57,7 +68,14 @@ def download_backbone(name: str, progress: bool | None = None) -> Path:
         If no backbone has this name.
     DownloadError
         If the file is missing and cannot be downloaded, or fails its check.
+    ImportError
+        If an address of the Hub needs huggingface_hub, which is not installed.
     """
+    if is_hub_address(name):
+        found = obtain_hub_file(name, newest=True, progress=progress)
+        with suppress(PreprocessingError):  # which load_backbone can be given
+            _load(found.path, None, found)
+        return found.path
     row = find_row(name)
     if row is None:
         raise BackboneError(
@@ -88,7 +106,9 @@ def load_backbone(
         The name or an alias of a known backbone, such as ``"cnncodes-mini"`` or
         ``"resnet50"``, or the path of an ONNX file. A string that is a known name is
         never read as a path. If a file has the same name, a warning is issued; use
-        ``"./resnet50"`` or a `pathlib.Path` to load the file.
+        ``"./resnet50"`` or a `pathlib.Path` to load the file. Or an address of the
+        Hugging Face Hub: ``"hf://owner/name"``, ``"hf://owner/name@revision"`` or
+        ``"hf://owner/name/path/file.onnx"``.
     preprocessing : Preprocessing, dict or None, default=None
         None takes the first of: the file's own metadata, the catalogue's row for the
         file's SHA-256, and a Hugging Face `processor_config.json` or
@@ -106,6 +126,8 @@ def load_backbone(
         If there is no such backbone, or the file is not an ONNX image network.
     DownloadError
         If the file of a known backbone is missing and cannot be downloaded.
+    ImportError
+        If an address of the Hub needs huggingface_hub, which is not installed.
     PreprocessingError
         If no preprocessing is known for the file.
 
@@ -118,6 +140,16 @@ def load_backbone(
     `SK_CNNCODES_OFFLINE=1` disables downloads. `SK_CNNCODES_MIRROR`, such as
     ``"https://mirror.example.org"``, replaces scheme and host of the addresses.
 
+    An address of the Hub needs the extra ``hub``: ``pip install 'sk-cnncodes[hub]'``.
+    huggingface_hub then fetches the ONNX file, the files that hold its weights and its
+    configuration files into the user's Hub cache, with the user's token, and the
+    network is run once. Of a repository with several networks, the first of
+    ``onnx/vision_model.onnx``, ``vision_model.onnx``, ``onnx/model.onnx`` and
+    ``model.onnx`` is taken; if it has none of them, an error lists its files. The
+    commit and the digests are kept in the home folder: what is in the cache is then
+    used without asking the Hub, until `download_backbone` asks again.
+    `SK_CNNCODES_OFFLINE=1` and `HF_HUB_OFFLINE=1` forbid it to be asked.
+
     Examples
     --------
     >>> from sk_cnncodes import load_backbone
@@ -127,7 +159,16 @@ def load_backbone(
     >>> len(backbone.layers) >= 4
     True
     """
-    path = _find_file(name_or_path)
+    path, found = _find_file(name_or_path)
+    return _load(path, preprocessing, found)
+
+
+def _load(
+    path: Path,
+    preprocessing: Preprocessing | Mapping[str, Any] | None,
+    from_hub: HubFile | None,
+) -> Backbone:
+    """Load the backbone of a file; one of the Hub is run on first use."""
     for module in ("onnx", "onnx.inliner", "onnx.version_converter"):
         import_fork_safe(module)
     model, row = read_outline(path), find_row_by_digest(file_sha256(path))
@@ -144,14 +185,26 @@ def load_backbone(
             "preprocessing: expected a Preprocessing, a dict of its parameters, or "
             f"None, got {preprocessing!r}."
         )
-    return Backbone(
+    backbone = Backbone(
         path=path,
         sha256=digest_with_data(path, model),
         preprocessing=preprocessing,
         name=row.name if row else None,
         penultimate=(row.penultimate or None) if row else None,
         preprocessing_origin=origin,
+        address=str(from_hub.pinned) if from_hub else None,
     )
+    if from_hub is not None and from_hub.pin.get("checked") != backbone.sha256:
+        _check_once(backbone)
+        from_hub.pin["checked"] = backbone.sha256
+        from_hub.save_pin()
+    return backbone
+
+
+@lru_cache(maxsize=64)
+def _check_once(backbone: Backbone) -> None:
+    """Check a network of the Hub, at most once per process."""
+    check_network(backbone, str(backbone.address))
 
 
 def load_network(
@@ -167,10 +220,10 @@ def load_network(
     PreprocessingError
         If the input size is unknown too.
     """
-    path = _find_file(name_or_path)
+    path, found = _find_file(name_or_path)
     model, row = read_outline(path), find_row_by_digest(file_sha256(path))
     if _known_preprocessing(path, model, row) is not None:
-        return load_backbone(path)
+        return _load(path, None, found)
     try:
         value = image_input(model)
     except BackboneError as error:
@@ -191,16 +244,19 @@ def load_network(
         channels="GRAY" if channels == 1 else "RGB",
         layout="NHWC" if channels_last else "NCHW",
     )
-    return load_backbone(path, placeholder)
+    return _load(path, placeholder, None)
 
 
-def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
-    """Resolve a name or a path to the path of an ONNX file."""
+def _find_file(name_or_path: str | os.PathLike[str]) -> tuple[Path, HubFile | None]:
+    """Resolve a name, an address or a path to the path of an ONNX file."""
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(
             "backbone: expected the name of a known backbone or the path of an ONNX "
             f"file, got {name_or_path!r}."
         )
+    if isinstance(name_or_path, str) and is_hub_address(name_or_path):
+        found = obtain_hub_file(name_or_path)
+        return found.path, found
     path = Path(name_or_path)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -214,9 +270,9 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
                 f"write {f'.{os.sep}{name_or_path}'!r}.",
                 stacklevel=3,
             )
-        return download_backbone(name_or_path)
+        return download_backbone(name_or_path), None
     if is_file:
-        return path
+        return path, None
     what = "is a folder" if is_folder else "no such file"
     if find_row(str(path)) is not None:
         what += f"; for the known backbone of this name, pass {str(path)!r}, a string"
@@ -224,7 +280,8 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> Path:
         what += ", and no known backbone has this name"
     raise BackboneError(
         f"backbone={str(name_or_path)!r}: {what}. "
-        f"Expected {_similar_names(str(name_or_path))}, or the path of an ONNX file. "
+        f"Expected {_similar_names(str(name_or_path))}, the path of an ONNX file, or "
+        "an address of the Hugging Face Hub (hf://owner/name). "
         f"Relative paths start from {working_folder()}."
     )
 
@@ -242,9 +299,7 @@ def _known_preprocessing(
         return own, f"the file's metadata {METADATA_KEY!r}"
     if row is not None:
         return row.preprocessing, f"the catalogue's row {row.name!r}"
-    # Exports for the web keep the networks in a folder of their own, "onnx".
-    folder = path.absolute().parent
-    for place in [folder, folder.parent] if folder.name == "onnx" else [folder]:
+    for place in configuration_folders(path.absolute().parent):
         found = _read_configuration(place)
         if found is not None:
             return found
@@ -256,8 +311,9 @@ def _read_configuration(folder: Path) -> tuple[Preprocessing, str] | None:
 
     As in transformers, the processor's file comes before the image processor's.
     """
-    model_path = folder / "config.json"
-    for name in ("processor_config.json", "preprocessor_config.json"):
+    *processors, model_name = CONFIGURATION_FILES
+    model_path = folder / model_name
+    for name in processors:
         path = folder / name
         config = _read_json(path)
         if config is not None and name == "processor_config.json":

@@ -23,7 +23,7 @@ from typing import Any
 # Packages that this one imports on first use, perhaps in a thread.
 _IMPORTED_LATE = {
     *("PIL", "filelock", "onnx", "onnxruntime", "openvino", "pooch", "sk_cnncodes"),
-    *("pillow_heif", "pillow_jxl", "tqdm"),
+    *("huggingface_hub", "pillow_heif", "pillow_jxl", "tqdm"),
 }
 
 # Held during whatever a fork must not interrupt, such as loading a network, when ONNX

@@ -23,6 +23,7 @@ from sk_cnncodes.backbones.catalogue import (
     find_row,
     find_row_by_digest,
 )
+from sk_cnncodes.backbones.hub_address import is_hub_address
 from sk_cnncodes.backbones.loading import load_backbone
 from sk_cnncodes.backbones.stored import is_intact, record_digest
 from sk_cnncodes.base.exceptions import BackboneError, DownloadError, SavedModelError
@@ -73,6 +74,8 @@ def make_reference(
         "layer": names if len(names) > 1 else names[0],
         "layer_rule": rules if len(rules) > 1 else rules[0],
     }
+    if backbone.address is not None:
+        reference["address"] = backbone.address
     return reference | {"check": record_digest(reference)}
 
 
@@ -84,7 +87,8 @@ def find_backbone(
     """Find the backbone that a transformer was fitted with.
 
     It is searched for at its path, in the folders listed in `SK_CNNCODES_BACKBONES`,
-    and in the home folder. If it is in the catalogue, it is then downloaded.
+    and in the home folder. If it is in the catalogue, it is then downloaded; if it was
+    loaded by an address of the Hub, its commit is fetched.
 
     Parameters
     ----------
@@ -120,6 +124,19 @@ def find_backbone(
         if found.sha256 == reference["sha256"]:
             return replace(found, preprocessing_origin=origin)
         mismatches.append((path, found.sha256))
+    row = find_row_by_digest(reference["sha256"])
+    source: str | None = reference.get("address")
+    if source is None and row is not None and not mismatches:
+        source = row.name
+    fault = None
+    if source is not None:
+        try:
+            found = load_backbone(source, preprocessing)
+            if found.sha256 == reference["sha256"]:
+                return replace(found, preprocessing_origin=origin)
+            mismatches.append((found.path, found.sha256))
+        except DownloadError as error:
+            fault = error
     if mismatches:
         got = " and ".join(f"{digest} ({str(path)!r})" for path, digest in mismatches)
         raise BackboneError(
@@ -128,14 +145,6 @@ def find_backbone(
             f"{got}. Restore the original file, put it into a folder listed in "
             f"{FOLDERS_VARIABLE}, or fit again."
         )
-    row = find_row_by_digest(reference["sha256"])
-    fault = None
-    if row is not None:
-        try:
-            found = load_backbone(row.name, preprocessing)
-            return replace(found, preprocessing_origin=origin)
-        except DownloadError as error:
-            fault = error
     searched = ", ".join(repr(str(path)) for path in candidates)
     folders = os.environ.get(FOLDERS_VARIABLE)
     cure = f"Set {FOLDERS_VARIABLE} to the folder that contains it"
@@ -153,9 +162,9 @@ def _candidate_paths(reference: Reference) -> Iterator[Path]:
     row = find_row(reference["parameter"])
     file = row.file if row else re.split(r"[\\/]", reference["path"])[-1]
     paths = [Path(reference["path"])]
-    if row is None:
+    if row is None and not is_hub_address(reference["parameter"]):
         paths.insert(0, Path(reference["parameter"]))
-    elif row.bundled:
+    elif row is not None and row.bundled:
         paths.append(bundled_file(row))
     folders = os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep)
     paths += [Path(os.path.expanduser(f), file) for f in folders if f]  # noqa: PTH111

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 OLDEST_OPSET = 7
 # Stands for a side of an image that the file does not state.
 _ANY_SIDE = 224
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Fields of a tensor that hold its elements.
 _VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data")
 
@@ -48,7 +50,8 @@ def digest_with_data(path: Path, model: onnx.ModelProto) -> str:
     for name in external_data_files(model):
         try:
             file = (folder / name).resolve()
-            if file.is_relative_to(folder) and file.is_file():
+            is_ours = file.is_relative_to(folder) or _is_hub_blob(folder, name, file)
+            if is_ours and file.is_file():
                 parts.append(f"{name} {file_sha256(file)}")
         except (OSError, ValueError):  # not a valid path
             continue
@@ -327,13 +330,50 @@ def embed_external_data(model: onnx.ModelProto, folder: Path) -> None:
     for tensor in all_tensors(model.graph):
         if not external_data_helper.uses_external_data(tensor):
             continue
+        location = {e.key: e.value for e in tensor.external_data}.get("location")
         try:
-            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+            place = _place_of_blob(folder, tensor) or folder
+            external_data_helper.load_external_data_for_tensor(tensor, str(place))
         except Exception as error:
-            location = {e.key: e.value for e in tensor.external_data}.get("location")
             raise BackboneError(
                 f"the weights of {tensor.name!r} cannot be read from {location!r}, "
                 f"expected in the folder {str(folder)!r} ({first_line(error)})."
             ) from error
         tensor.data_location = onnx.TensorProto.DEFAULT
         tensor.ClearField("external_data")
+
+
+def _place_of_blob(folder: Path, tensor: onnx.TensorProto) -> Path | None:
+    """Folder of a tensor's data if they are a blob of the Hub; the tensor names it.
+
+    onnx refuses links, which may lead anywhere. In the Hub's cache, the names of a
+    snapshot are links to blobs.
+    """
+    folder = folder.resolve()
+    for entry in tensor.external_data:
+        link: Path = folder / entry.value
+        if entry.key == "location" and link.is_symlink():
+            file = link.resolve()
+            if _is_hub_blob(folder, entry.value, file):
+                entry.value = file.name
+                return file.parent
+    return None
+
+
+def _is_hub_blob(folder: Path, name: str, file: Path) -> bool:
+    """Whether a file in a snapshot of the Hub's cache is a link to one of its blobs.
+
+    `models--owner--name` has `snapshots/COMMIT` and `blobs`, whose files may themselves
+    be links to the cache's own `blobs`.
+    """
+    if ".." in re.split(r"[\\/]", name) or Path(name).is_absolute():
+        return False
+    for snapshot in (folder, *folder.parents):
+        repository = snapshot.parent.parent
+        is_one = snapshot.parent.name == "snapshots" and _COMMIT.fullmatch(
+            snapshot.name
+        )
+        if is_one and repository.name.startswith("models--"):
+            blobs = (repository / "blobs", repository.parent / "blobs")
+            return any(file.is_relative_to(each) for each in blobs)
+    return False

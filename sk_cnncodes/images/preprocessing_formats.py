@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import PurePath
+from typing import Any, TypeVar
 
 from sk_cnncodes.base.exceptions import PreprocessingError
 from sk_cnncodes.images.image_processors import CHANGED, find_processor
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.images.resizing import INTERPOLATIONS
 
+# In the order in which they are read.
+CONFIGURATION_FILES = (
+    *("processor_config.json", "preprocessor_config.json"),
+    "config.json",
+)
 _HUGGINGFACE = "image processor"
 _CURE = "Specify the preprocessing as Preprocessing(...)."
 # Steps of image processors that `Preprocessing` cannot express.
@@ -30,6 +36,17 @@ _TIMM: dict[str, Any] = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
+
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
+
+
+def configuration_folders(folder: AnyPath) -> list[AnyPath]:
+    """The folders in which the configuration of a network in a folder may be.
+
+    Exports for the web keep the networks in a folder of their own, "onnx".
+    """
+    return [folder, folder.parent] if folder.name == "onnx" else [folder]
 
 
 class _Configuration:
