@@ -1,8 +1,8 @@
 """CNN codes for scikit-learn: images -> activations of pretrained networks.
 
 Only the names in `__all__` are public. Sub-packages import only from those before them
-in this list: base, graphs, images, engines, layers, backbones, codes, heads, export,
-inspection, cli.
+in this list: base, graphs, images, engines, layers, backbones, codes, heads, tuning,
+export, inspection, cli.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ _MODULE_OF = {
     "EmbedReport": "scale.embed",
     "Explanation": "codes.explanation",
     "ExportError": "base.exceptions",
+    "FineTunedClassifier": "tuning.estimators",
+    "FineTunedRegressor": "tuning.estimators",
     "Finding": "ranking.advice",
     "HEADS": "heads.presets",
     "HTMLReport": "inspection.page.report",

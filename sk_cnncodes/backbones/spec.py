@@ -28,7 +28,7 @@ class CodeSpec:
         Pooling at the layer; "auto" is resolved.
     norm : "l2", "power" or None
     preprocessing : Preprocessing
-    views : {"center", "flip", "five_crop", "ten_crop"}
+    views : {"center", "mirror", "flip", "five_crop", "ten_crop"}
     precision : str, default="float32"
     calibration : str or None, default=None
         Digest of the calibration ranges that int8 scales are computed from.

@@ -79,6 +79,7 @@ class CNNCodeTransformer(
         before `norm` is applied. Each image is decoded once.
 
         - ``"center"``: the central crop.
+        - ``"mirror"``: its mirror image.
         - ``"flip"``: the central crop and its mirror image.
         - ``"five_crop"``: the four corners and the centre of the resized image.
         - ``"ten_crop"``: the five crops and their mirror images.

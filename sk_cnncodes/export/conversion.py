@@ -18,6 +18,7 @@ from sk_cnncodes.engines.devices import CPU, usable_threads
 from sk_cnncodes.engines.onnxruntime import load_session
 from sk_cnncodes.export.head_graph import HeadGraph
 from sk_cnncodes.heads.code_estimators import CNNCodeClassifier, CNNCodeRegressor
+from sk_cnncodes.tuning.estimators import FineTunedClassifier, FineTunedRegressor
 
 if TYPE_CHECKING:
     import onnx
@@ -31,6 +32,11 @@ MAX_DIFFERING_ROWS = 0.05
 
 
 Steps = list[tuple[str, Any]]
+# Estimators that are their `pipeline_`.
+_WITH_PIPELINE = (
+    *(CNNCodeClassifier, CNNCodeRegressor),
+    *(FineTunedClassifier, FineTunedRegressor),
+)
 
 
 @dataclass(frozen=True)
@@ -122,11 +128,11 @@ class _StepError(ExportError):
 
 
 def unwrapped(estimator: Any) -> Any:
-    """The fitted estimator inside of searches, FrozenEstimator, CNNCodeClassifier."""
+    """The fitted estimator inside of searches, FrozenEstimator, CNNCodeClassifier ..."""
     while True:
         if isinstance(estimator, FrozenEstimator):
             estimator = estimator.estimator
-        elif isinstance(estimator, (CNNCodeClassifier, CNNCodeRegressor)):
+        elif isinstance(estimator, _WITH_PIPELINE):
             estimator = estimator.pipeline_
         elif hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_

@@ -28,7 +28,7 @@ from sk_cnncodes.heads.head_comparison import Splits
 from sk_cnncodes.ranking.rank_codes import NORMS
 from sk_cnncodes.ranking.scoring import SCORINGS, Targets
 
-_CALIBRATION = (
+CALIBRATION = (
     "temperature"
     if parse_version(sklearn_version) >= parse_version("1.8")
     else "sigmoid"
@@ -214,7 +214,7 @@ class CNNCodeClassifier(ClassifierMixin, CodeChoice):
             return head
         return CalibratedClassifierCV(
             head,
-            method=_CALIBRATION,
+            method=CALIBRATION,
             cv=as_splitter(splits, len(targets.numbers)),
             ensemble=False,
         )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # Number of views for each value of the `views` parameter.
-VIEWS = {"center": 1, "flip": 2, "five_crop": 5, "ten_crop": 10}
+VIEWS = {"center": 1, "mirror": 1, "flip": 2, "five_crop": 5, "ten_crop": 10}
 
 
 def check_views(preprocessing: Preprocessing, views: str) -> None:
@@ -71,13 +71,13 @@ def take_views(
 
     "five_crop" takes the four corners and the centre of the resized image, like
     torchvision's FiveCrop; "ten_crop" adds their mirror images, like TenCrop; "flip"
-    takes the central crop and its mirror image.
+    takes the central crop and its mirror image, "mirror" the latter alone.
 
     Returns
     -------
     ndarray of uint8, shape (n_views, height, width, 3)
     """
-    if views in ("center", "flip"):
+    if views in ("center", "mirror", "flip"):
         crops = preprocessing.apply(image)[None]
     else:
         crops = preprocessing.apply_five(image)
@@ -85,6 +85,8 @@ def take_views(
 
 
 def _with_mirrored(crops: np.ndarray, views: str) -> np.ndarray:
+    if views == "mirror":
+        return np.ascontiguousarray(crops[:, :, ::-1])
     if views in ("flip", "ten_crop"):
         crops = np.concatenate([crops, crops[:, :, ::-1]])
     return crops
@@ -156,7 +158,7 @@ def view_resize(
     height, width = size[::-1] if turned else size
     full, crop = preprocessing.resized_size(height, width), preprocessing.crop_size
     crops = [preprocessing.crop_corner(*full)]
-    if views not in ("center", "flip"):
+    if views in ("five_crop", "ten_crop"):
         crops = five_corners(full, crop, crops[0])
     box: tuple[int, int, int, int] | None = None
     if preprocessing.resize == "crop_to_aspect_ratio":

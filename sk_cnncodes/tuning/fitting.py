@@ -1,0 +1,274 @@
+"""Base class of the estimators that fine-tune: parameters, `fit`, and the result."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from sk_cnncodes.base.files import atomic_write, check_not_an_input
+from sk_cnncodes.base.logs import logger
+from sk_cnncodes.cache.code_cache import CodeCache
+from sk_cnncodes.images.preprocessing import Preprocessing
+from sk_cnncodes.ranking.scoring import Targets
+from sk_cnncodes.tuning.parameters import check_tuning
+from sk_cnncodes.tuning.validation import make_parts
+
+_HEADS = {"ridge": "ridge", "rbf": "RBF kernel ridge"}
+
+
+class FineTuning(BaseEstimator):
+    """Base class of `FineTunedClassifier` and `FineTunedRegressor`.
+
+    Attributes are those of `FineTunedClassifier`.
+    """
+
+    pipeline_: Pipeline
+    decision_: str
+    # The tuned ONNX model, an array of bytes; None if the network is as it was.
+    _tuned_model: np.ndarray | None = None
+
+    def __init__(
+        self,
+        backbone: str | os.PathLike[str] = "cnncodes-mini",
+        *,
+        layer: int | str = -1,
+        train_from: int | str = -4,
+        pooling: str = "auto",
+        head: str = "linear",
+        hidden: int | Sequence[int] = 256,
+        learning_rate: float | Mapping[int | str, float] = 3e-4,
+        layer_decay: float = 0.8,
+        head_learning_rate: float = 1e-3,
+        max_epochs: int = 10,
+        patience: int = 3,
+        validation_fraction: float = 0.2,
+        views: str = "flip",
+        mixup: float = 0.0,
+        batch_size: int = 64,
+        weight_decay: float = 0.01,
+        precision: str = "float32",
+        maps: str = "float16",
+        preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+        cache: str | os.PathLike[str] | CodeCache | None = "memory",
+        device: str = "auto",
+        n_jobs: int | None = -1,
+        random_state: Any = 0,
+        verbose: bool = False,
+        warm_start: bool = False,
+    ) -> None:
+        self.backbone = backbone
+        self.layer = layer
+        self.train_from = train_from
+        self.pooling = pooling
+        self.head = head
+        self.hidden = hidden
+        self.learning_rate = learning_rate
+        self.layer_decay = layer_decay
+        self.head_learning_rate = head_learning_rate
+        self.max_epochs = max_epochs
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.views = views
+        self.mixup = mixup
+        self.batch_size = batch_size
+        self.weight_decay = weight_decay
+        self.precision = precision
+        self.maps = maps
+        self.preprocessing = preprocessing
+        self.cache = cache
+        self.device = device
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+        self.warm_start = warm_start
+
+    def tune(
+        self,
+        images: Sequence[Any],
+        targets: Targets,
+        y: np.ndarray,
+        sample_weight: Any,
+        groups: Any,
+    ) -> None:
+        """Fit to images; sets all attributes but the classes.
+
+        Parameters
+        ----------
+        images : sequence
+        targets : Targets
+            With the weights of the classes.
+        y : ndarray
+            Classes or values, as heads take them.
+        sample_weight, groups : array-like or None
+        """
+        parameters = self.get_params(deep=False)
+        check_tuning(parameters)
+        _require_torch()
+        if len(images) != len(y):
+            raise ValueError(
+                f"X and y: expected as many images as targets, got {len(images)} and "
+                f"{len(y)}: inconsistent numbers of samples."
+            )
+        weights = image_weights(targets, sample_weight, len(y))
+        seeds = check_random_state(self.random_state).randint(2**31 - 1, size=3)
+        split, *others = (int(seed) for seed in seeds)
+        fraction = float(self.validation_fraction)
+        parts = make_parts(fraction, targets, y, weights, groups, split)
+
+        from sk_cnncodes.tuning.run import Task, fine_tune
+
+        model = self._tuned_model if self.warm_start else None
+        previous = None if model is None else model.tobytes()
+        weighted = sample_weight is not None
+        found = fine_tune(
+            Task(parameters, images, y, parts, weighted, others, previous)
+        )
+        outcome, frozen = found.outcome, found.frozen
+        self.pipeline_ = found.pipeline
+        self._tuned_model = None
+        if found.model is not None:
+            self._tuned_model = np.frombuffer(found.model, np.uint8)
+        self.is_tuned_ = found.decision.tuned
+        self.history_ = outcome.history
+        self.n_iter_, self.best_epoch_ = outcome.n_epochs, outcome.best_epoch
+        self.frozen_head_ = frozen.name
+        self.frozen_score_ = float(parts.samples(frozen.values).mean())
+        self.tuned_score_ = float(parts.samples(outcome.values).mean())
+        self.maps_bytes_, self.timings_ = found.maps_bytes, found.timings
+        is_regression = targets.kind == "regression"
+        gain, noise = found.decision.gain, found.decision.noise
+        self.decision_ = self._explain(gain, noise, len(parts.valid), is_regression)
+        logger.info("fine-tuning: %s", self.decision_)
+        if outcome.interrupted:
+            warnings.warn(
+                f"fit was interrupted after epoch {outcome.n_epochs} of "
+                f"{self.max_epochs}; the best so far is kept. {self.decision_}",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _explain(
+        self, gain: float, noise: float, n_valid: int, is_regression: bool
+    ) -> str:
+        """Which model was taken, and why."""
+        unit, factor = (" of R2", 1) if is_regression else (" points", 100)
+        compared = (
+            f"on {n_valid} validation images, tuned {self.tuned_score_:.4f} (epoch "
+            f"{self.best_epoch_} of {self.n_iter_}) against frozen "
+            f"{self.frozen_score_:.4f} ({_HEADS[self.frozen_head_]}): "
+            f"{factor * gain:+.2f}{unit}, with a standard error of {factor * noise:.2f}"
+        )
+        if self.is_tuned_:
+            return f"The tuned model is taken: {compared}."
+        return (
+            f"The frozen model is kept, and was fitted to all images: {compared}. A "
+            "gain must be larger than its standard error."
+        )
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict images.
+
+        Parameters
+        ----------
+        X : container of images
+            As for `CNNCodeTransformer`.
+
+        Returns
+        -------
+        ndarray, shape (n_images,) or (n_images, n_targets)
+        """
+        check_is_fitted(self)
+        predicted: np.ndarray = self.pipeline_.predict(X)
+        return predicted
+
+    def save_backbone(self, path: str | os.PathLike[str]) -> Path:
+        """Write the tuned network to an ONNX file, which is a backbone again.
+
+        ``CNNCodeTransformer(path)`` gives the tuned codes at every layer; up to
+        `train_from` they are those of the backbone, to the last bit. The file has the
+        names, layer numbers and preprocessing of the backbone, and in its metadata
+        where it comes from.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Returns
+        -------
+        path : Path
+            The file, which appears when it is complete.
+
+        Raises
+        ------
+        ValueError
+            If the network is as it was: the frozen model was kept, or the head alone
+            was trained. Also if the file is the backbone itself.
+        OSError
+            If the file cannot be written.
+        """
+        check_is_fitted(self)
+        if self._tuned_model is None:
+            raise ValueError(
+                "save_backbone: the network was not changed; its file is that of "
+                f"backbone={os.fspath(self.backbone)!r}. {self.decision_}"
+            )
+        file = Path(path)
+        check_not_an_input(file, [self.backbone])
+        with atomic_write(file) as part:
+            part.write_bytes(self._tuned_model.tobytes())
+        return file
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "pipeline_")
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        return tags
+
+
+def image_weights(targets: Targets, sample_weight: Any, n_images: int) -> np.ndarray:
+    """The weights of images: those of their classes times their own.
+
+    Raises
+    ------
+    ValueError
+        If there are too few, or they are negative, not finite or all zero.
+    """
+    weights = np.ones(n_images) if targets.weights is None else targets.weights
+    if sample_weight is None:
+        return weights
+    own = np.asarray(sample_weight, float)
+    own = np.full(n_images, float(own)) if own.ndim == 0 else own
+    if own.shape != (n_images,):
+        raise ValueError(
+            f"sample_weight: expected one for each of the {n_images} images, got the "
+            f"shape {own.shape}."
+        )
+    if not (np.isfinite(own).all() and (own >= 0).all() and own.any()):
+        raise ValueError(
+            "sample_weight: expected finite numbers from 0 on, and some above, got "
+            f"{own.min()} to {own.max()}."
+        )
+    return weights * own
+
+
+def _require_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "Fine-tuning needs torch: pip install 'sk-cnncodes[torch]'. A fitted model "
+            "predicts without it.",
+            name="torch",
+        ) from error

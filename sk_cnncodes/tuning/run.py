@@ -1,0 +1,351 @@
+"""One fine-tuning from images to a pipeline: what needs torch, in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.pipeline import Pipeline
+from torch import nn
+
+from sk_cnncodes._version import __version__
+from sk_cnncodes.backbones.backbone import Backbone
+from sk_cnncodes.backbones.loading import load_backbone
+from sk_cnncodes.backbones.norms import apply_norm
+from sk_cnncodes.base.exceptions import BackboneError
+from sk_cnncodes.codes.transformer import CNNCodeTransformer
+from sk_cnncodes.engines.devices import usable_threads
+from sk_cnncodes.ranking.scoring import temperature_factors
+from sk_cnncodes.tuning.frozen import FrozenHeads, compare_frozen, fit_frozen
+from sk_cnncodes.tuning.head_weights import HeadWeights, random_hidden
+from sk_cnncodes.tuning.maps import Maps, computed_maps
+from sk_cnncodes.tuning.parameters import block_rates, hidden_sizes
+from sk_cnncodes.tuning.tail import Tail, read_tail, tuned_model
+from sk_cnncodes.tuning.torch_head import TorchHead
+from sk_cnncodes.tuning.training import (
+    InMemory,
+    Outcome,
+    Recipe,
+    repeatable,
+    run_tail,
+    torch_device,
+    train,
+)
+from sk_cnncodes.tuning.tuned_codes import opened, tuned_name, tuned_transformer
+from sk_cnncodes.tuning.validation import Decision, Parts, decide
+
+# Images whose codes torch and ONNX Runtime both compute after training, and how much
+# they may differ, relative to the largest value: maps of float16 differ by 3e-4.
+_COMPARED = 8
+_TOLERANCE = 1e-2
+# Epochs, at most, in which a head with hidden layers is trained before the tail is.
+_PROBE_EPOCHS, _PROBE_PATIENCE = 20, 5
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be fitted.
+
+    Attributes
+    ----------
+    parameters : mapping
+        Of the estimator, checked.
+    images : sequence
+    y : ndarray
+        Classes or values, as heads take them.
+    parts : Parts
+    weighted : bool
+        Whether images have weights of their own.
+    seeds : sequence of int
+        Of the training, and of folds.
+    previous : bytes or None
+        The tuned model to continue from.
+    """
+
+    parameters: Mapping[str, Any]
+    images: Sequence[Any]
+    y: np.ndarray
+    parts: Parts
+    weighted: bool
+    seeds: Sequence[int]
+    previous: bytes | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out.
+
+    Attributes
+    ----------
+    pipeline : Pipeline
+    model : bytes or None
+        The tuned ONNX model; None if the network is as it was.
+    decision : Decision
+    frozen : FrozenHeads
+    outcome : Outcome
+    maps_bytes : int
+    timings : dict of str to float
+        Seconds.
+    """
+
+    pipeline: Pipeline
+    model: bytes | None
+    decision: Decision
+    frozen: FrozenHeads
+    outcome: Outcome
+    maps_bytes: int
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _HeadAlone:
+    """Stands for a tail where no layer of the network is trained."""
+
+    input_shape: tuple[int, ...]
+    module: nn.Module
+    blocks: Mapping[str, int]
+
+
+def fine_tune(task: Task) -> Result:
+    """Fit the frozen and the tuned model, and take one of them.
+
+    Raises
+    ------
+    BackboneError
+        If torch cannot run the layers that are to be trained.
+    OSError
+        If the disk has no room for the maps.
+    FloatingPointError
+        If the training diverges.
+    """
+    timings: dict[str, float] = {}
+    given = task.parameters
+    device = torch_device(given["device"])
+    backbone = load_backbone(given["backbone"], given["preprocessing"])
+    # Faults of parameters and operators show before anything is computed.
+    tail = _tail(given, backbone)
+    _rates(given, backbone, tail)
+    with (
+        _timed(timings, "all"),
+        _maps_of(task, tail, timings) as maps,
+        repeatable(usable_threads(given["n_jobs"])),
+    ):
+        with _timed(timings, "frozen"):
+            module, every = tail.module.to(device).eval(), np.arange(len(task.images))
+            plain = run_tail(module, maps, every, device)
+            codes = apply_norm(plain, "power")
+            frozen = compare_frozen(
+                *(codes, task.parts, task.y, given.get("class_weight")),
+                kernel=not task.weighted,
+            )
+        with _timed(timings, "training"):
+            tail = _continued(task, backbone, tail)
+            tail.module.to(device)
+            head, outcome = _train(task, backbone, tail, maps, plain, frozen, device)
+        decision = decide(
+            task.parts,
+            task.parts.samples(frozen.values),
+            task.parts.samples(outcome.values),
+        )
+        with _timed(timings, "final"):
+            if decision.tuned:
+                transformer, model = _tuned_codes(
+                    task, backbone, tail, maps, outcome, device
+                )
+                last = _tuned_head(task, head, outcome)
+            else:
+                transformer, model = _transformer(task).fit(task.images), None
+                last = fit_frozen(
+                    *(frozen.name, codes, task.parts, task.y),
+                    *(given.get("class_weight"), task.seeds[1]),
+                )
+        pipeline = Pipeline([("codes", transformer), ("head", last)])
+    return Result(
+        *(pipeline, model, decision, frozen, outcome, maps.n_bytes, timings)
+    )
+
+
+@contextmanager
+def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[name] = time.perf_counter() - start
+
+
+# -- the tail ------------------------------------------------------------------
+
+
+def _tail(given: Mapping[str, Any], backbone: Backbone) -> Tail | _HeadAlone:
+    """The part of the network that is trained."""
+    layer, train_from = given["layer"], given["train_from"]
+    spec = backbone.spec(layer, given["pooling"], None)
+    if train_from != "all" and backbone.layer(train_from).name == spec.layer:
+        return _HeadAlone((backbone.code_length(spec),), nn.Identity(), {})
+    return read_tail(backbone, train_from, layer, given["pooling"])
+
+
+def _continued(
+    task: Task, backbone: Backbone, tail: Tail | _HeadAlone
+) -> Tail | _HeadAlone:
+    """The tail as the last fit left it, if it is to be continued."""
+    if task.previous is None or not tail.blocks:
+        return tail
+    name = tuned_name(backbone)
+    with opened(task.previous, name, backbone.preprocessing) as tuned:
+        found = _tail(task.parameters, tuned)
+    if found.input_shape != tail.input_shape:
+        raise ValueError(
+            "warm_start: expected the backbone and train_from of the last fit, got "
+            f"{task.parameters['train_from']!r}. Set warm_start=False to begin anew."
+        )
+    return found
+
+
+def _rates(
+    given: Mapping[str, Any], backbone: Backbone, tail: Tail | _HeadAlone
+) -> dict[str, float]:
+    return block_rates(
+        *(given["learning_rate"], given["layer_decay"], backbone),
+        *(given["train_from"], tail.blocks),
+    )
+
+
+def _transformer(task: Task, **changes: Any) -> CNNCodeTransformer:
+    """The transformer of the codes, with some other parameters."""
+    names = ("layer", "pooling", "preprocessing", "cache", "device", "n_jobs")
+    parameters = {name: task.parameters[name] for name in names}
+    parameters |= {"norm": "power"} | changes
+    return CNNCodeTransformer(task.parameters["backbone"], **parameters)
+
+
+@contextmanager
+def _maps_of(
+    task: Task, tail: Tail | _HeadAlone, timings: dict[str, float]
+) -> Iterator[Maps]:
+    """What the tail reads, of all images."""
+    given, start = task.parameters, time.perf_counter()
+    changes = {"norm": None}
+    if tail.blocks:
+        changes |= {"layer": given["train_from"], "pooling": "flatten"}
+    with computed_maps(
+        *(task.images, _transformer(task, **changes), tail.input_shape),
+        views=given["views"],
+        dtype=given["maps"],
+        verbose=bool(given["verbose"]),
+    ) as maps:
+        timings["maps"] = time.perf_counter() - start
+        yield maps
+
+
+# -- training ------------------------------------------------------------------
+
+
+def _train(
+    task: Task,
+    backbone: Backbone,
+    tail: Tail | _HeadAlone,
+    maps: Maps,
+    plain: np.ndarray,
+    frozen: FrozenHeads,
+    device: torch.device,
+) -> tuple[TorchHead, Outcome]:
+    """Train tail and head, which starts from ridge; both keep their best weights."""
+    given, parts = task.parameters, task.parts
+    recipe = Recipe(
+        rates=_rates(given, backbone, tail),
+        head_learning_rate=float(given["head_learning_rate"]),
+        max_epochs=int(given["max_epochs"]),
+        patience=int(given["patience"]),
+        batch_size=int(given["batch_size"]),
+        weight_decay=float(given["weight_decay"]),
+        label_smoothing=float(given.get("label_smoothing", 0)),
+        mixup=float(given["mixup"]),
+        precision=given["precision"],
+        seed=task.seeds[0],
+    )
+    centre: dict[str, Any] = {}
+    if parts.targets.kind == "regression":
+        mean = parts.targets.values[parts.train].mean(axis=0)
+        centre = {"mean": mean, "spread": parts.spread}
+    magnitude, weights = float(np.abs(plain).mean()), frozen.start
+    if given["head"] == "mlp":
+        # A random head would first spoil the layers before it.
+        rng = np.random.default_rng(recipe.seed)
+        weights = random_hidden(
+            *(plain.shape[1], hidden_sizes(given["hidden"]), weights, rng)
+        )
+        head = TorchHead(weights, magnitude, **centre).to(device)
+        probe = replace(
+            recipe, rates={}, max_epochs=_PROBE_EPOCHS, patience=_PROBE_PATIENCE
+        )
+        rows = InMemory(plain)
+        train(nn.Identity(), head, rows, parts, probe, device, verbose=False)
+        weights = head.weights()
+    head = TorchHead(weights, magnitude, **centre).to(device)
+    verbose = bool(given["verbose"])
+    outcome = train(tail.module, head, maps, parts, recipe, device, verbose=verbose)
+    return head, outcome
+
+
+# -- the pipeline --------------------------------------------------------------
+
+
+def _tuned_head(task: Task, head: TorchHead, outcome: Outcome) -> Any:
+    """The head as an estimator; probabilities have the temperature of validation."""
+    weights: HeadWeights = head.weights()
+    targets = task.parts.targets
+    if targets.kind == "regression":
+        return weights.regressor(task.y.ndim == 1)
+    numbers = targets.numbers[task.parts.valid]
+    factor = temperature_factors(outcome.values, numbers)
+    return weights.scaled(float(factor)).classifier(targets.classes)
+
+
+def _tuned_codes(
+    task: Task,
+    backbone: Backbone,
+    tail: Tail | _HeadAlone,
+    maps: Maps,
+    outcome: Outcome,
+    device: torch.device,
+) -> tuple[CNNCodeTransformer, bytes | None]:
+    """The transformer of the tuned network, and its ONNX model."""
+    if not tail.blocks or outcome.best_epoch == 0:
+        model = task.previous if tail.blocks else None
+    else:
+        model = tuned_model(backbone, tail, _provenance(task, backbone, outcome))
+    if model is None:
+        return _transformer(task).fit(task.images), None
+    layer = backbone.layer(task.parameters["layer"])
+    which = layer.name if layer.position is None else layer.position
+    with opened(model, tuned_name(backbone), None) as tuned:
+        found = tuned_transformer(tuned, _transformer(task), which)
+    some = task.parts.valid[:_COMPARED]
+    wanted = apply_norm(run_tail(tail.module, maps, some, device), "power")
+    got = found.transform([task.images[number] for number in some])
+    error = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+    if not error <= _TOLERANCE:
+        raise BackboneError(
+            f"{backbone.description}: after training, ONNX Runtime and torch differ by "
+            f"{error:.2g} of the largest value of a code. Expected {_TOLERANCE:g} at "
+            "most. Another train_from may work; please report the network."
+        )
+    return found, model
+
+
+def _provenance(task: Task, backbone: Backbone, outcome: Outcome) -> dict[str, Any]:
+    """What the metadata of the tuned model say of its origin."""
+    return {
+        "version": __version__,
+        "backbone": backbone.name or backbone.path.name,
+        "backbone_sha256": backbone.sha256,
+        "train_from": str(task.parameters["train_from"]),
+        "layer": str(task.parameters["layer"]),
+        "n_images": len(task.parts.train),
+        "epochs": outcome.best_epoch,
+    }

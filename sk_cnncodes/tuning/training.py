@@ -1,0 +1,386 @@
+"""Training of a tail and its head on cached maps, in torch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from sk_cnncodes.base.logs import logger
+from sk_cnncodes.base.progress import progress_bar
+from sk_cnncodes.tuning.torch_head import TorchHead
+from sk_cnncodes.tuning.validation import Parts
+
+# Images that are run at once where no gradient is needed.
+_BATCH = 256
+# Largest norm of the gradient of all weights.
+_MAX_NORM = 1.0
+# Share of the steps in which the rates rise to their values, of one epoch at most.
+_WARM_UP = 0.1
+# Rates end at this share of their values.
+_LEAST_RATE = 0.01
+
+
+class Rows(Protocol):
+    """What is trained on: `Maps`, or codes in memory."""
+
+    n_views: int
+
+    def read(self, images: np.ndarray, views: np.ndarray | int = 0) -> np.ndarray:
+        """The maps of some images, each of one view, as float32."""
+        ...
+
+
+class InMemory:
+    """Codes in memory, for the training of a head alone."""
+
+    def __init__(self, codes: np.ndarray) -> None:
+        self.n_views = 1 if codes.ndim == 2 else codes.shape[1]
+        self._codes = codes.reshape(len(codes), self.n_views, -1)
+
+    def read(self, images: np.ndarray, views: np.ndarray | int = 0) -> np.ndarray:
+        """As `Rows`."""
+        return self._codes[images, views]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are trained; attributes are those of `FineTunedClassifier`.
+
+    Attributes
+    ----------
+    rates : mapping of str to float
+        Learning rate of each weight of the tail.
+    """
+
+    rates: Mapping[str, float]
+    head_learning_rate: float
+    max_epochs: int
+    patience: int
+    batch_size: int
+    weight_decay: float
+    label_smoothing: float
+    mixup: float
+    precision: str
+    seed: int
+
+
+@dataclass
+class Outcome:
+    """What a training found.
+
+    Attributes
+    ----------
+    history : dict of str to list
+        See `FineTunedClassifier.history_`.
+    best_epoch : int
+        The epoch whose weights the tail and the head have; 0 is before training.
+    n_epochs : int
+    values : ndarray of float64, shape (n_valid, n_targets)
+        Logits, or values, of the validation part with these weights.
+    interrupted : bool
+        Whether Ctrl-C ended it.
+    """
+
+    history: dict[str, list[float]] = field(default_factory=dict)
+    best_epoch: int = 0
+    n_epochs: int = 0
+    values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    interrupted: bool = False
+
+
+def torch_device(device: str) -> torch.device:
+    """The device that weights are trained on; "auto" is a GPU if torch has one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device.replace("tensorrt", "cuda"))
+
+
+@contextmanager
+def repeatable(n_threads: int) -> Iterator[None]:
+    """Some threads, and the same results each time; as before afterwards."""
+    cudnn = torch.backends.cudnn
+    before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark
+    torch.set_num_threads(n_threads)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
+
+
+def run_tail(
+    tail: nn.Module, maps: Rows, images: np.ndarray, device: torch.device
+) -> np.ndarray:
+    """What a tail, or tail and head, gives for images in their first view."""
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(images), _BATCH):
+            part = torch.from_numpy(maps.read(images[start : start + _BATCH]))
+            found.append(tail(part.to(device)).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def train(
+    tail: nn.Module,
+    head: TorchHead,
+    maps: Rows,
+    parts: Parts,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    verbose: bool,
+    show: Callable[[float], None] | None = None,
+) -> Outcome:
+    """Train tail and head; they end with the weights of the best epoch.
+
+    An interrupt ends the training, and keeps the best weights so far.
+
+    Parameters
+    ----------
+    tail, head : Module
+        On the device.
+    maps : Rows
+        Of all images.
+    parts : Parts
+    recipe : Recipe
+    device : torch.device
+    verbose : bool
+        Whether to show a progress bar.
+    show : callable or None
+        Is called with the share of the steps that is done.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite. The weights are then those of no epoch.
+    """
+    model = nn.Sequential(tail, head)
+    training = _Training(model, maps, parts, recipe, device)
+    outcome = training.outcome
+    total = recipe.max_epochs * training.n_steps
+    bar = progress_bar(total=total, desc="Fine-tune", unit="step", disable=not verbose)
+    with bar:
+        try:
+            training.note_epoch(0, math.nan)
+            while not training.is_over:
+                training.run_epoch(bar, show)
+                bar.set_postfix(training.shown(), refresh=False)
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+    if training.best is None:  # interrupted before anything was known
+        raise KeyboardInterrupt
+    model.load_state_dict(training.best.state)
+    outcome.best_epoch, outcome.values = training.best.epoch, training.best.values
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The weights of an epoch, and what they give for the validation part."""
+
+    rank: tuple[float, float]
+    epoch: int
+    values: np.ndarray
+    state: dict[str, torch.Tensor]
+
+
+class _Training:
+    """A training in progress: its optimiser, schedule and best weights.
+
+    Attributes
+    ----------
+    outcome : Outcome
+    best : _Best or None
+        None before the first validation.
+    n_steps : int
+        Of an epoch.
+    is_over : bool
+    """
+
+    def __init__(
+        self,
+        model: nn.Sequential,
+        maps: Rows,
+        parts: Parts,
+        recipe: Recipe,
+        device: torch.device,
+    ) -> None:
+        self._model, self._maps, self._parts = model, maps, parts
+        self._recipe, self._device = recipe, device
+        self._rng = np.random.default_rng(recipe.seed)
+        values = parts.targets.values
+        self._classifies = parts.targets.kind == "classification"
+        # Classes as 0 and 1.
+        self._targets = np.float32((values + 1) / 2 if self._classifies else values)
+        self._spread = torch.tensor(np.float32(parts.spread)).to(device)
+        weights = parts.weights / parts.weights[parts.train].mean()
+        self._weights = weights.astype(np.float32)
+        self.n_steps = math.ceil(len(parts.train) / recipe.batch_size)
+        self._n_total = self.n_steps * recipe.max_epochs
+        self._n_warm = min(self.n_steps, max(1, int(_WARM_UP * self._n_total)))
+        self._step = 0
+        self._optimizer = _optimizer(model, recipe)
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._start = time.perf_counter()
+        self.best: _Best | None = None
+        self.outcome = Outcome()
+
+    @property
+    def is_over(self) -> bool:
+        recipe, outcome = self._recipe, self.outcome
+        assert self.best is not None
+        # The first epoch, with its warm-up, may be worse than none.
+        since = max(self.best.epoch, math.ceil(self._n_warm / self.n_steps))
+        return (
+            outcome.n_epochs >= recipe.max_epochs
+            or outcome.n_epochs - since >= recipe.patience
+        )
+
+    def run_epoch(self, bar: Any, show: Callable[[float], None] | None) -> None:
+        """Train on each image once, in one of its views, and validate."""
+        self._model.train()
+        order = self._rng.permutation(self._parts.train)
+        views = self._rng.integers(0, self._maps.n_views, len(order))
+        losses = []
+        for start in range(0, len(order), self._recipe.batch_size):
+            rows = slice(start, start + self._recipe.batch_size)
+            losses.append(self._step_on(order[rows], views[rows]))
+            bar.update(1)
+            if show is not None:
+                show(self._step / self._n_total)
+        self.note_epoch(self.outcome.n_epochs + 1, float(np.mean(losses)))
+
+    def _step_on(self, images: np.ndarray, views: np.ndarray) -> float:
+        """One step of the optimiser; returns the loss."""
+        recipe = self._recipe
+        share = self._schedule()
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * share
+        maps, targets, weights = (
+            torch.from_numpy(np.ascontiguousarray(each)).to(self._device)
+            for each in (
+                self._maps.read(images, views),
+                self._targets[images],
+                self._weights[images],
+            )
+        )
+        if recipe.mixup:
+            kept = float(self._rng.beta(recipe.mixup, recipe.mixup))
+            other = torch.from_numpy(self._rng.permutation(len(images)))
+            other = other.to(self._device)
+            maps = kept * maps + (1 - kept) * maps[other]
+            targets = kept * targets + (1 - kept) * targets[other]
+            weights = kept * weights + (1 - kept) * weights[other]
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            values = self._model(maps).float()
+        if self._classifies:
+            losses = nn.functional.cross_entropy(
+                values,
+                targets,
+                reduction="none",
+                label_smoothing=recipe.label_smoothing,
+            )
+        else:
+            losses = (((values - targets) / self._spread) ** 2).mean(dim=1)
+        loss = (losses * weights).mean()
+        found = float(loss.detach())
+        if not math.isfinite(found):
+            raise FloatingPointError(
+                f"the loss became {found} in epoch {self.outcome.n_epochs + 1}, step "
+                f"{self._step % self.n_steps + 1} of {self.n_steps}. Expected a finite "
+                f"one: lower learning_rate (the largest is {max(self._rates):g})"
+                + ("." if recipe.precision == "float32" else ", or use float32.")
+            )
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._model.parameters(), _MAX_NORM)
+        self._optimizer.step()
+        self._step += 1
+        return found
+
+    def _schedule(self) -> float:
+        """Share of the rates in this step: a linear warm-up, then a cosine."""
+        if self._step < self._n_warm:
+            return (self._step + 1) / self._n_warm
+        done = (self._step - self._n_warm) / max(1, self._n_total - self._n_warm)
+        return _LEAST_RATE + (1 - _LEAST_RATE) * (1 + math.cos(math.pi * done)) / 2
+
+    def _autocast(self) -> Any:
+        enabled = self._recipe.precision == "bfloat16"
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=enabled)
+
+    def note_epoch(self, epoch: int, loss: float) -> None:
+        """Validate, write the history, and keep the weights if they are the best."""
+        self._model.eval()
+        found = run_tail(self._model, self._maps, self._parts.valid, self._device)
+        values = found.astype(np.float64)
+        if not np.isfinite(values).all():
+            raise FloatingPointError(
+                f"the network gave NaN or infinity after epoch {epoch}. Expected finite "
+                "values: lower learning_rate."
+            )
+        score = float(self._parts.samples(values).mean())
+        validation_loss = self._parts.loss(values)
+        rates = {group["is_head"]: 0.0 for group in self._optimizer.param_groups}
+        for group in self._optimizer.param_groups if epoch else ():
+            rates[group["is_head"]] = max(rates[group["is_head"]], group["lr"])
+        row = {
+            "epoch": epoch,
+            "loss": loss,
+            "validation_loss": validation_loss,
+            "validation_score": score,
+            "learning_rate": rates.get(False, 0.0),
+            "head_learning_rate": rates[True],
+            "seconds": time.perf_counter() - self._start,
+        }
+        for name, value in row.items():
+            self.outcome.history.setdefault(name, []).append(value)
+        logger.info("fine-tuning: %s", row)
+        self.outcome.n_epochs = epoch
+        rank = (score, -validation_loss)
+        if self.best is None or rank > self.best.rank:
+            state = self._model.state_dict()
+            copied = {name: each.detach().clone() for name, each in state.items()}
+            # In one step, which an interrupt does not split.
+            self.best = _Best(rank, epoch, values, copied)
+
+    def shown(self) -> dict[str, str]:
+        """What the progress bar shows of the last epoch."""
+        history = self.outcome.history
+        return {
+            "epoch": str(self.outcome.n_epochs),
+            "loss": f"{history['loss'][-1]:.3f}",
+            "validation": f"{history['validation_score'][-1]:.4f}",
+        }
+
+
+def _optimizer(model: nn.Sequential, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW with a rate for each weight; biases and scales do not decay."""
+    tail, head = model
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    for name, weight in tail.named_parameters():
+        key = (recipe.rates[name], weight.ndim > 1, False)
+        groups.setdefault(key, []).append(weight)
+    for _, weight in head.named_parameters():
+        key = (recipe.head_learning_rate, weight.ndim > 1, True)
+        groups.setdefault(key, []).append(weight)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": weights,
+                "lr": rate,
+                "weight_decay": recipe.weight_decay if decays else 0.0,
+                "is_head": is_head,
+            }
+            for (rate, decays, is_head), weights in groups.items()
+        ]
+    )
