@@ -171,6 +171,12 @@ from sk_cnncodes.scale.stored_codes import (
 from sk_cnncodes.scale.stored_codes import (
     open_codes as open_codes,
 )
+from sk_cnncodes.tuning.estimators import (
+    FineTunedClassifier as FineTunedClassifier,
+)
+from sk_cnncodes.tuning.estimators import (
+    FineTunedRegressor as FineTunedRegressor,
+)
 
 __all__ = [
     "HEADS",
@@ -200,6 +206,8 @@ __all__ = [
     "Explanation",
     "ExportError",
     "Finding",
+    "FineTunedClassifier",
+    "FineTunedRegressor",
     "HTMLReport",
     "ImageError",
     "ImageNotFoundError",

@@ -83,6 +83,7 @@ LATE_MODULES = {
     },
     "export.model_card": {"heads.presets"},
     # Modules that import torch.
+    "tuning.fitting": {"tuning.run"},
     "tuning.tail": {"tuning.interpreter.module"},
     "engines.execution": {"engines.openvino"},
     "engines.session": {

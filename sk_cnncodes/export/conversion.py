@@ -128,7 +128,7 @@ class _StepError(ExportError):
 
 
 def unwrapped(estimator: Any) -> Any:
-    """The fitted estimator inside of searches, FrozenEstimator, CNNCodeClassifier ..."""
+    """The fitted estimator inside of searches, FrozenEstimator and the like."""
     while True:
         if isinstance(estimator, FrozenEstimator):
             estimator = estimator.estimator

@@ -245,7 +245,9 @@ def image_weights(targets: Targets, sample_weight: Any, n_images: int) -> np.nda
     ValueError
         If there are too few, or they are negative, not finite or all zero.
     """
-    weights = np.ones(n_images) if targets.weights is None else targets.weights
+    weights: np.ndarray = np.ones(n_images)
+    if targets.weights is not None:
+        weights = targets.weights
     if sample_weight is None:
         return weights
     own = np.asarray(sample_weight, float)
@@ -260,7 +262,8 @@ def image_weights(targets: Targets, sample_weight: Any, n_images: int) -> np.nda
             "sample_weight: expected finite numbers from 0 on, and some above, got "
             f"{own.min()} to {own.max()}."
         )
-    return weights * own
+    weights = weights * own
+    return weights
 
 
 def _require_torch() -> None:

@@ -207,9 +207,7 @@ def _as_float32(maps: Maps, folder: Path, names: Sequence[str]) -> Maps:
     return wide
 
 
-def _check_disk(
-    folder: Path, needed: int, n_images: int, names: Sequence[str]
-) -> None:
+def _check_disk(folder: Path, needed: int, n_images: int, names: Sequence[str]) -> None:
     """Refuse maps that the disk has no room for."""
     free = shutil.disk_usage(folder).free
     if needed + _MARGIN <= free:

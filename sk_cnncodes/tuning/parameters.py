@@ -77,9 +77,9 @@ def _check_number(
     name: str, value: Any, least: float, itself: bool, most: float
 ) -> None:
     is_real = isinstance(value, Real) and not isinstance(value, bool)
-    if is_real and (least < value <= most or (itself and value == least)):
-        if math.isfinite(value):
-            return
+    fits = is_real and (least < value <= most or (itself and value == least))
+    if fits and math.isfinite(value):
+        return
     between = f"{'from' if itself else 'above'} {least:g}"
     limit = "" if most == math.inf else f" up to {most:g}"
     raise ValueError(f"{name}: expected a number {between}{limit}, got {value!r}.")
@@ -91,8 +91,7 @@ def hidden_sizes(hidden: Any) -> tuple[int, ...]:
     for size in sizes:
         if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
             raise ValueError(
-                "hidden: expected an int of at least 1, or several, got "
-                f"{hidden!r}."
+                f"hidden: expected an int of at least 1, or several, got {hidden!r}."
             )
     if not sizes:
         raise ValueError("hidden: expected at least one size, got none.")
@@ -134,15 +133,15 @@ def block_rates(
         position = backbone.layer(train_from).position
         if position is None:
             raise LayerError(
-                f"train_from={train_from!r} is no numbered layer, so that learning_rate "
-                "cannot name the blocks after it. Expected one number."
+                f"train_from={train_from!r} is no numbered layer, so that "
+                "learning_rate cannot name the blocks after it. Expected one number."
             )
     first = -len(backbone.layers) if position is None else position + 1
     numbers = range(first, first + last + 1)
     found: dict[int, float] = {}
     for key, rate in learning_rate.items():
         layer = backbone.layer(key)
-        if layer.position not in numbers:
+        if layer.position is None or layer.position not in numbers:
             raise ValueError(
                 f"learning_rate: {key!r} is not among the trained layers, "
                 f"{list(numbers)}."

@@ -165,9 +165,7 @@ def fine_tune(task: Task) -> Result:
                     *(given.get("class_weight"), task.seeds[1]),
                 )
         pipeline = Pipeline([("codes", transformer), ("head", last)])
-    return Result(
-        *(pipeline, model, decision, frozen, outcome, maps.n_bytes, timings)
-    )
+    return Result(*(pipeline, model, decision, frozen, outcome, maps.n_bytes, timings))
 
 
 @contextmanager
@@ -193,7 +191,7 @@ def _continued(
     task: Task, backbone: Backbone, tail: Tail | _HeadAlone
 ) -> Tail | _HeadAlone:
     """The tail as the last fit left it, if it is to be continued."""
-    if task.previous is None or not tail.blocks:
+    if task.previous is None or not isinstance(tail, Tail):
         return tail
     name = tuned_name(backbone)
     with opened(task.previous, name, backbone.preprocessing) as tuned:
@@ -229,9 +227,9 @@ def _maps_of(
 ) -> Iterator[Maps]:
     """What the tail reads, of all images."""
     given, start = task.parameters, time.perf_counter()
-    changes = {"norm": None}
-    if tail.blocks:
-        changes |= {"layer": given["train_from"], "pooling": "flatten"}
+    changes: dict[str, Any] = {"norm": None}
+    if isinstance(tail, Tail):
+        changes |= {"layer": tail.input_name, "pooling": "flatten"}
     with computed_maps(
         *(task.images, _transformer(task, **changes), tail.input_shape),
         views=given["views"],
@@ -315,9 +313,10 @@ def _tuned_codes(
     device: torch.device,
 ) -> tuple[CNNCodeTransformer, bytes | None]:
     """The transformer of the tuned network, and its ONNX model."""
-    if not tail.blocks or outcome.best_epoch == 0:
-        model = task.previous if tail.blocks else None
-    else:
+    model = None
+    if isinstance(tail, Tail):
+        model = task.previous
+    if isinstance(tail, Tail) and outcome.best_epoch:
         model = tuned_model(backbone, tail, _provenance(task, backbone, outcome))
     if model is None:
         return _transformer(task).fit(task.images), None

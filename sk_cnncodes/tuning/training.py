@@ -47,7 +47,8 @@ class InMemory:
 
     def read(self, images: np.ndarray, views: np.ndarray | int = 0) -> np.ndarray:
         """As `Rows`."""
-        return self._codes[images, views]
+        found: np.ndarray = self._codes[images, views]
+        return found
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,8 @@ class _Training:
         values = parts.targets.values
         self._classifies = parts.targets.kind == "classification"
         # Classes as 0 and 1.
-        self._targets = np.float32((values + 1) / 2 if self._classifies else values)
+        shown = (values + 1) / 2 if self._classifies else values
+        self._targets = np.asarray(shown, np.float32)
         self._spread = torch.tensor(np.float32(parts.spread)).to(device)
         weights = parts.weights / parts.weights[parts.train].mean()
         self._weights = weights.astype(np.float32)
@@ -325,8 +327,8 @@ class _Training:
         values = found.astype(np.float64)
         if not np.isfinite(values).all():
             raise FloatingPointError(
-                f"the network gave NaN or infinity after epoch {epoch}. Expected finite "
-                "values: lower learning_rate."
+                f"the network gave NaN or infinity after epoch {epoch}. Expected "
+                "finite values: lower learning_rate."
             )
         score = float(self._parts.samples(values).mean())
         validation_loss = self._parts.loss(values)
