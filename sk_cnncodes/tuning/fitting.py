@@ -262,8 +262,8 @@ def image_weights(targets: Targets, sample_weight: Any, n_images: int) -> np.nda
             "sample_weight: expected finite numbers from 0 on, and some above, got "
             f"{own.min()} to {own.max()}."
         )
-    weights = weights * own
-    return weights
+    both: np.ndarray = weights * own
+    return both
 
 
 def _require_torch() -> None:

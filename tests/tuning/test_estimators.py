@@ -1,0 +1,513 @@
+"""FineTunedClassifier and FineTunedRegressor: what they learn, keep and refuse."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils import Tags
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sk_cnncodes import (
+    BackboneError,
+    CNNCodeTransformer,
+    CodeCache,
+    FineTunedClassifier,
+    FineTunedRegressor,
+    ImageError,
+    LayerError,
+    OnnxClassifier,
+    Preprocessing,
+    load_backbone,
+    load_model,
+    save_model,
+    to_onnx,
+)
+from sk_cnncodes.cache.shared_folder import shared_folder
+from tests import networks
+from tests.forwards import counted_forwards
+
+torch = pytest.importorskip("torch")
+
+from sk_cnncodes.tuning import maps as maps_module  # noqa: E402
+from sk_cnncodes.tuning import training  # noqa: E402
+
+DIGITS = load_digits()
+IMAGES = [np.uint8(image * 15) for image in DIGITS.images]
+Y = DIGITS.target
+PLAIN = Preprocessing(
+    resize_size=None, crop_size=(networks.SIDE, networks.SIDE), mean=(0, 0, 0)
+)
+# A random network has much to learn.
+FEW: dict[str, Any] = {
+    "preprocessing": PLAIN,
+    "train_from": -3,
+    "views": "center",
+    "learning_rate": 3e-3,
+    "head_learning_rate": 3e-3,
+    "max_epochs": 4,
+    "batch_size": 32,
+    "n_jobs": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return networks.save(networks.resnet(), tmp_path_factory.mktemp("net") / "net.onnx")
+
+
+@pytest.fixture(scope="module")
+def model(path: str) -> FineTunedClassifier:
+    return FineTunedClassifier(path, **FEW).fit(IMAGES[:500], Y[:500])
+
+
+@pytest.fixture(autouse=True)
+def no_file_is_left() -> Iterator[None]:
+    yield
+    folder = shared_folder(os.getpid())
+    assert not list(folder.glob("*.maps"))
+
+
+def test_tuned_layers_are_better_than_frozen_ones(model: FineTunedClassifier) -> None:
+    assert model.is_tuned_, model.decision_
+    assert model.tuned_score_ > model.frozen_score_ + 0.05
+    X, y = IMAGES[500:900], Y[500:900]
+    assert model.score(X, y) > model.frozen_score_ + 0.03
+    assert abs(model.score(X, y) - model.tuned_score_) < 0.08
+    assert model.decision_.startswith("The tuned model is taken: on 100 validation")
+    probabilities = model.predict_proba(X)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+    assert abs(probabilities.max(axis=1).mean() - model.score(X, y)) < 0.1
+
+
+def test_the_history_has_a_row_for_each_epoch(model: FineTunedClassifier) -> None:
+    history = model.history_
+    assert history["epoch"] == list(range(model.n_iter_ + 1))
+    assert len({len(column) for column in history.values()}) == 1
+    assert history["validation_score"][model.best_epoch_] == model.tuned_score_
+    assert history["learning_rate"][0] == 0 < history["learning_rate"][1]
+    assert history["learning_rate"][-1] < history["learning_rate"][1]
+    assert np.isnan(history["loss"][0])
+    assert history["loss"][-1] < history["loss"][1]
+
+
+def test_the_same_seed_gives_the_same_model(
+    model: FineTunedClassifier, path: str
+) -> None:
+    again = FineTunedClassifier(path, **FEW).fit(IMAGES[:500], Y[:500])
+    for name, column in model.history_.items():
+        if name != "seconds":
+            np.testing.assert_array_equal(again.history_[name], column)
+    np.testing.assert_array_equal(
+        again.predict_proba(IMAGES[500:550]), model.predict_proba(IMAGES[500:550])
+    )
+    other = FineTunedClassifier(path, **FEW, random_state=1)
+    other.fit(IMAGES[:500], Y[:500])
+    assert other.history_["loss"][1] != model.history_["loss"][1]
+
+
+def test_the_backbone_is_saved_and_tuned_at_every_layer(
+    model: FineTunedClassifier, path: str, tmp_path: Path
+) -> None:
+    saved = model.save_backbone(tmp_path / "tuned.onnx")
+    before, after = load_backbone(path, PLAIN), load_backbone(saved)
+    assert [layer.name for layer in after.layers] == [x.name for x in before.layers]
+    assert after.preprocessing == before.preprocessing
+    X = IMAGES[:20]
+    for layer in range(-len(before.layers), 0):
+        old, new = (
+            CNNCodeTransformer(b, layer=layer, preprocessing=PLAIN).transform(X)
+            for b in (path, saved)
+        )
+        if layer <= FEW["train_from"]:
+            np.testing.assert_array_equal(new, old)
+        else:
+            assert np.abs(new - old).max() > 1e-3 * np.abs(old).max()
+    codes = CNNCodeTransformer(saved, norm="power").transform(X)
+    np.testing.assert_array_equal(model.pipeline_["codes"].transform(X), codes)
+
+
+def test_a_backbone_that_is_not_tuned_is_not_saved(tmp_path: Path) -> None:
+    kept = FineTunedClassifier(max_epochs=1, train_from=-2, learning_rate=1e-6)
+    kept.fit(IMAGES[:120], Y[:120])
+    assert not kept.is_tuned_
+    assert "The frozen model is kept" in kept.decision_
+    assert "standard error" in kept.decision_
+    assert kept.score(IMAGES[500:600], Y[500:600]) > 0.85
+    with pytest.raises(ValueError, match="The frozen model is kept"):
+        kept.save_backbone(tmp_path / "tuned.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["pickle", "joblib", "skops", "onnx"])
+def test_a_saved_model_needs_neither_torch_nor_the_backbone(
+    form: str, tmp_path: Path
+) -> None:
+    backbone = networks.save(networks.resnet(), tmp_path / "net.onnx")
+    fitted = FineTunedClassifier(backbone, **FEW).fit(IMAGES[:200], Y[:200])
+    assert fitted.is_tuned_, fitted.decision_
+    np.save(tmp_path / "X.npy", np.stack(IMAGES[500:520]))
+    wanted = fitted.predict_proba(IMAGES[500:520])
+    file = tmp_path / f"model.{form}"
+    if form == "onnx":
+        pytest.importorskip("skl2onnx")
+        to_onnx(fitted, file)
+    elif form == "pickle":
+        file.write_bytes(pickle.dumps(fitted))
+    elif form == "joblib":
+        joblib.dump(fitted, file)
+    else:
+        pytest.importorskip("skops")
+        save_model(fitted, file)
+    Path(backbone).unlink()
+    source = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import numpy as np\n"
+        "from sk_cnncodes import load_model\n"
+        f"model = load_model({str(file)!r})\n"
+        f"X = list(np.load({str(tmp_path / 'X.npy')!r}))\n"
+        f"np.save({str(tmp_path / 'p.npy')!r}, model.predict_proba(X))\n"
+    )
+    subprocess.run([sys.executable, "-c", source], check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), wanted, atol=1e-4)
+
+
+def test_store_backbone_works(model: FineTunedClassifier, tmp_path: Path) -> None:
+    file = save_model(model, tmp_path / "m.joblib", store_backbone=True)
+    loaded = load_model(file, cache=None)
+    np.testing.assert_array_equal(loaded.predict(IMAGES[:9]), model.predict(IMAGES[:9]))
+    assert loaded.save_backbone(tmp_path / "b.onnx").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_hidden_layers(path: str, two: bool, tmp_path: Path) -> None:
+    y = Y % 2 if two else Y
+    found = FineTunedClassifier(path, **FEW, head="mlp", hidden=(24, 16))
+    found.fit(IMAGES[:400], y[:400])
+    assert found.is_tuned_, found.decision_
+    assert found.score(IMAGES[500:700], y[500:700]) > found.frozen_score_
+    assert found.pipeline_["head"].coefs_[0].shape[1] == 24
+    pytest.importorskip("skl2onnx")
+    to_onnx(found, tmp_path / "m.onnx")
+    X = IMAGES[500:530]
+    served = OnnxClassifier(tmp_path / "m.onnx").predict_proba(X)
+    np.testing.assert_allclose(served, found.predict_proba(X), atol=1e-3)
+
+
+def test_the_head_alone(path: str) -> None:
+    alone = FineTunedClassifier(path, **{**FEW, "train_from": -1})
+    alone.fit(IMAGES[:300], Y[:300])
+    assert alone.maps_bytes_ == 300 * 16 * 2
+    assert alone.history_["learning_rate"] == [0] * (alone.n_iter_ + 1)
+
+
+def test_the_whole_network(path: str) -> None:
+    whole = FineTunedClassifier(path, **{**FEW, "train_from": "all"})
+    whole.fit(IMAGES[:400], Y[:400])
+    assert whole.is_tuned_, whole.decision_
+    assert whole.score(IMAGES[500:700], Y[500:700]) > whole.frozen_score_
+
+
+def test_rates_grow_from_early_to_late_layers(path: str) -> None:
+    from sk_cnncodes.tuning.parameters import block_rates
+    from sk_cnncodes.tuning.tail import read_tail
+
+    backbone = load_backbone(path, PLAIN)
+    blocks = read_tail(backbone, -3).blocks
+    rates = block_rates(1e-3, 0.5, backbone, -3, blocks)
+    by_block = sorted({(blocks[name], rate) for name, rate in rates.items()})
+    last = by_block[-1][0]
+    assert by_block == [(n, 1e-3 * 0.5 ** (last - n)) for n, _ in by_block]
+    first = min(blocks.values())
+    named = {n - 2: 10.0 ** -(9 - n) for n in set(blocks.values())}
+    found = block_rates(named, 0.5, backbone, -3, blocks)
+    assert {found[name] for name in blocks if blocks[name] == first} == {
+        named[first - 2]
+    }
+    with pytest.raises(ValueError, match="none for"):
+        block_rates({-1: 1e-3}, 0.5, backbone, -4, read_tail(backbone, -4).blocks)
+    with pytest.raises(ValueError, match="not among the trained layers"):
+        block_rates({-4: 1e-3}, 0.5, backbone, -3, blocks)
+
+
+def test_warm_start_continues(path: str) -> None:
+    found = FineTunedClassifier(path, **FEW, warm_start=True)
+    found.fit(IMAGES[:400], Y[:400])
+    first = found.tuned_score_
+    assert found.is_tuned_
+    found.fit(IMAGES[:400], Y[:400])
+    assert found.history_["validation_score"][0] > found.frozen_score_
+    assert found.tuned_score_ >= first - 0.03
+    found.set_params(train_from=-2)
+    with pytest.raises(ValueError, match="warm_start: expected"):
+        found.fit(IMAGES[:400], Y[:400])
+
+
+# -- weights, groups, values ---------------------------------------------------
+
+
+def test_groups_stay_together(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = np.arange(300) // 3
+    seen: dict[str, Any] = {}
+    train = training.train
+
+    def noting(*arguments: Any, **options: Any) -> Any:
+        seen["parts"] = arguments[3]
+        return train(*arguments, **options)
+
+    monkeypatch.setattr("sk_cnncodes.tuning.run.train", noting)
+    FineTunedClassifier(path, **{**FEW, "max_epochs": 1}).fit(
+        IMAGES[:300], Y[:300], groups=groups
+    )
+    parts = seen["parts"]
+    assert not set(groups[parts.train]) & set(groups[parts.valid])
+
+
+def test_images_of_weight_zero_are_left_out(path: str) -> None:
+    y = np.r_[Y[:200], np.zeros(50, int)]
+    weights = np.r_[np.ones(200), np.zeros(50)]
+    X = IMAGES[:200] + [np.zeros((8, 8), np.uint8)] * 50
+    found = FineTunedClassifier(path, **FEW).fit(X, y, weights)
+    assert "validation images" in found.decision_
+    assert found.frozen_head_ == "ridge"
+    for bad in (-weights, weights * np.nan, weights * 0, weights[:3]):
+        with pytest.raises(ValueError, match="sample_weight: expected"):
+            FineTunedClassifier(path, **FEW).fit(X, y, bad)
+
+
+def test_class_weights_count_in_the_validation(path: str) -> None:
+    rows = np.r_[np.flatnonzero(Y == 0)[:100], np.flatnonzero(Y == 8)[:20]]
+    X, y = [IMAGES[row] for row in rows], Y[rows]
+    found = FineTunedClassifier(path, **FEW, class_weight="balanced").fit(X, y)
+    assert found.score(X, y) > 0.8
+
+
+def test_values_are_regressed(path: str, tmp_path: Path) -> None:
+    values = np.array([image.astype(float).mean() for image in IMAGES]) ** 2
+    found = FineTunedRegressor(path, **FEW).fit(IMAGES[:400], values[:400])
+    assert found.score(IMAGES[500:700], values[500:700]) > 0.8
+    assert found.predict(IMAGES[:3]).shape == (3,)
+    both = np.column_stack([values, -2 * values + 3])
+    several = FineTunedRegressor(path, **FEW, head="mlp").fit(IMAGES[:300], both[:300])
+    assert several.predict(IMAGES[:3]).shape == (3, 2)
+    assert several.score(IMAGES[500:700], both[500:700]) > 0.5
+
+
+# -- scikit-learn --------------------------------------------------------------
+
+
+def test_a_search_runs_the_frozen_layers_once(path: str) -> None:
+    grid = {"train_from": [-3, -2], "layer_decay": [0.5, 1.0]}
+    estimator = FineTunedClassifier(
+        path, **{**FEW, "max_epochs": 1, "views": "flip"}, cache=CodeCache()
+    )
+    X, y = IMAGES[:90], Y[:90] % 3
+    estimator.fit(X, y)  # predictions of tuned networks are no forwards to be shared
+    search = GridSearchCV(estimator, grid, cv=2, refit=False, scoring=_no_score)
+    with counted_forwards() as count:
+        search.fit(X, y)
+    # One pass for each view and layer; -3 is cached by the fit above.
+    tuned = count.images - 2 * 90
+    assert 0 <= tuned <= 4 * 2 * 8  # comparisons of torch and ONNX Runtime
+    assert set(search.cv_results_["param_train_from"]) == {-3, -2}
+
+
+def _no_score(estimator: Any, X: Any, y: Any) -> float:
+    return float(estimator.tuned_score_)
+
+
+def test_it_is_cloned_and_stands_in_a_pipeline(model: FineTunedClassifier) -> None:
+    copied = clone(model)
+    assert copied.get_params()["train_from"] == -3
+    assert not hasattr(copied, "pipeline_")
+    assert copied._tuned_model is None
+    short = clone(model).set_params(max_epochs=1)
+    pipeline = make_pipeline(short).fit(IMAGES[:100], Y[:100])
+    assert pipeline.predict(IMAGES[:5]).shape == (5,)
+
+
+class _Rows:
+    """Turns rows of numbers into images, as in tests/heads/test_code_estimators.py."""
+
+    def fit(self, X: Any, y: Any, groups: Any = None) -> Any:
+        return super().fit(self._images(X, reset=True), y)  # type: ignore[misc]
+
+    def predict(self, X: Any) -> np.ndarray:
+        return super().predict(self._images(X, reset=False))  # type: ignore[misc]
+
+    def _images(self, X: Any, *, reset: bool) -> list[np.ndarray]:
+        from sklearn.utils.validation import check_is_fitted, validate_data
+
+        if not reset:
+            check_is_fitted(self)
+        X = validate_data(self, X, reset=reset, dtype=np.float64)
+        return [row[None] for row in 0.5 + np.arctan(X) / np.pi]
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.input_tags.two_d_array = True
+        tags.input_tags.string = False
+        return tags
+
+
+class RowsClassifier(_Rows, FineTunedClassifier):
+    def predict_proba(self, X: Any) -> np.ndarray:
+        return super().predict_proba(self._images(X, reset=False))
+
+
+class RowsRegressor(_Rows, FineTunedRegressor):
+    pass
+
+
+@parametrize_with_checks(
+    [
+        RowsClassifier(train_from=-1, max_epochs=1, validation_fraction=0.5),
+        RowsRegressor(train_from=-1, max_epochs=1, validation_fraction=0.5),
+    ]
+)
+def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+# -- faults --------------------------------------------------------------------
+
+
+def test_a_disk_that_is_too_small_is_found_before_anything_runs(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(
+        maps_module.shutil, "disk_usage", lambda _: usage._replace(free=2**20)
+    )
+    with counted_forwards() as count, pytest.raises(OSError, match=r"100 images.* need"):
+        FineTunedClassifier(path, **FEW).fit(IMAGES[:100], Y[:100])
+    assert count.images == 0
+
+
+def test_a_disk_that_fills_up(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(maps_module, "reserve_disk", full)
+    with pytest.raises(OSError, match="No space left"):
+        FineTunedClassifier(path, **FEW).fit(IMAGES[:100], Y[:100])
+
+
+def test_a_loss_that_is_not_finite(path: str) -> None:
+    found = FineTunedClassifier(path, **FEW | {"learning_rate": 1e30})
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        found.fit(IMAGES[:200], Y[:200])
+    assert not hasattr(found, "pipeline_")
+
+
+def test_one_class_in_the_validation_part(path: str) -> None:
+    y = np.repeat([0, 1], 50)
+    with pytest.raises(ValueError, match="needs at least 2 classes, got only"):
+        FineTunedClassifier(path, **FEW).fit(IMAGES[:100], y, groups=y)
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_few_images_of_a_class(path: str, each: int) -> None:
+    y = np.repeat(np.arange(6), each)
+    estimator = FineTunedClassifier(path, **FEW)
+    if each == 1:
+        with pytest.raises(ValueError, match="at least 2 images"):
+            estimator.fit(IMAGES[: len(y)], y)
+    else:
+        assert estimator.fit(IMAGES[: len(y)], y).predict(IMAGES[:2]).shape == (2,)
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_an_interrupt_keeps_the_best_so_far(
+    path: str, epoch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = training._Training._step_on
+
+    def interrupted(self: Any, *arguments: Any) -> float:
+        if self.outcome.n_epochs == epoch:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(training._Training, "_step_on", interrupted)
+    found = FineTunedClassifier(path, **FEW)
+    with pytest.warns(UserWarning, match=f"interrupted after epoch {epoch} of 4"):
+        found.fit(IMAGES[:300], Y[:300])
+    assert found.n_iter_ == epoch
+    assert found.score(IMAGES[500:600], Y[500:600]) > 0.5
+
+
+def test_an_interrupt_while_maps_are_computed_leaves_nothing(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(maps_module.Maps, "write", interrupted)
+    found = FineTunedClassifier(path, **FEW)
+    with pytest.raises(KeyboardInterrupt):
+        found.fit(IMAGES[:100], Y[:100])
+    assert not hasattr(found, "pipeline_")
+
+
+def test_torch_is_named_if_it_is_missing(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"sk-cnncodes\[torch\]"):
+        FineTunedClassifier(path, **FEW).fit(IMAGES[:100], Y[:100])
+
+
+def test_a_bad_image_is_named(path: str, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    X: list[Any] = [*IMAGES[:50], str(bad), *IMAGES[50:99]]
+    with pytest.raises(ImageError, match=r"bad\.jpg") as caught:
+        FineTunedClassifier(path, **FEW).fit(X, Y[:100])
+    assert caught.value.index == 50
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"head": "tree"}, ValueError, "head: expected one of"),
+        ({"views": "five_crop"}, ValueError, "views: expected one of"),
+        ({"maps": "int8"}, ValueError, "maps: expected one of"),
+        ({"layer_decay": 0}, ValueError, "layer_decay: expected a number above 0"),
+        ({"learning_rate": -1}, ValueError, "learning_rate: expected a number above"),
+        ({"max_epochs": 0}, ValueError, "max_epochs: expected an int"),
+        ({"batch_size": 2.5}, ValueError, "batch_size: expected an int"),
+        ({"validation_fraction": 0.9}, ValueError, "validation_fraction: expected"),
+        ({"hidden": ()}, ValueError, "hidden: expected at least one"),
+        ({"train_from": 1.5}, TypeError, "train_from: expected"),
+        ({"train_from": -99}, LayerError, "-99"),
+        ({"train_from": -1, "layer": -2}, BackboneError, "train_from"),
+        ({"device": ["cuda:0"]}, TypeError, "device: expected one"),
+    ],
+)
+def test_bad_parameters(
+    path: str, parameters: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with counted_forwards() as count, pytest.raises(error, match=message):
+        FineTunedClassifier(path, **FEW | parameters).fit(IMAGES[:100], Y[:100])
+    assert count.images == 0
+
+
+def test_several_labels_are_refused(path: str) -> None:
+    labels = np.column_stack([Y[:100] % 2, Y[:100] > 4]).astype(int)
+    with pytest.raises(ValueError, match="one class for each image"):
+        FineTunedClassifier(path, **FEW).fit(IMAGES[:100], labels)
+    with pytest.raises(ValueError, match="use FineTunedRegressor"):
+        FineTunedClassifier(path, **FEW).fit(IMAGES[:100], Y[:100] + 0.5)
