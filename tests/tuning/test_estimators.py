@@ -392,7 +392,10 @@ def test_a_disk_that_is_too_small_is_found_before_anything_runs(
     monkeypatch.setattr(
         maps_module.shutil, "disk_usage", lambda _: usage._replace(free=2**20)
     )
-    with counted_forwards() as count, pytest.raises(OSError, match=r"100 images.* need"):
+    with (
+        counted_forwards() as count,
+        pytest.raises(OSError, match=r"100 images.* need"),
+    ):
         FineTunedClassifier(path, **FEW).fit(IMAGES[:100], Y[:100])
     assert count.images == 0
 
