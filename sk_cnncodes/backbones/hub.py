@@ -272,7 +272,12 @@ def _data_files(
 
 
 def _fetch(
-    hub: Any, address: HubAddress, name: str, revision: str, etag: str | None, bar: Any
+    hub: Any,
+    address: HubAddress,
+    name: str,
+    revision: str,
+    etag: str | None,
+    bar: dict[str, Any],
 ) -> Path:
     """Fetch a file into the Hub's cache, unless it is there, and compare its digest."""
     digest = ""
@@ -283,7 +288,7 @@ def _fetch(
                 name,
                 revision=revision,
                 force_download=force,
-                tqdm_class=bar,
+                **bar,
                 etag_timeout=hub.constants.HF_HUB_ETAG_TIMEOUT,
             )
         digest = _digest_like(Path(path), etag)
@@ -308,13 +313,13 @@ def _digest_like(path: Path, etag: str | None) -> str:
     return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
 
 
-def _progress_bar(hub: Any, progress: bool | None) -> Any:
-    """The class of progress bars; None shows them on a terminal."""
+def _progress_bar(hub: Any, progress: bool | None) -> dict[str, Any]:
+    """The option for the class of progress bars; by default a terminal has them."""
     if progress is None:
-        return None
+        return {}
 
     class Bar(hub.utils.tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **(options | {"disable": not progress}))
 
-    return Bar
+    return {"tqdm_class": Bar}

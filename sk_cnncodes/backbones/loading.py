@@ -251,8 +251,8 @@ def _find_file(name_or_path: str | os.PathLike[str]) -> tuple[Path, HubFile | No
     """Resolve a name, an address or a path to the path of an ONNX file."""
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(
-            "backbone: expected the name of a known backbone or the path of an ONNX "
-            f"file, got {name_or_path!r}."
+            "backbone: expected the name of a known backbone, the path of an ONNX file "
+            f"or an address hf://owner/name, got {name_or_path!r}."
         )
     if isinstance(name_or_path, str) and is_hub_address(name_or_path):
         found = obtain_hub_file(name_or_path)

@@ -63,7 +63,10 @@ def _backbone_facts(row: catalogue.CatalogueRow) -> dict[str, Any]:
 
 def layers(
     backbone: Annotated[
-        str, typer.Argument(help="Name of a known backbone, or path of an ONNX file.")
+        str,
+        typer.Argument(
+            help="Name of a known backbone, path of an ONNX file, or hf://owner/name."
+        ),
     ],
     explain: Annotated[
         bool,
@@ -162,11 +165,19 @@ def _explain_layers(backbone: Backbone, as_json: bool) -> None:
 
 
 def download(
-    names: Annotated[list[str], typer.Argument(help="Names of known backbones.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="Names of known backbones, or addresses on the Hugging Face Hub."
+        ),
+    ],
 ) -> None:
     """Download backbones for offline use.
 
-    Example: sk-cnncodes download resnet50 vgg16
+    The Hub is asked what an address hf://owner/name[@revision][/file.onnx] stands for
+    now, also if an earlier commit is on this machine.
+
+    Example: sk-cnncodes download resnet50 hf://onnx-community/dinov2-small
     """
     for name in names:
         typer.echo(f"{name}: {sk_cnncodes.download_backbone(name)}")

@@ -48,7 +48,10 @@ def embed(
         ),
     ],
     backbone: Annotated[
-        str, typer.Option(help="Name of a known backbone, or path of an ONNX file.")
+        str,
+        typer.Option(
+            help="Name of a known backbone, path of an ONNX file, or hf://owner/name."
+        ),
     ] = "cnncodes-mini",
     layer: Annotated[
         str,

@@ -45,8 +45,10 @@ class CNNCodeTransformer(
     Parameters
     ----------
     backbone : str or path-like, default="cnncodes-mini"
-        Name of a known backbone, as listed by `list_backbones`, or path of an ONNX
-        file. A known backbone that is not bundled is downloaded on first use.
+        Name of a known backbone, as listed by `list_backbones`, path of an ONNX file,
+        or address on the Hugging Face Hub, such as
+        ``"hf://onnx-community/dinov2-small"`` (`load_backbone` describes them). What is
+        not on this machine is downloaded on first use.
     layer : int, str or list of them, default=-1
         Layer at which the backbone is cut. -1 is the penultimate activation, -2 the
         block boundary before it, and so on towards the input. A string is the label of

@@ -50,7 +50,8 @@ BackbonesOption = Annotated[
     list[str],
     typer.Option(
         "--backbone",
-        help="Name of a backbone, or path of an ONNX file; repeatable.",
+        help="Name of a backbone, path of an ONNX file, or hf://owner/name; "
+        "repeatable.",
     ),
 ]
 
