@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +14,14 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 from sklearn.datasets import load_sample_images
 
 from sk_cnncodes import Backbone, CNNCodeTransformer, Preprocessing, load_backbone
+from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.engines.devices import Device
 from sk_cnncodes.engines.session import open_session
+from sk_cnncodes.tuning.tail import read_tail, tuned_model
 from tests.conftest import prepared
 
 RECIPES = Path(__file__).parents[2] / "models" / "recipes"
@@ -30,6 +33,15 @@ TITLES = (
     "Length of -1",
     "Boundaries",
     "Compared",
+    "Largest relative difference",
+)
+# The same for the layers that can be trained.
+TAILS = "SK_CNNCODES_TAIL_TABLE"
+TRAINED_FROM = (-2, -4)
+TAIL_TITLES = (
+    "Architecture",
+    "Exported by",
+    *(f"Weights after {position}" for position in TRAINED_FROM),
     "Largest relative difference",
 )
 # Of a code's largest value, and of how much codes differ between images.
@@ -122,7 +134,7 @@ def check_codes(
     found = [layer.label for layer in layers]
     wanted = [b if a is None else a for a, b in zip(labels, found, strict=False)]
     assert found == wanted + [f"{len(labels)} layers"] * (len(labels) != len(found))
-    codes = [*boundary_codes(backbone)]
+    maps, codes = boundary_codes(backbone)
     last = CNNCodeTransformer(path, preprocessing=preprocessing)
     codes[-1] = last.fit_transform(photographs())
     worst = 0.0
@@ -141,14 +153,25 @@ def check_codes(
             f"{worst:.1e}",
         )
     )
+    check_tails(backbone, maps, codes[-1], row)
 
 
-def boundary_codes(backbone: Backbone) -> Iterator[np.ndarray]:
-    """Codes of all numbered layers, by one code graph with as many outputs."""
-    positions = range(-len(backbone.layers), 0)
-    specs = [backbone.spec(position, "auto", None) for position in positions]
+def boundary_codes(
+    backbone: Backbone,
+) -> tuple[dict[int, np.ndarray], list[np.ndarray]]:
+    """Maps that tails begin with, and codes of all numbered layers, by one graph."""
+    count = len(backbone.layers)
+    starts = [position for position in TRAINED_FROM if position >= -count]
+    specs = [backbone.spec(position, "flatten", None) for position in starts]
+    specs += [backbone.spec(position, "auto", None) for position in range(-count, 0)]
+    found = computed(backbone, specs)
+    return dict(zip(starts, found, strict=False)), found[len(starts) :]
+
+
+def computed(backbone: Backbone, specs: list[CodeSpec]) -> list[np.ndarray]:
+    """Codes of the photographs by several specs, by one code graph."""
     session = open_session(backbone.code_graphs(specs), Device(None, True), 2)
-    yield from session.run(prepared(photographs(), backbone.preprocessing))
+    return [*session.run(prepared(photographs(), backbone.preprocessing))]
 
 
 def _difference(label: str, codes: np.ndarray, reference: np.ndarray) -> float:
@@ -166,14 +189,72 @@ def _difference(label: str, codes: np.ndarray, reference: np.ndarray) -> float:
     return float(difference / largest)
 
 
-def write_row(cells: tuple[str, ...]) -> None:
-    """Append a row to the table, where the environment names one."""
-    if TABLE not in os.environ:
+def write_row(
+    cells: tuple[str, ...], table: str = TABLE, titles: tuple[str, ...] = TITLES
+) -> None:
+    """Append a row to a table, where the environment names one."""
+    if table not in os.environ:
         return
-    path = Path(os.environ[TABLE])
-    lines = [cells] if path.exists() else [TITLES, ("---",) * len(TITLES), cells]
+    path = Path(os.environ[table])
+    lines = [cells] if path.exists() else [titles, ("---",) * len(titles), cells]
     with path.open("a") as file:
         file.writelines(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+# -- tails -------------------------------------------------------------------
+
+
+def check_tails(
+    backbone: Backbone,
+    maps: Mapping[int, np.ndarray],
+    codes: np.ndarray,
+    row: tuple[str, str],
+) -> None:
+    """The layers after -2 and after -4 can be trained, and written back.
+
+    Compared with ONNX Runtime: codes before, and after a random change of all weights.
+    The layer that the weights come after has the same codes to the last bit.
+    """
+    torch = pytest.importorskip("torch")
+    counts, worst = [], 0.0
+    for position, found in maps.items():
+        tail = read_tail(backbone, position)
+        torch.manual_seed(0)
+        begun = tail.module(torch.from_numpy(found).reshape(-1, *tail.input_shape))
+        worst = max(worst, _relative(begun.detach().numpy(), codes))
+        (begun * torch.randn(begun.shape)).sum().backward()
+        weights = dict(tail.module.named_parameters())
+        still = [name for name, w in weights.items() if not w.grad.abs().max() > 0]
+        assert still == [], f"no gradients from {position}"
+        counts.append(f"{len(weights):,}")
+        if position != min(maps):
+            continue
+        with torch.no_grad():
+            for weight in weights.values():
+                size = weight.abs().mean()
+                weight += 0.02 * size * torch.randn(weight.shape)
+            changed = tail.module(torch.from_numpy(found)).numpy()
+        written = backbone.path.with_name("tuned.onnx")
+        written.write_bytes(tuned_model(backbone, tail, {"n_images": len(codes)}))
+        tuned = load_backbone(written, backbone.preprocessing)
+        assert [layer.name for layer in tuned.layers] == [
+            layer.name for layer in backbone.layers
+        ]
+        specs = [tuned.spec(position, "flatten", None), tuned.spec(-1, "auto", None)]
+        frozen, expected = computed(tuned, specs)
+        np.testing.assert_array_equal(frozen, found)
+        worst = max(worst, _relative(changed, expected))
+        assert _relative(codes, expected) > 1e-4
+        written.unlink()
+    cells = (*row, *counts, *["-"] * (len(TRAINED_FROM) - len(counts)))
+    write_row((*cells, f"{worst:.1e}"), TAILS, TAIL_TITLES)
+
+
+def _relative(values: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference relative to the largest value, if it is small."""
+    assert values.shape == expected.shape
+    difference = np.abs(values - expected).max() / np.abs(expected).max()
+    return float(difference)
 
 
 # -- torch -------------------------------------------------------------------

@@ -28,6 +28,7 @@ from sk_cnncodes.layers.typed_graph import image_input
 from sk_cnncodes.tuning.interpreter.node import TailNode, read_node
 from sk_cnncodes.tuning.interpreter.weights import (
     Folding,
+    Slot,
     Weight,
     WeightFinder,
     can_fold,
@@ -312,14 +313,20 @@ def _weights(finder: WeightFinder, foldings: list[Folding]) -> list[Weight]:
         if folding.conv is not None:
             folded.update((folding.conv.outputs[0], position) for position in (1, 2))
         for weight in folding.weights:
-            if weight.name in taken:
-                weight.name = f"{weight.name} of {weight.slots[0][0]}"
-            taken.add(weight.name)
+            weight.name = _own_name(weight.name, weight.slots[0], taken)
             weights.append(weight)
     for name, array in finder.arrays.items():
         slots = [slot for slot in finder.slots(name) if slot not in folded]
         if slots:
-            own = name if name not in taken else f"{name} of {slots[0][0]}"
-            taken.add(own)
+            own = _own_name(name, slots[0], taken)
             weights.append(Weight(own, np.array(array), slots))
     return weights
+
+
+def _own_name(name: str, slot: Slot, taken: set[str]) -> str:
+    """A name of its own for a weight whose constant became several."""
+    output, position = slot
+    names = (name, f"{name} of {output}", f"{name} of {output}, input {position}")
+    own = next(each for each in names if each not in taken)
+    taken.add(own)
+    return own

@@ -39,8 +39,9 @@ def _pads(
     kernel: Sequence[int],
     strides: Sequence[int],
     dilations: Sequence[int],
+    lowest: int = 0,
 ) -> Pads:
-    """Padding before and after each spatial axis."""
+    """Padding before and after each spatial axis, `lowest` together at least."""
     mode, rank = node.get("auto_pad", "NOTSET"), len(sizes)
     if mode in ("NOTSET", ""):
         stated = node.get("pads", [0] * (2 * rank))
@@ -52,9 +53,10 @@ def _pads(
         sizes, kernel, strides, dilations, strict=True
     ):
         places = -(-size // stride)
-        total = max((places - 1) * stride + (k - 1) * dilation + 1 - size, 0)
-        less, more = total // 2, total - total // 2
-        pads.append((less, more) if mode == "SAME_UPPER" else (more, less))
+        total = max((places - 1) * stride + (k - 1) * dilation + 1 - size, lowest)
+        # Rounded towards zero, as by ONNX Runtime.
+        before = int((total + (mode == "SAME_LOWER")) / 2)
+        pads.append((before, total - before))
     return pads
 
 
@@ -158,7 +160,8 @@ def average_pool(node: TailNode, x: Tensor) -> Tensor:
     """AveragePool: the mean of what lies in the image, or in the stated padding."""
     kernel, strides, dilations = _window(node, node.get("kernel_shape"))
     sizes = x.shape[2:]
-    pads = _pads(node, sizes, kernel, strides, dilations)
+    # Strides longer than the kernel crop the image in ONNX Runtime.
+    pads = _pads(node, sizes, kernel, strides, dilations, lowest=-max(sizes))
     wider = _ceiled(node, sizes, kernel, strides, dilations, pads)
     with_padding = bool(node.get("count_include_pad", 0))
     plain = all(d == 1 for d in dilations)
