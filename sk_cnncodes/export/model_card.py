@@ -16,6 +16,7 @@ import numpy as np
 
 from sk_cnncodes._version import __version__
 from sk_cnncodes.backbones.catalogue import find_row_by_digest
+from sk_cnncodes.backbones.hub_address import is_hub_address
 from sk_cnncodes.base.exceptions import first_line
 from sk_cnncodes.base.public import public
 
@@ -172,7 +173,7 @@ class ModelCard:
         seed = model.random_state
         return cls(
             task=task,
-            backbone=last_part(str(chosen["backbone"])),
+            backbone=_named(chosen["backbone"]),
             backbone_sha256=reference["sha256"],
             backbone_license=None if row is None else row.license,
             layers=tuple(layer) if isinstance(layer, (list, tuple)) else (layer,),
@@ -348,6 +349,12 @@ def _versions() -> dict[str, str]:
             except PackageNotFoundError:
                 continue
     return found
+
+
+def _named(backbone: object) -> str:
+    """A backbone without folders; an address of the Hub in full."""
+    text = str(backbone)
+    return text if is_hub_address(backbone) else last_part(text)
 
 
 def last_part(path: str) -> str:
