@@ -14,6 +14,7 @@ from html import escape
 from typing import Any
 
 from sk_cnncodes.base.public import public
+from sk_cnncodes.ranking.given_codes import GIVEN
 from sk_cnncodes.ranking.ranked_codes import (
     SHARES,
     CodeFigures,
@@ -391,6 +392,11 @@ class _Words:
     # -- the next command ------------------------------------------------------
 
     def next_command(self, folder: str, options: Sequence[str]) -> str:
+        if self.chosen.backbone == GIVEN:
+            return (
+                f"normalise the codes ({self.chosen.norm}) and fit a head to them, "
+                "such as SGDClassifier by partial_fit over codes.iter_batches()"
+            )
         best, joined = self.chosen, self.figures.joined_layers
         helps = joined is not None and joined.difference.clear
         layers = joined.layers if joined is not None and helps else layers_of(best)

@@ -75,6 +75,18 @@ class ComparedBackbone:
         self.layers: list[ComparedLayer] = []
         self.images_per_second: float | None = None
 
+    def configure(self, **parameters: Any) -> None:
+        """Set parameters of the transformer."""
+        self.transformer.set_params(**parameters)
+
+    def norms(self, norms: list[str]) -> list[str]:
+        """Those of the norms that are possible: all."""
+        return norms
+
+    def applied(self, norm: str) -> str | None:
+        """The norm that is left to apply to what `compute` returns."""
+        return norm
+
     def numbered(self) -> list[Which]:
         """Positions of all numbered layers, from the last."""
         return list(range(-1, -1 - len(self._backbone.layers), -1))

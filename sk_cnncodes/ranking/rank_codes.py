@@ -27,11 +27,13 @@ from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.images.containers import as_image_sequence
 from sk_cnncodes.ranking.code_figures import code_figures
 from sk_cnncodes.ranking.code_ranking import CodeRanking
+from sk_cnncodes.ranking.given_codes import GivenCodes, is_matrix
 from sk_cnncodes.ranking.layer_codes import (
     ComparedBackbone,
     ComparedLayer,
     compared_backbones,
 )
+from sk_cnncodes.ranking.notes import group_numbers, notes_on_classes, notes_on_copies
 from sk_cnncodes.ranking.ranked_codes import RankedCodes
 from sk_cnncodes.ranking.ridge_scores import NormedCodes, RidgeScore, best_ridge
 from sk_cnncodes.ranking.scoring import (
@@ -78,8 +80,10 @@ def rank_codes(
 
     Parameters
     ----------
-    X : container of images
-        As for `CNNCodeTransformer`, without generators.
+    X : container of images, or StoredCodes or matrix of float
+        As for `CNNCodeTransformer`, without generators. Codes, such as `open_codes`
+        opens, are ranked with each norm; they are read by chunks, and rows of bad
+        images, which are NaN, are left out, with a note.
     y : array-like, shape (n_images,) or (n_images, n_targets)
         A class for each image; 0 or 1 for each of several labels; or values to regress.
     backbones : sequence of str, path-like or CNNCodeTransformer
@@ -164,18 +168,24 @@ def rank_codes(
     >>> ranking.recommended in ranking.rows
     True
     """
+    given = _given_codes(X, backbones, layers)
+    if given is not None:
+        y, groups = given.keep(y, "y"), given.keep(groups, "groups")
     targets, scoring = read_targets(y, scoring, class_weight)
-    images = as_image_sequence(X)
+    images: Any = as_image_sequence(X) if given is None else given
     if len(targets.values) != len(images):
         raise ValueError(
             f"y: expected a target for each of the {len(images)} images, got "
             f"{len(targets.values)}."
         )
-    numbers = None if groups is None else _group_numbers(groups, len(images))
+    numbers = None if groups is None else group_numbers(groups, len(images))
     norms = [norms] if isinstance(norms, str) else list(norms)
     if not norms or not {*norms} <= {*NORMS}:
         raise ValueError(f"norms: expected some of {list(NORMS)}, got {norms}.")
-    notes = _notes_on_classes(targets, numbers)
+    if given is not None:
+        norms = given.norms(norms)
+    notes = [*([] if given is None else given.notes)]
+    notes += notes_on_classes(targets, numbers)
     if gammas is None:
         gammas = GAMMAS if len(images) <= MAX_KERNEL_IMAGES else ()
         if not gammas:
@@ -183,7 +193,9 @@ def rank_codes(
                 f"RBF kernels were left out: more than {MAX_KERNEL_IMAGES:,} images; "
                 f"gammas={GAMMAS} tries them."
             )
-    compared = compared_backbones(backbones, layers)
+    compared: Any = [given]
+    if given is None:
+        compared = compared_backbones(backbones, layers)
     total = sum(len(backbone.layers) for backbone in compared) * len(norms)
     candidates = list[_Candidate]()
     with (
@@ -195,16 +207,16 @@ def rank_codes(
         ) as bar,
     ):
         scorer = _Scorer(targets, scoring, numbers, effective_n_jobs(n_jobs), bar)
-        if cache is None:
+        if cache is None and given is None:
             cache = CodeCache(Path(folder, "codes.sqlite3"))
         for backbone in compared:
-            backbone.transformer.set_params(
+            backbone.configure(
                 cache=cache, device=device, n_jobs=n_jobs, verbose=verbose
             )
             for layer in backbone.layers:
                 parts = backbone.compute(layer, images, folder if mmap_folder else None)
                 if not candidates:
-                    notes += _notes_on_copies(parts[0], numbers)
+                    notes += notes_on_copies(parts[0], numbers)
                 found = [_Candidate(backbone, layer, norm, parts) for norm in norms]
                 candidates += found
                 if not gammas:
@@ -228,7 +240,7 @@ def rank_codes(
             parts = found.parts or found.backbone.compute(
                 found.layer, images, folder if mmap_folder else None
             )
-            return NormedCodes(parts, found.norm)
+            return NormedCodes(parts, found.applied_norm)
 
         # More threads slow small products down, as in `_Scorer`.
         large = any(each.is_large for each in candidates)
@@ -262,10 +274,10 @@ def rank_codes(
 class _Candidate:
     """Codes to score, and the best that ridge does with them."""
 
-    backbone: ComparedBackbone
+    backbone: ComparedBackbone | GivenCodes
     layer: ComparedLayer
     norm: str
-    parts: list[np.ndarray]
+    parts: list[Any]
     ridge: RidgeScore | None = None
     code_length: int = field(init=False)
     is_large: bool = field(init=False)
@@ -273,6 +285,11 @@ class _Candidate:
     def __post_init__(self) -> None:
         self.code_length = sum(part.shape[1] for part in self.parts)
         self.is_large = self.code_length * len(self.parts[0]) > _LARGE_SIZE
+
+    @property
+    def applied_norm(self) -> str | None:
+        """The norm that its parts do not have yet."""
+        return self.backbone.applied(self.norm)
 
     @property
     def scored(self) -> RidgeScore:
@@ -302,7 +319,7 @@ class _Scorer:
         n_threads, n_blas = (1, self.n_threads) if large else (self.n_threads, 1)
 
         def improve(candidate: _Candidate) -> None:
-            codes: Any = NormedCodes(candidate.parts, candidate.norm)
+            codes: Any = NormedCodes(candidate.parts, candidate.applied_norm)
             in_chunks = gammas == [None] and len(codes) > codes.shape[1]
             found = best_ridge(
                 codes if candidate.is_large and in_chunks else codes[:],
@@ -382,48 +399,13 @@ def _rows(
     )
 
 
-def _group_numbers(groups: Any, n_images: int) -> np.ndarray:
-    """The number of each image's group."""
-    groups = np.asarray(groups)
-    if groups.shape != (n_images,):
+def _given_codes(X: Any, backbones: Any, layers: Any) -> GivenCodes | None:
+    """X if it is a matrix of codes; None if it has images."""
+    if not is_matrix(X):
+        return None
+    if backbones != ("cnncodes-mini",) or layers != "all":
         raise ValueError(
-            f"groups: expected one for each of the {n_images} images, got the shape "
-            f"{groups.shape}."
+            "backbones, layers: expected the defaults for an X of codes, which are "
+            f"ranked as they are; got {backbones!r} and {layers!r}."
         )
-    names, numbers = np.unique(groups, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(f"groups: expected at least 2, got {names.tolist()}.")
-    found: np.ndarray = numbers
-    return found
-
-
-def _notes_on_classes(targets: Targets, groups: np.ndarray | None) -> list[str]:
-    """Classes that no model without the image, or its group, can know."""
-    if targets.kind != "classification":
-        return []
-    units = np.arange(len(targets.numbers)) if groups is None else groups
-    pairs = np.unique(np.column_stack([targets.numbers, units]), axis=0)
-    alone = np.bincount(pairs[:, 0]) == 1
-    if not alone.any():
-        return []
-    where = "one image" if groups is None else "one group"
-    names = ", ".join(map(repr, targets.classes[alone].tolist()[:10]))
-    return [
-        f"Classes with {where} only are never predicted: {alone.sum()} of "
-        f"{len(alone)}, such as {names}."
-    ]
-
-
-def _notes_on_copies(codes: np.ndarray, groups: np.ndarray | None) -> list[str]:
-    """Images that are the same as others, which predict them."""
-    seen = dict[int, int]()
-    n_copies = 0
-    for row, code in enumerate(codes):
-        group = row if groups is None else int(groups[row])
-        n_copies += seen.setdefault(hash(code.tobytes()), group) != group
-    if not n_copies:
-        return []
-    return [
-        f"{n_copies} images are copies of others, which makes the scores optimistic: "
-        "remove them, or give equal images the same group."
-    ]
+    return GivenCodes(X)

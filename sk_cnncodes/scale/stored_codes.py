@@ -102,8 +102,13 @@ class StoredCodes:
         out = np.empty((len(places), self.shape[1]), self.dtype)
         # Sorted, so that each row group is read once.
         order = np.argsort(places, kind="stable")
-        for place in order:
-            out[place] = self._row(int(places[place]))
+        done = 0
+        while done < len(order):
+            codes, start = self._group_of(int(places[order[done]]))
+            end = np.searchsorted(places, start + len(codes), sorter=order)
+            taken = order[done:end]
+            out[taken] = codes[places[taken] - start]
+            done = int(end)
         return out[0] if indices.ndim == 0 else out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -176,11 +181,6 @@ class StoredCodes:
         values = column.flatten().to_numpy(zero_copy_only=False)
         codes: np.ndarray = values.reshape(-1, self.shape[1])
         return codes
-
-    def _row(self, row: int) -> np.ndarray:
-        codes, start = self._group_of(row)
-        found: np.ndarray = codes[row - start]
-        return found
 
     def _span(self, first: int, last: int) -> np.ndarray:
         out = np.empty((last - first, self.shape[1]), self.dtype)
