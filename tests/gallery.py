@@ -44,6 +44,8 @@ in; the pictures need `pip install 'sk-cnncodes[report]'`.
 [first_classifier.ipynb](first_classifier.ipynb) is a notebook for a start: a
 classifier, the ranking of its layers, its mistakes and a report.
 
+[scale.md](scale.md) says what ten and a hundred million images take.
+
 """
 
 
