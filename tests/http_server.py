@@ -55,8 +55,9 @@ class Handler(BaseHTTPRequestHandler):
         kind, _, number = name.partition("-")
         first = self.server.asked[name] == 1
         self.server.headers.append(dict(self.headers))
-        if name in self.server.files:
-            self.send_part(self.server.files[name])
+        file = name.partition("?")[0]
+        if file in self.server.files:
+            self.send_part(self.server.files[file])
             return
         if kind == "redirect":
             target = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import time
@@ -26,6 +27,10 @@ _MOST_REDIRECTS = 5
 _PART = 2**16
 
 T = TypeVar("T")
+
+
+class TooLarge(ImageError):
+    """A file has more bytes than were asked for."""
 
 
 class RemoteReader:
@@ -262,6 +267,8 @@ class RemoteReader:
         except (FileNotFoundError, PermissionError, ImportError, ValueError) as error:
             raise ImageError(f"cannot be read ({reason_of(error)}).") from error
         except Exception as error:  # of the clients of object stores
+            if getattr(error, "errno", None) == errno.EINVAL:  # such as empty files
+                raise ImageError(f"cannot be read ({reason_of(error)}).") from error
             if type(error).__name__ == "FSTimeoutError":
                 raise PassingFault(f"longer than {limit:g} seconds") from error
             if type(error).__name__ == "NoCredentialsError":  # of botocore
@@ -342,4 +349,4 @@ def _content(answer: Any, most: int) -> bytes:
 
 def _check_length(length: int, most: int) -> None:
     if length > most:
-        raise ImageError(f"file too large. Expected at most {most} bytes.")
+        raise TooLarge(f"file too large. Expected at most {most} bytes.")

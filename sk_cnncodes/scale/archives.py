@@ -15,6 +15,7 @@ from sk_cnncodes.base.exceptions import ImageError
 from sk_cnncodes.datasets.tables import is_image_name
 from sk_cnncodes.images.safe_open import LARGEST_FILE
 from sk_cnncodes.images.sources import FileContent, reason_of
+from sk_cnncodes.scale.remote_paths import AnyPath
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Largest member that is taken for a column, such as `cls`, `txt` or `json`.
@@ -44,7 +45,7 @@ class BadMember:
 
 
 def read_tar(
-    path: Path, columns: Sequence[str], wanted: Callable[[int], bool]
+    path: AnyPath, columns: Sequence[str], wanted: Callable[[int], bool]
 ) -> Iterator[Row]:
     """Yield the images of a tar archive.
 
@@ -60,7 +61,10 @@ def read_tar(
     position = 0
     sample, images, texts = "", list[tuple[str, Any]](), dict[str, bytes]()
     try:
-        with tarfile.open(path, "r:*") as archive:
+        with (
+            _file(path) as file,
+            tarfile.open(fileobj=file, mode="r:*") as archive,
+        ):
             while (member := archive.next()) is not None:
                 vars(archive)["members"].clear()  # it would keep all of them
                 if not member.isfile():
@@ -89,6 +93,10 @@ def read_tar(
             "a whole tar file."
         ) from error
     yield from _rows(images, columns, texts)
+
+
+def _file(path: AnyPath) -> Any:
+    return open(path, "rb") if isinstance(path, Path) else path.open()
 
 
 def _tar_content(archive: Any, member: tarfile.TarInfo, size: int) -> bytes:
@@ -153,7 +161,7 @@ def _member(name: str, size: int, read: Callable[[int], bytes]) -> Any:
 
 
 def read_zip(
-    path: Path, columns: Sequence[str], wanted: Callable[[int], bool]
+    path: AnyPath, columns: Sequence[str], wanted: Callable[[int], bool]
 ) -> Iterator[Row]:
     """Yield the images of a zip archive, in the order of its directory.
 
@@ -167,7 +175,7 @@ def read_zip(
             f"{str(path)!r}: columns={list(columns)!r}: a zip file has none."
         )
     try:
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path if isinstance(path, Path) else path.open())
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(
             f"{str(path)!r}: the archive cannot be read ({reason_of(error)}). Expected "

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 from sk_cnncodes._version import __version__
 from sk_cnncodes.base.public import public
+from sk_cnncodes.base.threads import OrderedThreadPool
 from sk_cnncodes.codes.plan import CodePlan, plan_transform, state_of
 from sk_cnncodes.codes.streaming import CodeBatch
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
@@ -20,6 +20,8 @@ from sk_cnncodes.images.addresses import allowed_prefixes
 from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.scale.parquet_images import import_parquet
 from sk_cnncodes.scale.ray import run_parts
+from sk_cnncodes.scale.remote_paths import AnyPath, any_path
+from sk_cnncodes.scale.remote_sources import open_any_source
 from sk_cnncodes.scale.shards import (
     KeyDigest,
     ShardId,
@@ -30,11 +32,13 @@ from sk_cnncodes.scale.shards import (
     shards_in,
     write_manifest,
 )
-from sk_cnncodes.scale.sources import Source, SourceImage, open_source
+from sk_cnncodes.scale.sources import Source, SourceImage
 from sk_cnncodes.scale.unattended import reason, unattended
 
 # Codes that are written at once.
 _BATCH = 1024
+# Images at addresses that are read at once, before it is their turn.
+_AHEAD = 32
 
 
 @public
@@ -191,19 +195,21 @@ def embed_to(
     import_parquet("embed_to")
     own = unattended(transformer)
     plan = plan_transform(state_of(own))
-    folder = Path(target)
-    opened = open_source(source, columns, image_column)
+    folder = any_path(target, reader)
+    opened = open_any_source(source, columns, image_column, reader)
     settle_plan(folder, _plan_of(plan, opened, shard_rows, dtype, columns))
     remove_unfinished(folder)
     stream = _Stream(opened, folder, plan, shard_rows, part or (0, 1), reader)
     writer = _Writer(folder, plan, dtype, columns, stream)
-    with writer:
-        for batch in own.iter_codes(stream, batch=min(_BATCH, shard_rows)):
+    with writer, OrderedThreadPool(_AHEAD, "sk_cnncodes-reader") as threads:
+        images = threads.in_order(_fetch, stream, _AHEAD) if reader.prefixes else stream
+        for batch in own.iter_codes(images, batch=min(_BATCH, shard_rows)):
             writer.write(batch)
         if stream.fault is not None:
             raise stream.fault
         writer.finish()
-    complete = write_manifest(folder, stream.shards, part or (0, 1))
+    known = writer.listings
+    complete = write_manifest(folder, stream.shards, part or (0, 1), known)
     return EmbedReport(writer.n_images, writer.n_bad, writer.n_shards, complete)
 
 
@@ -266,6 +272,14 @@ def _spec_digest(plan: CodePlan) -> str:
     return ",".join(spec.digest for spec in plan.specs)
 
 
+def _fetch(
+    pair: tuple[tuple[ShardId, SourceImage], Any],
+) -> tuple[tuple[ShardId, SourceImage], Any]:
+    """An image of a stream, which is read if it is at an address."""
+    pair[0][1].fetch()
+    return pair
+
+
 class _Stream:
     """The images that a call has to compute, as pairs (item, element of X).
 
@@ -275,7 +289,7 @@ class _Stream:
     def __init__(
         self,
         source: Source,
-        folder: Path,
+        folder: AnyPath,
         plan: CodePlan,
         shard_rows: int,
         part: tuple[int, int],
@@ -375,7 +389,7 @@ class _Writer:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         plan: CodePlan,
         dtype: str,
         columns: Sequence[str],
@@ -386,6 +400,7 @@ class _Writer:
         self._dtype, self._columns = dtype, columns
         self._stream = stream
         self._shard: ShardWriter | None = None
+        self.listings: dict[ShardId, dict[str, Any]] = {}
         self.n_images = self.n_bad = self.n_shards = 0
 
     def __enter__(self) -> _Writer:
@@ -435,6 +450,8 @@ class _Writer:
     def finish(self) -> None:
         """Finish the shard that is being written."""
         if self._shard is not None:
-            self._shard.close()
+            listing = self._shard.close()
+            if listing is not None:
+                self.listings[self._shard.shard] = listing
             self._shard = None
             self.n_shards += 1

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from sk_cnncodes.scale.archives import Row
+from sk_cnncodes.scale.remote_paths import AnyPath, opened
 
 # Rows that are read at once.
 _ROWS = 64
@@ -24,7 +24,7 @@ def import_parquet(what: str) -> Any:
     return pyarrow.parquet
 
 
-def image_field(path: Path, name: str | None) -> str | None:
+def image_field(path: AnyPath, name: str | None) -> str | None:
     """The column of images: the named one, or the only one that can be; or None.
 
     Raises
@@ -38,13 +38,13 @@ def image_field(path: Path, name: str | None) -> str | None:
     import pyarrow
 
     try:
-        schema = parquet.read_schema(path)
+        schema = parquet.read_schema(opened(path))
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{str(path)!r}: expected a Parquet file: {error}") from error
     return image_field_of(schema, name, path)
 
 
-def image_field_of(schema: Any, name: str | None, path: Path) -> str | None:
+def image_field_of(schema: Any, name: str | None, path: AnyPath) -> str | None:
     """`image_field` of the schema of any table of pyarrow's types."""
     from pyarrow import types
 
@@ -67,7 +67,7 @@ def image_field_of(schema: Any, name: str | None, path: Path) -> str | None:
 
 
 def read_parquet_images(
-    path: Path,
+    path: AnyPath,
     columns: Sequence[str],
     image_column: str | None,
     wanted: Callable[[int], bool],
@@ -83,7 +83,7 @@ def read_parquet_images(
     """
     parquet = import_parquet(repr(str(path)))
     name = image_field(path, image_column)
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(opened(path)) as file:
         names = file.schema_arrow.names
         for each in (name, *columns):
             if each not in names:

@@ -8,16 +8,24 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from sk_cnncodes.base.files import atomic_write, file_sha256
+from sk_cnncodes.base.files import atomic_write
 from sk_cnncodes.scale.parquet_images import import_parquet
+from sk_cnncodes.scale.remote_paths import (
+    AnyPath,
+    RemotePath,
+    content_sha256,
+    opened,
+)
 
 PLAN, MANIFEST = "_plan.json", "_manifest.json"
 # Where the facts of a shard stand in its metadata.
@@ -89,7 +97,7 @@ class ShardWriter:
 
     Parameters
     ----------
-    folder : Path
+    folder : Path or RemotePath
     shard : ShardId
     spec : str
         Digest of the code specs.
@@ -103,7 +111,7 @@ class ShardWriter:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         shard: ShardId,
         spec: str,
         metadata: dict[str, Any],
@@ -117,7 +125,9 @@ class ShardWriter:
         self.shard = shard
         self._path = folder / shard.file
         unique = f"{_HOST}.{os.getpid()}.{secrets.token_hex(4)}"
-        self._part = folder / f".{self._path.stem}.{unique}.part"
+        # Sent as a whole when it is finished.
+        beside = folder if isinstance(folder, Path) else Path(tempfile.gettempdir())
+        self._part = beside / f".{self._path.stem}.{unique}.part"
         self._spec, self._metadata = spec, metadata
         self._dtype, self._length, self._columns = dtype, length, columns
         value = pyarrow.float16() if dtype == "float16" else pyarrow.float32()
@@ -173,15 +183,27 @@ class ShardWriter:
             arrays.append(pyarrow.array(valid, pyarrow.string()))
         self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
 
-    def close(self) -> None:
-        """Give the shard its name."""
+    def close(self) -> dict[str, Any] | None:
+        """Give the shard its name.
+
+        Returns
+        -------
+        dict or None
+            What the manifest says of it, if reading it again would cost a download.
+        """
         facts = ShardFacts(self._spec, self.rows, self._bad, self._keys.hexdigest())
         stated = {**self._metadata, **asdict(facts)}
         self._writer.add_key_value_metadata({_KEY: json.dumps(stated).encode()})
         self._writer.close()
+        if isinstance(self._path, RemotePath):
+            listing = _listing(self._part) | {"file": self.shard.file}
+            is_mine = self._path.upload(self._part)
+            self._part.unlink()
+            return listing if is_mine else None
         with open(self._part, "rb+") as file:
             os.fsync(file.fileno())
         self._part.replace(self._path)
+        return None
 
     def abandon(self) -> None:
         """Leave nothing of the shard."""
@@ -201,7 +223,7 @@ def _utf8(text: str) -> str:
     return text
 
 
-def read_facts(path: Path) -> ShardFacts:
+def read_facts(path: AnyPath) -> ShardFacts:
     """What a shard says of itself.
 
     Raises
@@ -213,7 +235,7 @@ def read_facts(path: Path) -> ShardFacts:
     import pyarrow
 
     try:
-        metadata = parquet.read_metadata(path).metadata or {}
+        metadata = parquet.read_metadata(opened(path)).metadata or {}
         stated = json.loads(metadata[_KEY])
         fields = ShardFacts.__dataclass_fields__
         return ShardFacts(**{name: stated[name] for name in fields})
@@ -224,25 +246,31 @@ def read_facts(path: Path) -> ShardFacts:
         ) from error
 
 
-def shards_in(folder: Path) -> dict[ShardId, Path]:
+def shards_in(folder: AnyPath) -> dict[ShardId, AnyPath]:
     """The finished shards of a folder, in the order of the source."""
-    found = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            match = re.fullmatch(r"codes-(\d+)-(\d+)\.parquet", entry.name)
-            if match:
-                found[ShardId(int(match[1]), int(match[2]))] = Path(entry.path)
+    paths: Iterable[AnyPath]
+    if isinstance(folder, Path):
+        paths = folder.glob("codes-*.parquet")
+    else:
+        paths = folder.walk("codes-")
+    found: dict[ShardId, AnyPath] = {}
+    for path in paths:
+        match = re.fullmatch(r"codes-(\d+)-(\d+)\.parquet", path.name)
+        if match:
+            found[ShardId(int(match[1]), int(match[2]))] = path
     return dict(sorted(found.items()))
 
 
-def remove_unfinished(folder: Path) -> None:
+def remove_unfinished(folder: AnyPath) -> None:
     """Remove what processes of this machine left that were killed."""
     if os.name != "posix":
         return
-    for path in folder.glob(".codes-*.part"):
+    beside = folder if isinstance(folder, Path) else Path(tempfile.gettempdir())
+    for path in beside.glob(".codes-*.part"):
         match = _UNFINISHED.fullmatch(path.name)
         if match and not _is_running(int(match[1])):
-            path.unlink(missing_ok=True)
+            with suppress(PermissionError):  # of another user
+                path.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:
@@ -255,7 +283,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def settle_plan(folder: Path, plan: dict[str, Any]) -> None:
+def settle_plan(folder: AnyPath, plan: dict[str, Any]) -> None:
     """Write the plan of a folder, or check that it has the same.
 
     Raises
@@ -271,8 +299,7 @@ def settle_plan(folder: Path, plan: dict[str, Any]) -> None:
                 f"target {str(folder)!r}: it has shards, but not their {PLAN}. "
                 "Expected an empty folder, or one that embed_to wrote."
             )
-        with atomic_write(path) as part:
-            part.write_text(json.dumps(plan, indent=1), encoding="utf-8")
+        _write_text(path, json.dumps(plan, indent=1))
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     for name, value in plan.items():
@@ -289,8 +316,22 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def write_manifest(folder: Path, shards: list[ShardId], part: tuple[int, int]) -> bool:
+def write_manifest(
+    folder: AnyPath,
+    shards: list[ShardId],
+    part: tuple[int, int],
+    known: Mapping[ShardId, dict[str, Any]] = MappingProxyType({}),
+) -> bool:
     """Write the manifest of a part, and that of all if all parts have theirs.
+
+    Parameters
+    ----------
+    folder : Path or RemotePath
+    shards : list of ShardId
+        Of this part.
+    part : tuple of int
+    known : mapping
+        What `ShardWriter.close` said of them; other shards are read.
 
     Returns
     -------
@@ -298,10 +339,9 @@ def write_manifest(folder: Path, shards: list[ShardId], part: tuple[int, int]) -
         Whether all parts are done.
     """
     index, count = part
-    listed = [_listing(folder / shard.file) for shard in shards]
+    listed = [known.get(shard) or _listing(folder / shard.file) for shard in shards]
     if count > 1:
-        with atomic_write(_part_file(folder, index, count)) as path:
-            path.write_text(json.dumps(listed), encoding="utf-8")
+        _write_text(_part_file(folder, index, count), json.dumps(listed))
         files = [_part_file(folder, number, count) for number in range(count)]
         if not all(file.exists() for file in files):
             return False
@@ -320,27 +360,37 @@ def write_manifest(folder: Path, shards: list[ShardId], part: tuple[int, int]) -
     }
     text = json.dumps(manifest, sort_keys=True)
     manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    with atomic_write(folder / MANIFEST) as path:
-        path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    _write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
     return True
 
 
-def _part_file(folder: Path, index: int, count: int) -> Path:
+def _write_text(path: AnyPath, text: str) -> None:
+    """Write a file, whole or not at all."""
+    if isinstance(path, RemotePath):
+        path.write_bytes(text.encode())
+        return
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _part_file(folder: AnyPath, index: int, count: int) -> AnyPath:
     return folder / f"_part-{index:05}-of-{count:05}.json"
 
 
-def _listing(path: Path) -> dict[str, Any]:
+def _listing(path: AnyPath) -> dict[str, Any]:
     """What the manifest says of a shard."""
     facts = read_facts(path)
     bad = []
     if facts.bad:
-        table = import_parquet(str(path)).read_table(path, columns=["key", "error"])
+        table = import_parquet(str(path)).read_table(
+            opened(path), columns=["key", "error"]
+        )
         rows = table.filter(table["error"].is_valid()).slice(0, _MAX_LISTED)
         bad = rows.to_pylist()
     return {
         "file": path.name,
         "rows": facts.rows,
         "bad": facts.bad,
-        "sha256": file_sha256(path),
+        "sha256": content_sha256(path),
         "bad_images": bad,
     }

@@ -18,12 +18,13 @@ from sk_cnncodes.datasets.image_files import walk_images
 from sk_cnncodes.datasets.tables import SUFFIXES, is_image_name, open_table
 from sk_cnncodes.images.addresses import is_uri
 from sk_cnncodes.images.containers import as_element
-from sk_cnncodes.images.remote import RemoteReader
+from sk_cnncodes.images.remote import RemoteReader, TooLarge
 from sk_cnncodes.images.sources import (
     FileContent,
     describe_image,
     is_opener,
     read_content,
+    reason_of,
 )
 from sk_cnncodes.scale.archives import TAR_SUFFIXES, BadMember, read_tar, read_zip
 from sk_cnncodes.scale.lance_images import (
@@ -34,9 +35,12 @@ from sk_cnncodes.scale.lance_images import (
     read_lance_images,
 )
 from sk_cnncodes.scale.parquet_images import image_field, read_parquet_images
+from sk_cnncodes.scale.remote_paths import AnyPath
 
 # Whether the image at a position is needed; others are not read.
 Wanted = Callable[[int], bool]
+# Bytes of an image that is read before it is its turn.
+_LARGEST_AHEAD = 2**24
 # Rows of a table by which its column of images is found.
 _TRIED = 1000
 
@@ -58,6 +62,8 @@ class SourceImage:
         In the X that it is an element of, for messages.
     remote : RemoteReader or None
         What reads the image if it is an address.
+    uri : str or None
+        That address, once it was read ahead.
     """
 
     key: str
@@ -66,6 +72,22 @@ class SourceImage:
     digest: str | None = None
     position: int = 0
     remote: RemoteReader | None = None
+    uri: str | None = None
+
+    def fetch(self) -> None:
+        """Read the image if it is at an address, and not very large."""
+        image = self.image
+        if isinstance(image, Mapping) and image.get("bytes") is None:
+            image = image.get("path")
+        if self.remote is None or not self.remote.prefixes or not is_uri(image):
+            return
+        self.uri = image
+        try:
+            self.image = FileContent(self.remote.read(image, _LARGEST_AHEAD), image)
+        except TooLarge:
+            pass  # it is read when it is its turn
+        except Exception as error:  # of the clients of stores
+            self.image = BadMember(image, reason_of(error))
 
     @property
     def full_name(self) -> str:
@@ -184,7 +206,7 @@ class FileSource:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[AnyPath],
         columns: Sequence[str],
         image_column: str | None,
     ) -> None:
@@ -203,7 +225,7 @@ class FileSource:
         path = self._paths[piece]
         if path.suffix.lower() in (".parquet", ".pq"):
             rows = read_parquet_images(path, self._columns, self._image_column, wanted)
-        elif is_lance(path):
+        elif isinstance(path, Path) and is_lance(path):
             rows = read_lance_images(path, self._columns, self._image_column, wanted)
         elif path.suffix.lower() == ".zip":
             rows = read_zip(path, self._columns, wanted)
@@ -213,9 +235,9 @@ class FileSource:
             yield SourceImage(f"{path.name}/{name}", image, columns)
 
 
-def _state_of(path: Path) -> str:
+def _state_of(path: AnyPath) -> str:
     """What changes with a file, or with a Lance table."""
-    if is_lance(path):
+    if isinstance(path, Path) and is_lance(path):
         return f"version {open_lance(path).version}"
     return f"{path.stat().st_size} bytes"
 
@@ -317,12 +339,6 @@ def _paths(source: Any) -> list[Path]:
     """The paths that a source names: of a folder, a table, or archives."""
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
-        if isinstance(text, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
-            raise ValueError(
-                f"source: got the URI {text!r}, which is not fetched. Expected a path; "
-                "or an iterable of pairs of keys and URIs of images, and remote=[...], "
-                "which allows them."
-            )
         return _expanded(str(text))
     if isinstance(source, (list, tuple)) and source:
         named = all(
@@ -336,18 +352,9 @@ def _paths(source: Any) -> list[Path]:
 def _expanded(text: str) -> list[Path]:
     """The files of a pattern: ``shard-{000..012}.tar``, or with ``*`` and ``?``."""
     paths = [Path(text)]
-    braces = re.search(r"\{(\d+)\.\.(\d+)\}", text)
-    if braces and not paths[0].exists():
-        first, last = braces.groups()
-        numbers = range(int(first), int(last) + 1)
-        if len(numbers) > 10**6:
-            raise ValueError(f"source: {text!r}: expected at most a million files.")
-        start, end = braces.span()
-        paths = [
-            Path(f"{text[:start]}{number:0{len(first)}}{text[end:]}")
-            for number in numbers
-        ]
-    elif glob.has_magic(text) and not paths[0].exists():
+    if not paths[0].exists():
+        paths = [Path(each) for each in expanded_braces(text)]
+    if len(paths) == 1 and glob.has_magic(text) and not paths[0].exists():
         paths = [Path(name) for name in sorted(glob.glob(text))]  # noqa: PTH207
         if not paths:
             raise FileNotFoundError(f"source: no file is called like {text!r}.")
@@ -358,6 +365,19 @@ def _expanded(text: str) -> list[Path]:
                 "table, or archives."
             )
     return paths
+
+
+def expanded_braces(text: str) -> list[str]:
+    """The names that a pattern such as ``shard-{000..012}.tar`` stands for."""
+    braces = re.search(r"\{(\d+)\.\.(\d+)\}", text)
+    if braces is None:
+        return [text]
+    first, last = braces.groups()
+    numbers = range(int(first), int(last) + 1)
+    if len(numbers) > 10**6:
+        raise ValueError(f"source: {text!r}: expected at most a million files.")
+    start, end = braces.span()
+    return [f"{text[:start]}{n:0{len(first)}}{text[end:]}" for n in numbers]
 
 
 def is_archive(path: str | os.PathLike[str]) -> bool:

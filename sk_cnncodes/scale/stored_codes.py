@@ -6,17 +6,18 @@ import json
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sk_cnncodes.base.files import file_sha256
 from sk_cnncodes.base.public import public
 from sk_cnncodes.codes.streaming import CodeBatch
+from sk_cnncodes.images.addresses import allowed_prefixes
+from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.scale.parquet_images import import_parquet
+from sk_cnncodes.scale.remote_paths import AnyPath, any_path, content_sha256, opened
 from sk_cnncodes.scale.shards import MANIFEST, PLAN, read_facts, shards_in
 
 # Row groups that are kept, each of at most 1,024 codes.
@@ -33,8 +34,8 @@ class StoredCodes:
 
     Parameters
     ----------
-    folder : Path
-    files : list of Path
+    folder : Path or RemotePath
+    files : list of Path or RemotePath
         The shards, in order.
     counts : list of int
         Their numbers of rows.
@@ -53,7 +54,11 @@ class StoredCodes:
     ndim = 2
 
     def __init__(
-        self, folder: Path, files: list[Path], counts: list[int], plan: dict[str, Any]
+        self,
+        folder: AnyPath,
+        files: list[AnyPath],
+        counts: list[int],
+        plan: dict[str, Any],
     ) -> None:
         self._folder = folder
         self._files = files
@@ -167,15 +172,17 @@ class StoredCodes:
         out = np.empty(len(self), object)
         start = 0
         for file, end in zip(self._files, self._ends, strict=True):
-            table = parquet.read_table(file, columns=[name])
+            table = parquet.read_table(opened(file), columns=[name])
             out[start:end] = table.column(name).to_pylist()
             start = end
         return out
 
     # -- row groups ----------------------------------------------------------
 
-    def _parquet(self, file: Path) -> Any:
-        return import_parquet(repr(str(file))).ParquetFile(file, memory_map=True)
+    def _parquet(self, file: AnyPath) -> Any:
+        return import_parquet(repr(str(file))).ParquetFile(
+            opened(file), memory_map=True
+        )
 
     def _matrix(self, column: Any) -> np.ndarray:
         values = column.flatten().to_numpy(zero_copy_only=False)
@@ -220,18 +227,25 @@ class StoredCodes:
 
 @public
 def open_codes(
-    target: str | os.PathLike[str], *, partial: bool = False, verify: bool = False
+    target: str | os.PathLike[str],
+    *,
+    partial: bool = False,
+    verify: bool = False,
+    remote: bool | Sequence[str] | None = None,
 ) -> StoredCodes:
     """Open the codes that `embed_to` wrote to a folder; rows are read when needed.
 
     Parameters
     ----------
     target : str or path-like
-        The folder.
+        The folder, or its address.
     partial : bool, default=False
         Whether to open the shards that there are, if not all of them are finished.
     verify : bool, default=False
         Whether to compare the SHA-256 of each shard with the manifest, which reads all.
+    remote : bool, sequence of str or None, default=None
+        Whether the folder may be at an address, as `embed_to` has it. Rows are then
+        read over the network, at most a few row groups of them are kept.
 
     Returns
     -------
@@ -268,7 +282,7 @@ def open_codes(
     >>> classifier.coef_.shape
     (1, 800)
     """
-    folder = Path(target)
+    folder = any_path(target, RemoteReader(allowed_prefixes(remote)))
     try:
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -286,12 +300,15 @@ def open_codes(
         files = list(shards_in(folder).values())
         return StoredCodes(folder, files, [read_facts(f).rows for f in files], plan)
     shards = json.loads(manifest.read_text(encoding="utf-8"))["shards"]
-    files = [folder / shard["file"] for shard in shards]
-    for file, shard in zip(files, shards, strict=True):
-        if not file.exists() or (verify and file_sha256(file) != shard["sha256"]):
-            what = "changed" if file.exists() else "missing"
+    # Only what is called like a shard is opened, whatever the manifest names.
+    there = {path.name: path for path in shards_in(folder).values()}
+    for shard in shards:
+        path = there.get(shard["file"])
+        if path is None or (verify and content_sha256(path) != shard["sha256"]):
             raise ValueError(
-                f"{str(file)!r}: the shard is {what}. Remove it if it is there, and "
-                "run embed_to again."
+                f"{str(folder / shard['file'])!r}: the shard is "
+                f"{'missing' if path is None else 'changed'}. Remove it if it is "
+                "there, and run embed_to again."
             )
+    files = [there[shard["file"]] for shard in shards]
     return StoredCodes(folder, files, [shard["rows"] for shard in shards], plan)

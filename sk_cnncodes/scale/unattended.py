@@ -32,10 +32,14 @@ def unattended(transformer: CNNCodeTransformer) -> CNNCodeTransformer:
 
 
 def reason(fault: Exception | None, item: SourceImage) -> str | None:
-    """Why an image is bad, without its position in this call; None if it is not."""
+    """Why an image is bad, without its position in this call; None if it is not.
+
+    With its address, if the key is another.
+    """
     if fault is None:
         return None
     message = str(fault)
     for image in (item, item.image):
         message = message.removeprefix(f"{describe_image(image, item.position)}: ")
-    return message
+    known = item.uri is None or item.uri == item.key
+    return message if known else f"{item.uri!r}: {message}"

@@ -27,11 +27,18 @@ pytest.importorskip("pyarrow")
 FACTOR = int(os.environ.get("SK_CNNCODES_FUZZ", "1"))
 
 
-def shards(target: Path) -> list[str]:
-    return sorted(path.name for path in target.glob("codes-*.parquet"))
+def shards(target: Path | str) -> list[str]:
+    """Names of the finished shards, in a folder or at an address of S3."""
+    if isinstance(target, Path):
+        return sorted(path.name for path in target.glob("codes-*.parquet"))
+    import fsspec
+
+    system, path = fsspec.core.url_to_fs(target, use_listings_cache=False)
+    names = [name.rpartition("/")[2] for name in system.find(path)]
+    return sorted(name for name in names if name.startswith("codes-"))
 
 
-def rows(target: Path, **options: Any) -> dict[str, np.ndarray]:
+def rows(target: Path | str, **options: Any) -> dict[str, np.ndarray]:
     """Codes by key; each key must be there once."""
     codes = open_codes(target, **options)
     keys = codes.keys.tolist()
@@ -250,37 +257,38 @@ print(report.n_images, flush=True)
 
 
 def killed_runs(
-    tiny: str, source: Path, target: Path, n_rows: int, times: int, seed: int
+    tiny: str,
+    source: Path | str,
+    target: Path | str,
+    total: int,
+    n_rows: int,
+    times: int,
 ) -> None:
     """Kill runs at random times, look at what they leave, and finish."""
     command = [sys.executable, "-c", PROGRAM, tiny, str(target), str(source)]
-    rng = random.Random(seed)
+    rng = random.Random(total)
     for _ in range(times):
         with subprocess.Popen(
             [*command, str(n_rows)], stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            before = {*shards(target)} if target.exists() else set[str]()
-            wanted = len(before) + rng.randrange(4)
+            wanted = len(shards(target)) + rng.randrange(4)
             end = time.monotonic() + 60
             # Around the end of a shard, or while it is begun.
             while process.poll() is None and time.monotonic() < end:
-                if target.exists() and len(shards(target)) >= wanted:
+                if len(shards(target)) >= wanted:
                     break
-                time.sleep(0.002)
+                time.sleep(0.002 if isinstance(target, Path) else 0.05)
             time.sleep(rng.random() * 0.15)
             process.send_signal(signal.SIGKILL)
-        if target.exists() and (target / "_plan.json").exists():
+        if shards(target):
             left = rows(target, partial=True)  # all shards that there are, are whole
-            assert len(left) == n_rows * len(shards(target)) or len(left) == len(
-                [*source.rglob("*.png")]
-            )
-    done = len(shards(target)) if target.exists() else 0
+            assert len(left) == min(total, n_rows * len(shards(target)))
+    done = len(shards(target))
     finished = subprocess.run(
         [*command, str(n_rows)], stdout=subprocess.PIPE, text=True, check=True
     )
-    total = len([*source.rglob("*.png")])
     # Nothing that was finished is computed again.
     assert int(finished.stdout.split()[-1]) == max(0, total - done * n_rows)
 
@@ -294,7 +302,7 @@ def check_killed(
         (source / f"{number:05}.png").write_bytes(
             b"no image" if number % 100 == 50 else png(number % 500)
         )
-    killed_runs(tiny, source, target, n_rows, times, seed=count)
+    killed_runs(tiny, source, target, count, n_rows, times)
     embed_to(CNNCodeTransformer(tiny), whole, source, shard_rows=n_rows)
     assert list(rows(target)) == [f"{number:05}.png" for number in range(count)]
     np.testing.assert_allclose(

@@ -1,0 +1,186 @@
+"""Sources at addresses: folders of object stores, archives and tables."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sk_cnncodes.base.threads import OrderedThreadPool
+from sk_cnncodes.datasets.image_files import is_system_folder
+from sk_cnncodes.datasets.tables import SUFFIXES, is_image_name
+from sk_cnncodes.images.addresses import is_uri
+from sk_cnncodes.images.remote import RemoteReader
+from sk_cnncodes.scale.parquet_images import image_field
+from sk_cnncodes.scale.remote_paths import RemotePath, any_path
+from sk_cnncodes.scale.sources import (
+    FileSource,
+    Source,
+    SourceImage,
+    TableSource,
+    Wanted,
+    expanded_braces,
+    is_archive,
+    open_source,
+)
+
+# Files whose sizes are asked for at once.
+_AT_ONCE = 16
+# Bytes of a table, which is copied to the temporary folder.
+_LARGEST_TABLE = 2**34
+
+
+class PrefixSource:
+    """The image files of a folder of a store, recursively; keys are paths inside.
+
+    Parameters
+    ----------
+    folder : RemotePath
+    """
+
+    def __init__(self, folder: RemotePath) -> None:
+        self._folder = folder
+        self.pieces = [""]
+
+    def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
+        start = len(self._folder.uri.rstrip("/")) + 1
+        for path in self._folder.walk():
+            key = path.uri[start:]
+            *folders, name = key.split("/")
+            hidden = name.startswith(".") or any(map(is_system_folder, folders))
+            if is_image_name(name) and not hidden:
+                yield SourceImage(key, path.uri)
+
+
+class RemoteTableSource:
+    """The images that a table lists, from its folder on; never files of this machine.
+
+    Parameters
+    ----------
+    path : RemotePath
+    columns, image_column
+        As those of `TableSource`.
+    """
+
+    def __init__(
+        self, path: RemotePath, columns: Sequence[str], image_column: str | None
+    ) -> None:
+        size = path.stat().st_size
+        if size > _LARGEST_TABLE:
+            raise ValueError(
+                f"{path.uri!r}: expected a table of at most {_LARGEST_TABLE} bytes, "
+                f"got {size}."
+            )
+        self._folder = path.folder
+        copies = tempfile.mkdtemp(prefix="sk_cnncodes-")
+        # When nothing uses this source any more.
+        weakref.finalize(self, shutil.rmtree, copies, ignore_errors=True)
+        copy = Path(copies, f"table{path.suffix.lower()}")
+        with path.open() as source, open(copy, "wb") as target:
+            shutil.copyfileobj(source, target, 2**20)
+        self._table = TableSource(copy, columns, image_column)
+        self.pieces = [""]
+
+    def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
+        for item in self._table.read(piece, wanted):
+            cell = item.image
+            if isinstance(cell, dict) and cell["path"] is not None:
+                is_relative = not is_uri(item.key)
+                uri = f"{self._folder}{item.key}" if is_relative else item.key
+                item.image = {"bytes": None, "path": uri}
+            yield item
+
+
+def open_any_source(
+    source: Any,
+    columns: Sequence[str],
+    image_column: str | None,
+    reader: RemoteReader,
+) -> Source:
+    """`open_source`, also for addresses of folders, archives and tables.
+
+    Raises
+    ------
+    TypeError, ValueError, OSError
+        If it is no source, or an address is not allowed.
+    """
+    given = source if isinstance(source, (list, tuple)) else [source]
+    several = given is source
+    if not given or not all(is_uri(each) for each in given[:1000]):
+        return open_source(source, columns, image_column)
+    if several and not all(is_archive(RemotePath(u, reader).name) for u in given):
+        return open_source(source, columns, image_column)  # images
+    paths = [path for uri in given for path in _expanded(uri, reader)]
+    first = paths[0]
+    suffix = first.suffix.lower()
+    if suffix == ".lance":
+        raise ValueError(
+            f"source: got {first.uri!r}. Lance tables are read from paths."
+        )
+    if not is_archive(first.name) and suffix not in SUFFIXES:
+        if several or is_image_name(first.name):
+            raise ValueError(
+                f"source: got {first.uri!r}. Expected the address of a folder, a table "
+                "or archives; of images: an iterable of pairs of keys and addresses."
+            )
+        if columns:
+            raise ValueError(f"columns={list(columns)!r}: a folder has no columns.")
+        return PrefixSource(first)
+
+    def holds(path: RemotePath) -> bool:
+        path.stat()
+        if path.suffix.lower() in (".parquet", ".pq"):
+            return image_field(path, image_column) is not None
+        return is_archive(path.name)
+
+    with OrderedThreadPool(_AT_ONCE, "sk_cnncodes-sizes") as threads:
+        if all([*threads.in_order(holds, paths, 2 * _AT_ONCE)]):
+            return FileSource(paths, columns, image_column)
+    if len(paths) == 1 and suffix in SUFFIXES:
+        return RemoteTableSource(first, columns, image_column)
+    raise ValueError(
+        f"source: got {first.uri!r} among {len(paths)} files. Expected one table, or "
+        "archives alone."
+    )
+
+
+def _expanded(uri: str, reader: RemoteReader) -> list[RemotePath]:
+    """The files of a pattern: ``shard-{000..012}.tar``, or with ``*`` and ``?``."""
+    found = []
+    for text in expanded_braces(uri):
+        path = any_path(text, reader)
+        assert isinstance(path, RemotePath)
+        found.append(path)
+    (path, *others) = found
+    if others or path.is_http or not glob.has_magic(uri):
+        return found
+    scheme, _, place = uri.partition("://")
+    parts = place.split("/")
+    fixed = next(n for n, part in enumerate(parts) if glob.has_magic(part))
+    folder = any_path(f"{scheme}://{'/'.join(parts[:fixed])}/", reader)
+    assert isinstance(folder, RemotePath)
+    beginning = parts[fixed][: _first_magic(parts[fixed])]
+    matching = [
+        each
+        for each in folder.walk(beginning)
+        if _matches(each.uri.partition("://")[2].split("/"), parts)
+    ]
+    if not matching:
+        raise FileNotFoundError(f"source: no file is called like {uri!r}.")
+    return matching
+
+
+def _first_magic(part: str) -> int:
+    return min(part.find(sign) for sign in "*?[" if sign in part)
+
+
+def _matches(names: list[str], patterns: list[str]) -> bool:
+    return len(names) == len(patterns) and all(
+        fnmatch.fnmatchcase(name, pattern)
+        for name, pattern in zip(names, patterns, strict=True)
+    )

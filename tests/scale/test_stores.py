@@ -1,0 +1,423 @@
+"""Sources and targets in S3 and over HTTP: a server of moto, and one of our own."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
+from sk_cnncodes.images.remote import RemoteReader
+from sk_cnncodes.scale import embed
+from sk_cnncodes.scale.remote_paths import RemotePath
+from tests.forwards import counted_forwards
+from tests.http_server import running
+from tests.scale.conftest import png
+from tests.scale.test_embed import FACTOR, killed_runs, rows, shards
+
+pa = pytest.importorskip("pyarrow")
+fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("s3fs")
+moto_server = pytest.importorskip("moto.server")
+serving = pytest.importorskip("werkzeug.serving")
+BUCKET = "s3://pictures/"
+
+
+class Faults:
+    """Answers 503 to every tenth request of an object, and stalls once, if `on`."""
+
+    def __init__(self, application: Any) -> None:
+        self._application = application
+        self._number = itertools.count(1)
+        self.on = False
+        self.n_busy = self.n_stalled = 0
+        self.lists = 0
+
+    def __call__(self, environ: Any, start: Callable[..., Any]) -> Any:
+        path, query = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
+        self.lists += "list-type=2" in query
+        if self.on and environ["REQUEST_METHOD"] == "GET" and path.endswith(".png"):
+            number = next(self._number)
+            if number == 25:
+                self.n_stalled += 1
+                time.sleep(3)
+            if number % 10 == 0:
+                self.n_busy += 1
+                start("503 Slow Down", [("Content-Type", "application/xml")])
+                return [b"<Error><Code>SlowDown</Code><Message>x</Message></Error>"]
+        return self._application(environ, start)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Faults]:
+    """A server of S3 with a bucket, in the environment of this process."""
+    application = Faults(
+        moto_server.DomainDispatcherApplication(moto_server.create_backend_app)
+    )
+    quiet = type("Quiet", (serving.WSGIRequestHandler,), {"log": lambda *_: None})
+    server = serving.make_server(
+        "127.0.0.1", 0, application, threaded=True, request_handler=quiet
+    )
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("SK_CNNCODES_REMOTE", BUCKET)
+        # Pages of few keys.
+        patch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "20")
+        system().mkdir("pictures")
+        yield application
+    server.shutdown()
+    thread.join()
+
+
+def system() -> Any:
+    return fsspec.core.url_to_fs(BUCKET, use_listings_cache=False)[0]
+
+
+def put(name: str, content: bytes) -> None:
+    system().pipe_file(f"pictures/{name}", content)
+
+
+def put_images(folder: str, count: int, corrupt: bool = False) -> list[str]:
+    """Images, the last digit of whose names is that of their folder."""
+    keys = [f"{number % 3}/{number:05}.png" for number in range(count)]
+    for number, key in enumerate(keys):
+        bad = corrupt and number % 100 == 50
+        put(f"{folder}/{key}", b"no image" if bad else png(number % 500))
+    return sorted(keys)
+
+
+def test_a_bucket_as_source_and_target(
+    s3: Faults, transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    keys = put_images("a", 47)
+    put("a/notes.txt", b"text")
+    put("a/.hidden/1.png", png(1))
+    put("a/@eaDir/1.png", png(1))
+    put("ab/1.png", png(1))
+    put("a/2/odd name #1?.png", png(5))
+    keys = sorted([*keys, "2/odd name #1?.png"])
+    local = tmp_path / "local"
+    before = s3.lists
+    report = embed_to(transformer, local, f"{BUCKET}a/", shard_rows=10)
+    assert s3.lists - before == 3  # page by page
+    assert (report.n_images, report.n_bad, report.n_shards) == (48, 0, 5)
+    codes = open_codes(local)
+    assert codes.keys.tolist() == keys
+    images = [
+        png(5) if "odd" in key else png(int(key.partition("/")[2][:5])) for key in keys
+    ]
+    np.testing.assert_allclose(codes[:], transformer.transform(images), rtol=1e-5)
+
+    target = f"{BUCKET}codes/"
+    report = embed_to(transformer, target, f"{BUCKET}a", shard_rows=10)
+    assert (report.n_images, report.n_shards, report.complete) == (48, 5, True)
+    stored = open_codes(target, verify=True)
+    assert stored.keys.tolist() == keys
+    np.testing.assert_allclose(stored[:], codes[:], rtol=1e-5)
+    assert stored[7:33].shape == (26, 5) and stored[[40, 3]].shape == (2, 5)
+    assert [len(batch) for batch in stored.iter_batches(8)] == [8, 2] * 4 + [8]
+    assert stored.column("digest").tolist() == codes.column("digest").tolist()
+    names = [path.rpartition("/")[2] for path in system().find("pictures/codes")]
+    assert sorted(names) == ["_manifest.json", "_plan.json", *shards(local)]
+    with counted_forwards() as count:
+        report = embed_to(transformer, target, f"{BUCKET}a/", shard_rows=10)
+    assert (count.images, report.n_images, report.complete) == (0, 0, True)
+    system().rm_file(f"pictures/codes/{shards(local)[2]}")
+    with pytest.raises(ValueError, match="s3://.*the shard is missing"):
+        open_codes(target)
+    report = embed_to(transformer, target, f"{BUCKET}a/", shard_rows=10)
+    assert (report.n_images, report.n_shards, report.complete) == (10, 1, True)
+    assert open_codes(target, verify=True).shape == (48, 5)
+    with pytest.raises(ValueError, match="other keys than it had"):
+        embed_to(transformer, target, f"{BUCKET}ab/", shard_rows=10)
+
+
+def test_what_was_not_allowed_is_neither_read_nor_written(
+    s3: Faults, transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    put("x/1.png", png(1))
+    with pytest.raises(ValueError, match=r"not among.*SK_CNNCODES_REMOTE allows"):
+        embed_to(transformer, tmp_path / "a", f"{BUCKET}x/", remote=False)
+    with pytest.raises(ValueError, match="not among those that may be read"):
+        embed_to(transformer, "s3://other/codes/", [png(1)])
+    with pytest.raises(ValueError, match="not among those that may be read"):
+        embed_to(transformer, "file:///tmp/codes", [png(1)])
+    with pytest.raises(ValueError, match="not among those that may be read"):
+        open_codes(f"{BUCKET}codes/", remote=False)
+    with pytest.raises(ValueError, match="HTTP takes no files"):
+        http = ["http://127.0.0.1:9/"]
+        embed_to(transformer, f"{http[0]}codes/", [png(1)], remote=http)
+    with pytest.raises(OSError, match=r"'s3://missing/x.tar': cannot be read"):
+        source = "s3://missing/x.tar"
+        embed_to(transformer, tmp_path / "b", source, remote=["s3://missing/"])
+    assert not (tmp_path / "a").exists()
+
+
+def tar_of(images: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in images.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def archive_files() -> dict[str, bytes]:
+    """An archive of each kind, by name; each has 4 images."""
+    images = {f"{number}.png": png(number) for number in range(4)}
+    zipped, table = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        for name, content in images.items():
+            archive.writestr(name, content)
+    cells = [{"bytes": content, "path": name} for name, content in images.items()]
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pa.table({"image": cells}), table)
+    tars = {f"part-{number}.tar": tar_of(images) for number in range(3)}
+    return {"x.zip": zipped.getvalue(), "y.parquet": table.getvalue(), **tars}
+
+
+def test_archives(s3: Faults, transformer: CNNCodeTransformer, tmp_path: Path) -> None:
+    expected = transformer.transform([png(number) for number in range(4)])
+    files = archive_files()
+    for name, content in files.items():
+        put(f"sets/{name}", content)
+    targets = (tmp_path / str(number) for number in itertools.count())
+    with running() as server:
+        server.files |= {f"sets/{name}": content for name, content in files.items()}
+        for base in (f"{BUCKET}sets/", f"{server.address}sets/"):
+            sources = {name: [name] for name in files}
+            sources |= {"part-{0..2}.tar": [f"part-{n}.tar" for n in range(3)]}
+            if base == f"{BUCKET}sets/":
+                sources |= {"p*.tar": [f"part-{n}.tar" for n in range(3)]}
+            for source, names in sources.items():
+                target = next(targets)
+                remote = [BUCKET, server.address]
+                embed_to(transformer, target, f"{base}{source}", remote=remote)
+                codes = open_codes(target)
+                assert codes.keys[0].startswith(f"{names[0]}/")
+                every = np.concatenate([expected] * len(names))
+                np.testing.assert_allclose(codes[:], every, rtol=1e-5)
+        several = [f"{BUCKET}sets/part-1.tar", f"{server.address}sets/x.zip?version=3"]
+        target = next(targets)
+        embed_to(transformer, target, several, remote=remote)
+        assert len(open_codes(target)) == 8
+        assert {*open_codes(target).keys[4:]} == {f"x.zip/{n}.png" for n in range(4)}
+        with pytest.raises(ValueError, match="HTTP has no lists of files"):
+            embed_to(transformer, next(targets), server.address, remote=remote)
+    with pytest.raises(FileNotFoundError, match="no file is called like"):
+        embed_to(transformer, tmp_path / "none", f"{BUCKET}sets/q*.tar")
+
+
+def test_hostile_tables_and_archives(
+    s3: Faults, transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    """Nothing is read that was not asked for, whatever the table or server says."""
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(9))
+    put("private/1.png", png(9))
+    put("public/1.png", png(1))
+    with running() as server:
+        names = ["1.png", f"{BUCKET}public/1.png", str(secret), f"file://{secret}"]
+        names += ["../private/1.png", f"{BUCKET}private/1.png"]
+        names += [f"{BUCKET}public/../private/1.png"]
+        names += ["%2e%2e/private/1.png", f"simplecache::{BUCKET}private/1.png"]
+        names += [f"zip://x.png::file://{secret}", f"local://{secret}"]
+        names += [server.address + "secret.png", "http://169.254.169.254/x.png"]
+        put("public/table.csv", "\n".join(["file", *names]).encode())
+        allowed = [f"{BUCKET}public/"]
+        embed_to(transformer, tmp_path / "a", f"{allowed[0]}table.csv", remote=allowed)
+        assert not server.asked
+    codes = open_codes(tmp_path / "a")
+    assert codes.keys.tolist() == names
+    expected = transformer.transform([png(1)] * 2)
+    np.testing.assert_allclose(codes[:2], expected, rtol=1e-5)
+    assert np.isnan(codes[2:]).all() and all(codes.errors[2:])
+
+    # Archives whose server leads elsewhere, and members that lead outside.
+    with running() as server:
+        server.files["x.tar"] = tar_of(
+            {"good.png": png(1), "../../secret.png": png(2), "/etc/x.png": png(3)}
+        )
+        embed_to(
+            transformer,
+            tmp_path / "b",
+            f"{server.address}x.tar",
+            remote=[server.address],
+        )
+        errors = open_codes(tmp_path / "b").errors
+        assert errors[0] is None
+        assert all("leaves the archive" in error for error in errors[1:])
+        for kind in ("file", "metadata", "other"):
+            source = f"{server.address}redirect-{kind}"
+            with pytest.raises(OSError, match="is not among those that may be read"):
+                RemotePath(source, RemoteReader([server.address])).stat()
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.png", bytes(2**26))
+    put("public/bomb.zip", (tmp_path / "bomb.zip").read_bytes())
+    embed_to(transformer, tmp_path / "c", f"{BUCKET}public/bomb.zip")
+    (error,) = open_codes(tmp_path / "c").errors
+    assert "not an image file" in error
+
+    # A folder of codes whose manifest names other files.
+    embed_to(transformer, f"{BUCKET}hostile/", [png(1)])
+    manifest = json.loads(system().cat_file("pictures/hostile/_manifest.json"))
+    for name in ("../codes/codes-00000-000000.parquet", "/etc/passwd", "_plan.json"):
+        manifest["shards"][0]["file"] = name
+        put("hostile/_manifest.json", json.dumps(manifest).encode())
+        with pytest.raises(ValueError, match="the shard is missing"):
+            open_codes(f"{BUCKET}hostile/")
+
+
+def test_other_stores_write_and_move(
+    transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    remote = ["memory://codes/", "memory://images/"]
+    memory = fsspec.filesystem("memory")
+    for number in range(9):
+        memory.pipe_file(f"/images/{'ab'[number % 2]}/{number}.png", png(number))
+    source, target = "memory://images/", "memory://codes/tiny/"
+    report = embed_to(transformer, target, source, shard_rows=4, remote=remote)
+    assert (report.n_images, report.n_bad, report.n_shards) == (9, 0, 3)
+    codes = open_codes(target, remote=remote, verify=True)
+    assert codes.keys.tolist() == [
+        *(f"a/{number}.png" for number in range(0, 9, 2)),
+        *(f"b/{number}.png" for number in range(1, 9, 2)),
+    ]
+    names = [path.rpartition("/")[2] for path in memory.find("/codes")]
+    assert {name.partition("-")[0] for name in names} == {
+        *("_manifest.json", "_plan.json", "codes")
+    }
+
+
+def test_faults_of_a_store(
+    s3: Faults,
+    transformer: CNNCodeTransformer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """503 at every tenth request, one that stalls, 1% corrupt: nothing is lost."""
+    count = 200 if FACTOR < 10 else 5000
+    keys = put_images("faulty", count, corrupt=True)
+    put("faulty/0/empty.png", b"")
+    keys = sorted([*keys, "0/empty.png"])
+    how = {"pause": 0.01, "seconds": 1}
+    monkeypatch.setattr(
+        embed, "RemoteReader", lambda prefixes: RemoteReader(prefixes, **how)
+    )
+    embed_to(transformer, tmp_path / "quiet", f"{BUCKET}faulty/", shard_rows=50)
+    s3.on = True
+    try:
+        embed_to(transformer, tmp_path / "faults", f"{BUCKET}faulty/", shard_rows=50)
+    finally:
+        s3.on = False
+    assert s3.n_busy >= count // 10 and s3.n_stalled == 1
+    quiet, faults = open_codes(tmp_path / "quiet"), open_codes(tmp_path / "faults")
+    assert faults.keys.tolist() == keys
+    np.testing.assert_allclose(faults[:], quiet[:], rtol=1e-5)
+    assert faults.errors.tolist() == quiet.errors.tolist()
+    bad = {key: error for key, error in zip(keys, faults.errors, strict=True) if error}
+    assert len(bad) == count // 100 + 1
+    assert all(f"'{BUCKET}faulty/{key}': " in error for key, error in bad.items())
+
+
+def test_more_reads_at_once_than_threads_that_decode(tiny: str, tmp_path: Path) -> None:
+    """A far store does not make the cores wait; the order stays."""
+    now, most = 0, 0
+    lock = threading.Lock()
+
+    class Far(fsspec.implementations.memory.MemoryFileSystem):
+        protocol = "far"
+
+        def cat_file(self, path: str, **how: Any) -> bytes:
+            nonlocal now, most
+            with lock:
+                now += 1
+                most = max(most, now)
+            number = int(path.rpartition("/")[2].partition(".")[0])
+            time.sleep(0.02 + 0.05 * (number % 7 == 0))
+            with lock:
+                now -= 1
+            return png(number)
+
+    fsspec.register_implementation("far", Far, clobber=True)
+    transformer = CNNCodeTransformer(tiny, n_jobs=1, batch_size=4)
+    pairs = [(number, f"far://x/{number}.png") for number in range(100)]
+    embed_to(transformer, tmp_path, pairs, remote=["far://x/"])
+    assert 16 <= most <= 32
+    codes = open_codes(tmp_path)
+    assert codes.keys.tolist() == [str(number) for number in range(100)]
+    expected = transformer.transform([png(number) for number in range(100)])
+    np.testing.assert_allclose(codes[:], expected, rtol=1e-5)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.parametrize("to_store", [True, False])
+def test_killed_at_random_points(
+    s3: Faults, tiny: str, tmp_path: Path, to_store: bool
+) -> None:
+    """2 kills; 50 of 5,000 images in 50 shards by ``SK_CNNCODES_FUZZ=10``."""
+    count, n_rows, times = (120, 15, 2) if FACTOR < 10 else (5000, 100, 50)
+    name = f"killed-{to_store}"
+    keys = put_images(name, count, corrupt=True)
+    source = f"{BUCKET}{name}/"
+    target = f"{BUCKET}{name}-codes/" if to_store else tmp_path / "codes"
+    killed_runs(tiny, source, target, count, n_rows, times)
+    whole = tmp_path / "whole"
+    embed_to(CNNCodeTransformer(tiny), whole, source, shard_rows=n_rows)
+    assert list(rows(target)) == keys
+    np.testing.assert_allclose(
+        open_codes(target, verify=True)[:], open_codes(whole)[:], rtol=1e-5, atol=1e-6
+    )
+    assert open_codes(target).errors.tolist() == open_codes(whole).errors.tolist()
+    assert open_codes(target).errors.astype(bool).sum() == sum(
+        number % 100 == 50 for number in range(count)
+    )
+
+
+PART = """
+import sys
+from sk_cnncodes import CNNCodeTransformer, embed_to
+net, target, source, *parts = sys.argv[1:]
+for part in parts:
+    transformer = CNNCodeTransformer(net, n_jobs=1)
+    embed_to(transformer, target, source, shard_rows=2, part=(int(part), 16))
+"""
+
+
+def test_parts_in_processes(s3: Faults, tiny: str, tmp_path: Path) -> None:
+    """16 parts in any order, some twice at once: the rows of one run."""
+    keys = put_images("parts", 66)
+    source = f"{BUCKET}parts/"
+    order = [*range(16), 0, 15]
+    random.Random(0).shuffle(order)
+    target = f"{BUCKET}parts-codes/"
+    command = [sys.executable, "-c", PART, tiny, target, source]
+    parts = [order[0::2], order[1::2], [15]]
+    processes = [subprocess.Popen([*command, *map(str, each)]) for each in parts]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    embed_to(CNNCodeTransformer(tiny), tmp_path, source, shard_rows=2)
+    assert list(rows(target, verify=True)) == keys
+    np.testing.assert_allclose(
+        open_codes(target)[:], open_codes(tmp_path)[:], rtol=1e-5
+    )
