@@ -12,7 +12,6 @@ from typing import Any
 
 from sk_cnncodes._version import __version__
 from sk_cnncodes.base.public import public
-from sk_cnncodes.base.threads import OrderedThreadPool
 from sk_cnncodes.codes.plan import CodePlan, plan_transform, state_of
 from sk_cnncodes.codes.streaming import CodeBatch
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
@@ -21,7 +20,7 @@ from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.scale.parquet_images import import_parquet
 from sk_cnncodes.scale.ray import run_parts
 from sk_cnncodes.scale.remote_paths import AnyPath, any_path
-from sk_cnncodes.scale.remote_sources import open_any_source
+from sk_cnncodes.scale.remote_sources import open_any_source, read_ahead
 from sk_cnncodes.scale.shards import (
     KeyDigest,
     ShardId,
@@ -37,8 +36,6 @@ from sk_cnncodes.scale.unattended import reason, unattended
 
 # Codes that are written at once.
 _BATCH = 1024
-# Images at addresses that are read at once, before it is their turn.
-_AHEAD = 32
 
 
 @public
@@ -201,8 +198,7 @@ def embed_to(
     remove_unfinished(folder)
     stream = _Stream(opened, folder, plan, shard_rows, part or (0, 1), reader)
     writer = _Writer(folder, plan, dtype, columns, stream)
-    with writer, OrderedThreadPool(_AHEAD, "sk_cnncodes-reader") as threads:
-        images = threads.in_order(_fetch, stream, _AHEAD) if reader.prefixes else stream
+    with writer, read_ahead(stream, reader) as images:
         for batch in own.iter_codes(images, batch=min(_BATCH, shard_rows)):
             writer.write(batch)
         if stream.fault is not None:
@@ -270,14 +266,6 @@ def _plan_of(
 
 def _spec_digest(plan: CodePlan) -> str:
     return ",".join(spec.digest for spec in plan.specs)
-
-
-def _fetch(
-    pair: tuple[tuple[ShardId, SourceImage], Any],
-) -> tuple[tuple[ShardId, SourceImage], Any]:
-    """An image of a stream, which is read if it is at an address."""
-    pair[0][1].fetch()
-    return pair
 
 
 class _Stream:

@@ -7,7 +7,8 @@ import glob
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from sk_cnncodes.scale.sources import (
 
 # Files whose sizes are asked for at once.
 _AT_ONCE = 16
+# Images at addresses that are read at once, before it is their turn.
+_AHEAD = 32
 # Bytes of a table, which is copied to the temporary folder.
 _LARGEST_TABLE = 2**34
 
@@ -94,6 +97,30 @@ class RemoteTableSource:
                 uri = f"{self._folder}{item.key}" if is_relative else item.key
                 item.image = {"bytes": None, "path": uri}
             yield item
+
+
+@contextmanager
+def read_ahead(
+    pairs: Iterable[tuple[tuple[Any, SourceImage], Any]], reader: RemoteReader
+) -> Iterator[Iterable[Any]]:
+    """The same pairs, whose images at addresses are read by more threads than decode.
+
+    Parameters
+    ----------
+    pairs : iterable
+        Of ((shard, item), element).
+    reader : RemoteReader
+    """
+
+    def fetch(pair: tuple[tuple[Any, SourceImage], Any]) -> Any:
+        pair[0][1].fetch()
+        return pair
+
+    if not reader.prefixes:
+        yield pairs
+        return
+    with OrderedThreadPool(_AHEAD, "sk_cnncodes-reader") as threads:
+        yield threads.in_order(fetch, pairs, _AHEAD)
 
 
 def open_any_source(
