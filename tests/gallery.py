@@ -30,7 +30,14 @@ SCRIPTS = (
     *("several_labels", "read_a_gauge", "report_on_photographs", "wrong_labels"),
     "similar_images",
     *("unknown_class", "serve_onnx", "stream_of_images", "train_in_chunks"),
+    *("ray_cluster", "spark_cluster", "hugging_face_datasets"),
 )
+# What scripts need beyond the extra `report`; pyspark (455 MB) is in no extra.
+NEEDED = {
+    "ray_cluster": ("ray.data", "pyarrow"),
+    "spark_cluster": ("pyspark", "pyarrow"),
+    "hugging_face_datasets": ("datasets", "pyarrow"),
+}
 _WIDTH = 1000
 # The picture is a part of the page that the script writes, taken in a browser.
 BY_HAND = {"report_on_photographs"}
@@ -39,7 +46,8 @@ _HEAD = """# Examples
 Each script runs offline in seconds, with data that anyone has: what scikit-learn
 brings, or what the script draws. Here are their subjects, what they print and what they
 draw. `python examples/NAME.py` runs one, and writes files to the folder that it is run
-in; the pictures need `pip install 'sk-cnncodes[report]'`.
+in; the pictures need `pip install 'sk-cnncodes[report]'`, those of clusters
+`sk-cnncodes[ray]` or pyspark, and that of a Hugging Face data set the package datasets.
 
 [first_classifier.ipynb](first_classifier.ipynb) is a notebook for a start: a
 classifier, the ranking of its layers, its mistakes and a report.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.gallery import (
     BY_HAND,
     EXAMPLES,
+    NEEDED,
     PAGE,
     PICTURES,
     SCRIPTS,
@@ -50,6 +53,8 @@ def test_the_gallery_has_all_scripts() -> None:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_gallery_shows_what_is_printed(name: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
+    for package in NEEDED.get(name, ()):
+        pytest.importorskip(package)
     shown = shown_outputs()[name].splitlines()
     # Title, docstring and link to the picture are those of the script.
     assert entry(name, "\n".join(shown)) in PAGE.read_text(encoding="utf-8")
@@ -63,6 +68,21 @@ def test_the_gallery_shows_what_is_printed(name: str, tmp_path: Path) -> None:
         )
     drawn = (tmp_path / f"{name}.png").exists()
     assert (PICTURES / f"{name}.webp").exists() == (drawn or name in BY_HAND)
+
+
+def test_what_spark_calls_needs_no_spark() -> None:
+    files = [b"not an image", *PICTURES.glob("*.webp")]
+    contents = [
+        each if isinstance(each, bytes) else each.read_bytes() for each in files
+    ]
+    names = runpy.run_path(str(EXAMPLES / "spark_cluster.py"))
+    rows = names["make_predict"]()(np.array(contents, object))
+    assert len(rows) == len(contents) > 2
+    assert {*rows[0]} == {"code", "error"}
+    assert np.isnan(rows[0]["code"]).all() and "not an image file" in rows[0]["error"]
+    expected = names["transformer"].transform(contents[1:])
+    np.testing.assert_allclose([row["code"] for row in rows[1:]], expected, rtol=1e-4)
+    assert {row["error"] for row in rows[1:]} == {""}
 
 
 def test_pictures_are_small_and_shown() -> None:
