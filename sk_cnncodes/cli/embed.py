@@ -110,6 +110,13 @@ def embed(
             help="With --shards: the column with the images.",
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="With --shards: local, or ray, which divides the work among the Ray "
+            "cluster that RAY_ADDRESS names, or the cores of this machine."
+        ),
+    ] = "local",
 ) -> None:
     """Write the codes of images to a file, or to a folder of shards.
 
@@ -124,16 +131,19 @@ def embed(
       sk-cnncodes embed photos -o codes.parquet --backbone resnet50 --layer -2
       find . -name '*.jpg' | sk-cnncodes embed - -o codes.npy --cache codes.sqlite3
       sk-cnncodes embed photos -o codes/ --shards --part 3/16
+      sk-cnncodes embed uris.parquet -o codes/ --shards --engine ray
     """
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
 
     how: dict[str, Any] = {"part": _parse_part(part), "columns": column or []}
+    if engine not in ("local", "ray"):
+        raise typer.BadParameter(f"--engine {engine!r}: expected 'local' or 'ray'.")
     if shards:
         if output.exists() and not output.is_dir():
             raise typer.BadParameter(f"{str(output)!r}: expected a folder.")
-    elif part or column or image_column:
+    elif part or column or image_column or engine != "local":
         raise typer.BadParameter(
-            "--part, --column and --image-column: expected with --shards."
+            "--part, --column, --image-column and --engine: expected with --shards."
         )
     else:
         check_output(output, tuple(WRITERS), [backbone, cache])
@@ -154,6 +164,7 @@ def embed(
     )
     if shards:
         how |= {"shard_rows": shard_rows, "image_column": image_column}
+        how["engine"] = engine
         _write_shards(transformer, images, output, how)
         return
     paths = listed_paths(images)

@@ -199,6 +199,8 @@ def test_shards_of_listed_paths(photos: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["-o", "codes.npz", "--part", "0/2"], "expected with --shards"),
+        (["-o", "codes.npz", "--engine", "ray"], "expected with --shards"),
+        (["-o", "codes", "--shards", "--engine", "x"], "expected 'local' or 'ray'"),
         (["-o", "codes", "--shards", "--part", "2/2"], "the parts of 16 are 0/16"),
         (["-o", "codes", "--shards", "more"], "got 2 arguments"),
         (["-o", "README.txt", "--shards"], "expected a folder"),

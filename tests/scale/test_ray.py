@@ -21,6 +21,7 @@ import pytest
 
 from sk_cnncodes import BatchEmbedder, CNNCodeTransformer, embed_to, open_codes
 from sk_cnncodes.scale import ray as on_ray
+from tests.cli.commands import invoke
 from tests.scale.conftest import png
 
 pytest.importorskip("pyarrow")
@@ -317,6 +318,19 @@ def test_tables_archives_and_lists(
         assert ray_s.errors.tolist() == local.errors.tolist()
         np.testing.assert_allclose(ray_s[:], local[:], rtol=1e-3)
     table.unlink()
+
+
+def test_the_command(
+    ray: Any, one_core: CNNCodeTransformer, folder: Path, tmp_path: Path
+) -> None:
+    embed_to(one_core, tmp_path / "local", folder)
+    arguments = ["--backbone", one_core.backbone, "--shards", "--engine", "ray"]
+    result = invoke("embed", folder, "-o", tmp_path / "ray", *arguments)
+    assert result.exit_code == 3  # for the bad image
+    assert "Wrote 37 codes in 1 shards" in result.stderr
+    local, by_ray = open_codes(tmp_path / "local"), open_codes(tmp_path / "ray")
+    assert by_ray.keys.tolist() == local.keys.tolist()
+    np.testing.assert_allclose(by_ray[:], local[:], rtol=1e-5)
 
 
 def test_what_is_refused(
