@@ -30,6 +30,7 @@ _MODULE_OF = {
     "ClassSize": "inspection.findings",
     "CodeBatch": "codes.streaming",
     "CodeCache": "cache.code_cache",
+    "CodeIndex": "scale.index",
     "CodeRanking": "ranking.code_ranking",
     "CodesMapDisplay": "inspection.codes_map",
     "DeviceError": "base.exceptions",

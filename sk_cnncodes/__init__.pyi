@@ -165,6 +165,7 @@ from sk_cnncodes.scale.embed import (
 from sk_cnncodes.scale.ray import (
     BatchEmbedder as BatchEmbedder,
 )
+from sk_cnncodes.scale.index import CodeIndex as CodeIndex
 from sk_cnncodes.scale.stored_codes import (
     StoredCodes as StoredCodes,
 )
@@ -197,6 +198,7 @@ __all__ = [
     "ClassSize",
     "CodeBatch",
     "CodeCache",
+    "CodeIndex",
     "CodeRanking",
     "CodesMapDisplay",
     "DeviceError",

@@ -38,7 +38,7 @@ ROOT = {"_version"}
 LATE_PACKAGES = {
     *("onnx", "onnxruntime", "openvino", "skl2onnx", "skops", "torch"),
     *("PIL", "numpy", "sklearn", "joblib", "pandas", "pyarrow", "matplotlib", "tqdm"),
-    *("jinja2", "umap"),
+    *("jinja2", "umap", "usearch"),
     *("pooch", "requests", "filelock", "multiprocessing", "fsspec", "urllib3"),
     *("http", "lance", "ray"),
 }

@@ -209,6 +209,11 @@ def embed_to(
     return EmbedReport(writer.n_images, writer.n_bad, writer.n_shards, complete)
 
 
+def spec_of(transformer: CNNCodeTransformer) -> str:
+    """The digest of a transformer's code specs, as shards have it."""
+    return _spec_digest(_own_transformer(transformer)[1])
+
+
 def _check(
     shard_rows: Any, part: tuple[int, int] | None, dtype: Any, columns: Sequence[str]
 ) -> None:

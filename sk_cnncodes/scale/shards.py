@@ -268,12 +268,13 @@ def remove_unfinished(folder: AnyPath) -> None:
     beside = folder if isinstance(folder, Path) else Path(tempfile.gettempdir())
     for path in beside.glob(".codes-*.part"):
         match = _UNFINISHED.fullmatch(path.name)
-        if match and not _is_running(int(match[1])):
+        if match and not is_running(int(match[1])):
             with suppress(PermissionError):  # of another user
                 path.unlink(missing_ok=True)
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
