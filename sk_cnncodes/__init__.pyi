@@ -162,10 +162,10 @@ from sk_cnncodes.scale.embed import (
 from sk_cnncodes.scale.embed import (
     embed_to as embed_to,
 )
+from sk_cnncodes.scale.index import CodeIndex as CodeIndex
 from sk_cnncodes.scale.ray import (
     BatchEmbedder as BatchEmbedder,
 )
-from sk_cnncodes.scale.index import CodeIndex as CodeIndex
 from sk_cnncodes.scale.stored_codes import (
     StoredCodes as StoredCodes,
 )

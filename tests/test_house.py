@@ -75,6 +75,7 @@ LATE_MODULES = {
     "cli.similar": {
         *("base.exceptions", "codes.transformer"),
         *("export.loading", "export.onnx_classifier"),
+        *("scale.index", "scale.shards"),
     },
     "cli.train": {
         *("codes.transformer", "export.model_card", "export.pipeline"),

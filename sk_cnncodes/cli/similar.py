@@ -64,7 +64,7 @@ def similar(
             metavar="IMAGES",
             show_default=False,
             help="Folder, searched recursively, or image; repeatable; or - to read "
-            "paths from standard input.",
+            "paths from standard input; or a folder that embed --shards wrote.",
         ),
     ],
     count: Annotated[
@@ -98,7 +98,8 @@ def similar(
       sk-cnncodes similar cnncodes-mini photo.jpg --among photos
       sk-cnncodes similar model.joblib a.jpg b.jpg --among photos -k 3 --csv
     """
-    from sklearn.neighbors import NearestNeighbors
+    from sk_cnncodes.scale.index import CodeIndex
+    from sk_cnncodes.scale.shards import PLAN
 
     if as_csv and as_json:
         raise typer.BadParameter("--csv, --json: expected only one of them.")
@@ -109,21 +110,26 @@ def similar(
         cache_layers=None,
         **pixel_limit(max_pixels),
     )
-    paths = listed_paths(among)
+    kept: list[str] = []
+    in_shards = len(among) == 1 and Path(among[0], PLAN).is_file()
+    paths = [] if in_shards else listed_paths(among)
+    index = CodeIndex(metric.value, n_jobs=-1)
     with interruptible(cache, "Nothing was written."):
         readable_queries, queries = _codes(transformer.transform, query, "QUERY")
-        kept, codes = _codes(transformer.transform, paths, "--among")
-        nearest = NearestNeighbors(
-            n_neighbors=min(count, len(kept)), metric=metric.value, algorithm="brute"
-        ).fit(codes)
-        all_distances, all_indices = nearest.kneighbors(queries)
-    neighbours = zip(readable_queries, all_indices, all_distances, strict=True)
-    rows = [
-        (image, rank, kept[index], round(float(distance), 6))
-        for image, indices, distances in neighbours
-        for rank, (index, distance) in enumerate(
-            zip(indices, distances, strict=True), 1
+        if in_shards:
+            index.add(among[0])
+        else:
+            kept, codes = _codes(transformer.transform, paths, "--among")
+            # A path that is given twice is found twice.
+            index.add(codes, [str(row) for row in range(len(kept))])
+        keys, distances = index.search(
+            queries, count, spec=transformer if in_shards else None
         )
+    names = keys if in_shards else np.array(kept, object)[keys.astype(int)]
+    rows = [
+        (image, rank, path, round(float(distance), 6))
+        for image, near, far in zip(readable_queries, names, distances, strict=True)
+        for rank, (path, distance) in enumerate(zip(near, far, strict=True), 1)
     ]
     _print(rows, as_csv, as_json)
     end_with(len(query) - len(readable_queries) + len(paths) - len(kept))

@@ -211,7 +211,7 @@ def embed_to(
 
 def spec_of(transformer: CNNCodeTransformer) -> str:
     """The digest of a transformer's code specs, as shards have it."""
-    return _spec_digest(_own_transformer(transformer)[1])
+    return _spec_digest(plan_transform(state_of(unattended(transformer))))
 
 
 def _check(

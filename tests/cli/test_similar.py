@@ -148,3 +148,20 @@ def test_layer_of_a_model_cannot_be_chosen(photos: Path) -> None:
     result = invoke("similar", *arguments)
     assert result.exit_code == 2
     assert "has its own layer" in result.stderr
+
+
+def test_among_codes_of_shards(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    query = photos / "flower" / "0001.jpg"
+    invoke("embed", photos, "-o", f"{tmp_path / 'codes'}", "--shards")
+    among = ("--among", tmp_path / "codes", "-k", "3", "--json")
+    result = invoke("similar", "cnncodes-mini", query, *among)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    direct = invoke("similar", "cnncodes-mini", query, "--among", photos, *among[2:])
+    same = [json.loads(line) for line in direct.stdout.splitlines()]
+    assert [row["distance"] for row in rows] == [row["distance"] for row in same]
+    assert len(rows) == 3
+    assert all(row["path"].startswith("flower/") for row in rows)
+    other = invoke("similar", "cnncodes-mini", query, *among, "--layer", "-2")
+    assert other.exit_code == 1
+    assert "code" in other.stderr
