@@ -37,7 +37,8 @@ class CodeIndex:
 
     Up to 20,000 codes are all compared. Beyond, codes are searched by a graph of near
     codes (HNSW, by usearch, of the extra `index`), which finds nearly all of the
-    nearest: of 1,000,000 codes in about a millisecond. Both give the same form.
+    nearest where codes have some structure; among codes of independent noise it finds
+    few. Both give the same form.
 
     Parameters
     ----------
