@@ -15,7 +15,6 @@ from random import Random
 
 PAGE = Path(__file__).parents[2] / "examples" / "scale.md"
 SIZES = (10_000_000, 100_000_000)
-NOT_MEASURED = "not measured"
 
 # Images a second of one core, float32 and the quickest precision: those of 2 cores in
 # tests/benchmarks/throughput.md, JPEG files of 500 x 375, divided by 2.
@@ -51,9 +50,9 @@ WALK = {"folder": 170_000.0, "Parquet table": 485_000.0}
 NAME_BYTES = 26
 # CPU of Ray's workers over that of `embed_to` without Ray, on the same machine.
 RAY = 1.01
-# Of `CodeIndex` with 1,000,000 codes of 512 values: bytes a code, codes a second that
-# one core adds, milliseconds of a query. None: to be filled from its benchmark.
-INDEX: tuple[float, float, float] | None = None
+# Of `CodeIndex` with 50,000 codes of 512 values (tests/benchmarks/index.py --real):
+# bytes a code, and codes added a CPU second; a larger graph takes longer for each.
+INDEX_BYTES, INDEX_ADDED = 1186, 50_000 / 22
 
 # Assumptions: list prices of large clouds, about, in US dollars; nothing was bought.
 CORE_HOUR, GPU_HOUR = 0.04, 4.0  # a core; an H100 with 16 cores
@@ -127,8 +126,8 @@ def bottlenecks() -> str:
         "16 cores alone, ResNet-50 int8": 16 * CORE["ResNet-50"][1],
         "files of 4000 x 3000, decoded by Pillow": LARGE_PILLOW,
         'files of 4000 x 3000, decoder="gpu"': LARGE_GPU,
-        "store, 16 reads at once (assumed latency)": 16 / LATENCY,
-        "store, 128 reads at once (assumed latency)": 128 / LATENCY,
+        "store, 1 process: 32 reads at once (assumed latency)": 32 / LATENCY,
+        "store, 8 processes (assumed latency)": 8 * 32 / LATENCY,
         "network of 10 Gbit/s (assumed)": NIC / IMAGE_BYTES,
         "GETs of one prefix (assumed), all machines": float(PREFIX_GETS),
         "disk of 500 MB/s, codes of 2048 float32 (assumed)": DISK
@@ -162,18 +161,12 @@ def overheads() -> str:
         + [f"${count / PAGE_KEYS * PER_LIST:,.2f}" for count in SIZES],
         ["CPU that Ray adds"] + [f"{RAY - 1:.0%}"] * 2,
     ]
-    names = ("memory of an index, 512 values", "time to build it, one core")
-    for place, name in enumerate(names):
-        cells = [NOT_MEASURED] * 2
-        if INDEX is not None:
-            size, speed, _ = INDEX
-            cells = [
-                f"{count * size / 1e9:.0f} GB"
-                if place == 0
-                else duration(count / speed)
-                for count in SIZES
-            ]
-        rows.append([name, *cells])
+    rows += [
+        ["file of an index, 512 values, in proportion"]
+        + [f"{count * INDEX_BYTES / 1e9:.0f} GB" for count in SIZES],
+        ["to build it on one core, at least"]
+        + [duration(count / INDEX_ADDED) for count in SIZES],
+    ]
     return table(["", "10 M", "100 M"], rows)
 
 
