@@ -123,9 +123,9 @@ def embed_to(
         are bad images. A sequence has the beginnings of the addresses that may be,
         such as ``["https://images.example.org/", "s3://bucket/"]``; True allows public
         hosts by HTTPS, and S3, Google and Azure storage; None is True if the
-        environment variable `SK_CNNCODES_REMOTE` is 1. Up to 32 images are read at once,
-        and again, up to five times, after faults that may pass.
-        Schemes other than http and https need fsspec, and its package for the scheme.
+        environment variable `SK_CNNCODES_REMOTE` is 1. Up to 32 images are read at
+        once, each again, up to five times, after faults that may pass. Schemes other
+        than http and https need fsspec, and its package for the scheme.
     engine : {"local", "ray"}, default="local"
         ``"ray"``: the parts are tasks of the Ray cluster that this process is connected
         to, or of this machine, and are done again if their worker dies. All machines
