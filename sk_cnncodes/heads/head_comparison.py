@@ -50,7 +50,13 @@ class ComparedHead:
 
 
 def make_splits(
-    cv: Any, targets: Targets, y: np.ndarray, groups: np.ndarray | None, seed: Any
+    cv: Any,
+    targets: Targets,
+    y: np.ndarray,
+    groups: np.ndarray | None,
+    seed: Any,
+    *,
+    all_classes: bool = True,
 ) -> Splits:
     """The folds of a cross-validation, stratified by class, groups kept together.
 
@@ -66,6 +72,9 @@ def make_splits(
     groups : ndarray, shape (n_samples,), or None
     seed : int, RandomState instance or None
         Shuffles.
+    all_classes : bool, default=True
+        Whether each fold tests each class with several images; otherwise a small class
+        does not lower the number of folds.
     """
     splitter: Any
     if not isinstance(cv, (int, np.integer)):
@@ -82,7 +91,8 @@ def make_splits(
         splitter = kind(n_folds, **shuffled)
         return list(splitter.split(np.zeros(len(y)), None, groups))
     counts = np.bincount(targets.numbers)
-    n_folds = max(2, min(n_folds, int(min(counts[counts > 1], default=2))))
+    limit = min if all_classes else max
+    n_folds = max(2, min(n_folds, int(limit(counts[counts > 1], default=2))))
     stratified = StratifiedKFold if groups is None else StratifiedGroupKFold
     units = np.arange(len(y)) if groups is None else groups
     pairs = np.unique(np.column_stack([targets.numbers, numbered(units)]), axis=0)

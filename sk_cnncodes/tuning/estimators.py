@@ -15,10 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 from sk_cnncodes.base.public import public
 from sk_cnncodes.cache.code_cache import CodeCache
 from sk_cnncodes.heads.code_choice import as_targets
-from sk_cnncodes.images.containers import as_image_sequence
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.ranking.scoring import read_targets
-from sk_cnncodes.tuning.fitting import FineTuning
+from sk_cnncodes.tuning.fitting import FineTuning, at_least_two
 
 
 @public
@@ -267,7 +266,7 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
                 f"Unknown label type: {kind}. Expected a class for each image. For "
                 "values to regress, use FineTunedRegressor."
             )
-        images = as_image_sequence(X)
+        images = at_least_two(X)
         targets, _ = read_targets(y, "accuracy", self.class_weight)
         labels = targets.classes[targets.numbers]
         self.tune(images, targets, labels, sample_weight, groups)
@@ -331,7 +330,7 @@ class FineTunedRegressor(RegressorMixin, FineTuning):
         """
         y = as_targets(self, y)
         y = y.astype(float) if y.dtype.kind in "Obiu" else y
-        images = as_image_sequence(X)
+        images = at_least_two(X)
         targets, _ = read_targets(y, "r2")
         self.tune(images, targets, y, sample_weight, groups)
         return self

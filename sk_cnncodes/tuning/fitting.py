@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from sk_cnncodes.base.files import atomic_write, check_not_an_input
 from sk_cnncodes.base.logs import logger
 from sk_cnncodes.cache.code_cache import CodeCache
+from sk_cnncodes.images.containers import as_image_sequence
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.ranking.scoring import Targets
 from sk_cnncodes.tuning.parameters import check_tuning
@@ -33,8 +34,10 @@ class FineTuning(BaseEstimator):
 
     pipeline_: Pipeline
     decision_: str
-    # The tuned ONNX model, an array of bytes; None if the network is as it was.
+    # The tuned ONNX model, an array of bytes, and the tensor of its maps; None if the
+    # network is as it was.
     _tuned_model: np.ndarray | None = None
+    _tuned_from: str | None = None
 
     def __init__(
         self,
@@ -126,17 +129,19 @@ class FineTuning(BaseEstimator):
 
         from sk_cnncodes.tuning.run import Task, fine_tune
 
-        model = self._tuned_model if self.warm_start else None
-        previous = None if model is None else model.tobytes()
+        previous = None
+        if self.warm_start and self._tuned_model is not None:
+            previous = (self._tuned_model.tobytes(), str(self._tuned_from))
         weighted = sample_weight is not None
         found = fine_tune(
             Task(parameters, images, y, parts, weighted, others, previous)
         )
         outcome, frozen = found.outcome, found.frozen
         self.pipeline_ = found.pipeline
-        self._tuned_model = None
+        self._tuned_model, self._tuned_from = None, None
         if found.model is not None:
-            self._tuned_model = np.frombuffer(found.model, np.uint8)
+            model, self._tuned_from = found.model
+            self._tuned_model = np.frombuffer(model, np.uint8)
         self.is_tuned_ = found.decision.tuned
         self.history_ = outcome.history
         self.n_iter_, self.best_epoch_ = outcome.n_epochs, outcome.best_epoch
@@ -235,6 +240,14 @@ class FineTuning(BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         return tags
+
+
+def at_least_two(X: Any) -> Sequence[Any]:
+    """X as a sequence of images, some to train and some to validate."""
+    images = as_image_sequence(X)
+    if len(images) < 2:
+        raise ValueError(f"X: expected at least 2 images, got {len(images)} sample.")
+    return images
 
 
 def image_weights(targets: Targets, sample_weight: Any, n_images: int) -> np.ndarray:

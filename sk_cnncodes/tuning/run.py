@@ -63,8 +63,8 @@ class Task:
         Whether images have weights of their own.
     seeds : sequence of int
         Of the training, and of folds.
-    previous : bytes or None
-        The tuned model to continue from.
+    previous : (bytes, str) or None
+        The tuned model to continue from, and the tensor of its maps.
     """
 
     parameters: Mapping[str, Any]
@@ -73,7 +73,7 @@ class Task:
     parts: Parts
     weighted: bool
     seeds: Sequence[int]
-    previous: bytes | None
+    previous: tuple[bytes, str] | None
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ class Result:
     Attributes
     ----------
     pipeline : Pipeline
-    model : bytes or None
-        The tuned ONNX model; None if the network is as it was.
+    model : (bytes, str) or None
+        The tuned ONNX model, and the tensor of its maps; None if the network is as it
+        was.
     decision : Decision
     frozen : FrozenHeads
     outcome : Outcome
@@ -94,7 +95,7 @@ class Result:
     """
 
     pipeline: Pipeline
-    model: bytes | None
+    model: tuple[bytes, str] | None
     decision: Decision
     frozen: FrozenHeads
     outcome: Outcome
@@ -130,6 +131,13 @@ def fine_tune(task: Task) -> Result:
     # Faults of parameters and operators show before anything is computed.
     tail = _tail(given, backbone)
     _rates(given, backbone, tail)
+    if task.previous is not None and isinstance(tail, Tail):
+        maps_of = task.previous[1]
+        if tail.input_name != maps_of:
+            raise ValueError(
+                f"warm_start: expected the train_from of the last fit, {maps_of!r}, "
+                f"got {tail.input_name!r}. Set warm_start=False to begin anew."
+            )
     with (
         _timed(timings, "all"),
         _maps_of(task, tail, timings) as maps,
@@ -193,15 +201,9 @@ def _continued(
     """The tail as the last fit left it, if it is to be continued."""
     if task.previous is None or not isinstance(tail, Tail):
         return tail
-    name = tuned_name(backbone)
-    with opened(task.previous, name, backbone.preprocessing) as tuned:
-        found = _tail(task.parameters, tuned)
-    if found.input_shape != tail.input_shape:
-        raise ValueError(
-            "warm_start: expected the backbone and train_from of the last fit, got "
-            f"{task.parameters['train_from']!r}. Set warm_start=False to begin anew."
-        )
-    return found
+    model, _ = task.previous
+    with opened(model, tuned_name(backbone), backbone.preprocessing) as tuned:
+        return _tail(task.parameters, tuned)
 
 
 def _rates(
@@ -311,14 +313,14 @@ def _tuned_codes(
     maps: Maps,
     outcome: Outcome,
     device: torch.device,
-) -> tuple[CNNCodeTransformer, bytes | None]:
+) -> tuple[CNNCodeTransformer, tuple[bytes, str] | None]:
     """The transformer of the tuned network, and its ONNX model."""
     model = None
-    if isinstance(tail, Tail):
-        model = task.previous
     if isinstance(tail, Tail) and outcome.best_epoch:
         model = tuned_model(backbone, tail, _provenance(task, backbone, outcome))
-    if model is None:
+    elif isinstance(tail, Tail) and task.previous is not None:
+        model = task.previous[0]
+    if model is None or not isinstance(tail, Tail):
         return _transformer(task).fit(task.images), None
     layer = backbone.layer(task.parameters["layer"])
     which = layer.name if layer.position is None else layer.position
@@ -334,7 +336,7 @@ def _tuned_codes(
             f"{error:.2g} of the largest value of a code. Expected {_TOLERANCE:g} at "
             "most. Another train_from may work; please report the network."
         )
-    return found, model
+    return found, (model, tail.input_name)
 
 
 def _provenance(task: Task, backbone: Backbone, outcome: Outcome) -> dict[str, Any]:

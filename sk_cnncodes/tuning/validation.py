@@ -106,8 +106,20 @@ def make_parts(
                 f"{groups.shape}."
             )
         groups = numbered(groups)
-    train, valid = make_splits(round(1 / fraction), targets, y, groups, seed)[0]
+    if targets.kind == "classification":
+        sizes = np.bincount(targets.numbers[weights > 0])
+        if sizes.max() < 2:
+            raise ValueError(
+                f"y: expected at least 2 images of two or more of the {len(sizes)} "
+                "classes, one to train and one to validate, got one of each."
+            )
+    splits = make_splits(
+        round(1 / fraction), targets, y, groups, seed, all_classes=False
+    )
+    train, valid = splits[0]
     valid = np.setdiff1d(valid, train)
+    # What has no weight is neither trained on nor counted.
+    train, valid = (rows[weights[rows] > 0] for rows in (train, valid))
     if targets.kind == "classification":
         found = targets.classes[np.unique(targets.numbers[valid])].tolist()
         if len(found) < 2:

@@ -13,6 +13,7 @@ from typing import Any
 
 import joblib
 import numpy as np
+import onnx
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits
@@ -46,19 +47,38 @@ from sk_cnncodes.tuning import maps as maps_module  # noqa: E402
 from sk_cnncodes.tuning import training  # noqa: E402
 
 DIGITS = load_digits()
-IMAGES = [np.uint8(image * 15) for image in DIGITS.images]
-Y = DIGITS.target
+# Mixed: each writer's digits follow each other.
+ORDER = np.random.default_rng(0).permutation(len(DIGITS.target))
+IMAGES = [np.uint8(image * 15) for image in DIGITS.images[ORDER]]
+Y = DIGITS.target[ORDER]
 PLAIN = Preprocessing(
     resize_size=None, crop_size=(networks.SIDE, networks.SIDE), mean=(0, 0, 0)
 )
-# A random network has much to learn.
+
+
+def narrow() -> onnx.ModelProto:
+    """Four residual blocks with random weights and codes of length 5."""
+    net = networks.Net()
+    x = net.op("Relu", net.conv("data", 3, 8, strides=[2, 2]), out="stem")
+    width = 8
+    for number, (out, stride) in enumerate([(8, 1), (16, 2), (16, 1), (5, 1)]):
+        y = net.op("Relu", net.conv(x, width, out, strides=[stride, stride]))
+        y = net.conv(y, out, out)
+        short = net.conv(x, width, out, 1, strides=[stride, stride])
+        x = net.op("Relu", net.op("Add", y, short), out=f"block{number}")
+        width = out
+    x = net.op("Flatten", net.op("GlobalAveragePool", x, out="pooled"), axis=1)
+    return net.model(net.dense(x, 5, 10, out="scores"))
+
+
+# A random network with short codes has much to learn.
 FEW: dict[str, Any] = {
     "preprocessing": PLAIN,
     "train_from": -3,
     "views": "center",
-    "learning_rate": 3e-3,
-    "head_learning_rate": 3e-3,
-    "max_epochs": 4,
+    "learning_rate": 1e-2,
+    "head_learning_rate": 1e-2,
+    "max_epochs": 8,
     "batch_size": 32,
     "n_jobs": 1,
 }
@@ -66,7 +86,7 @@ FEW: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return networks.save(networks.resnet(), tmp_path_factory.mktemp("net") / "net.onnx")
+    return networks.save(narrow(), tmp_path_factory.mktemp("net") / "net.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +176,8 @@ def test_a_backbone_that_is_not_tuned_is_not_saved(tmp_path: Path) -> None:
 def test_a_saved_model_needs_neither_torch_nor_the_backbone(
     form: str, tmp_path: Path
 ) -> None:
-    backbone = networks.save(networks.resnet(), tmp_path / "net.onnx")
-    fitted = FineTunedClassifier(backbone, **FEW).fit(IMAGES[:200], Y[:200])
+    backbone = networks.save(narrow(), tmp_path / "net.onnx")
+    fitted = FineTunedClassifier(backbone, **FEW).fit(IMAGES[:500], Y[:500])
     assert fitted.is_tuned_, fitted.decision_
     np.save(tmp_path / "X.npy", np.stack(IMAGES[500:520]))
     wanted = fitted.predict_proba(IMAGES[500:520])
@@ -174,7 +194,12 @@ def test_a_saved_model_needs_neither_torch_nor_the_backbone(
         save_model(fitted, file)
     Path(backbone).unlink()
     source = (
-        "import sys; sys.modules['torch'] = None\n"
+        "import sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'torch':\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
         "import numpy as np\n"
         "from sk_cnncodes import load_model\n"
         f"model = load_model({str(file)!r})\n"
@@ -210,7 +235,7 @@ def test_hidden_layers(path: str, two: bool, tmp_path: Path) -> None:
 def test_the_head_alone(path: str) -> None:
     alone = FineTunedClassifier(path, **{**FEW, "train_from": -1})
     alone.fit(IMAGES[:300], Y[:300])
-    assert alone.maps_bytes_ == 300 * 16 * 2
+    assert alone.maps_bytes_ == 300 * 5 * 2
     assert alone.history_["learning_rate"] == [0] * (alone.n_iter_ + 1)
 
 
@@ -250,7 +275,7 @@ def test_warm_start_continues(path: str) -> None:
     assert found.is_tuned_
     found.fit(IMAGES[:400], Y[:400])
     assert found.history_["validation_score"][0] > found.frozen_score_
-    assert found.tuned_score_ >= first - 0.03
+    assert found.tuned_score_ > first - 0.1
     found.set_params(train_from=-2)
     with pytest.raises(ValueError, match="warm_start: expected"):
         found.fit(IMAGES[:400], Y[:400])
@@ -298,12 +323,12 @@ def test_class_weights_count_in_the_validation(path: str) -> None:
 def test_values_are_regressed(path: str, tmp_path: Path) -> None:
     values = np.array([image.astype(float).mean() for image in IMAGES]) ** 2
     found = FineTunedRegressor(path, **FEW).fit(IMAGES[:400], values[:400])
-    assert found.score(IMAGES[500:700], values[500:700]) > 0.8
+    assert found.score(IMAGES[500:700], values[500:700]) > 0.4
     assert found.predict(IMAGES[:3]).shape == (3,)
     both = np.column_stack([values, -2 * values + 3])
     several = FineTunedRegressor(path, **FEW, head="mlp").fit(IMAGES[:300], both[:300])
     assert several.predict(IMAGES[:3]).shape == (3, 2)
-    assert several.score(IMAGES[500:700], both[500:700]) > 0.5
+    assert several.score(IMAGES[500:700], both[500:700]) > 0.3
 
 
 # -- scikit-learn --------------------------------------------------------------
@@ -311,21 +336,23 @@ def test_values_are_regressed(path: str, tmp_path: Path) -> None:
 
 def test_a_search_runs_the_frozen_layers_once(path: str) -> None:
     grid = {"train_from": [-3, -2], "layer_decay": [0.5, 1.0]}
+    cache = CodeCache()
     estimator = FineTunedClassifier(
-        path, **{**FEW, "max_epochs": 1, "views": "flip"}, cache=CodeCache()
+        path, **{**FEW, "max_epochs": 1, "views": "flip"}, cache=cache
     )
     X, y = IMAGES[:90], Y[:90] % 3
-    estimator.fit(X, y)  # predictions of tuned networks are no forwards to be shared
-    search = GridSearchCV(estimator, grid, cv=2, refit=False, scoring=_no_score)
-    with counted_forwards() as count:
-        search.fit(X, y)
-    # One pass for each view and layer; -3 is cached by the fit above.
-    tuned = count.images - 2 * 90
-    assert 0 <= tuned <= 4 * 2 * 8  # comparisons of torch and ONNX Runtime
+    # Predictions of tuned networks are passes that nothing shares.
+    search = GridSearchCV(estimator, grid, cv=2, refit=False, scoring=_tuned_score)
+    search.fit(X, y)
+    info = cache.info()
+    # Two layers and two views; and where torch and ONNX Runtime are compared.
+    compared = 4 * 2 * 8
+    assert 2 * 2 * 90 <= info.misses <= 2 * 2 * 90 + compared
+    assert info.hits >= 2 * 2 * 90
     assert set(search.cv_results_["param_train_from"]) == {-3, -2}
 
 
-def _no_score(estimator: Any, X: Any, y: Any) -> float:
+def _tuned_score(estimator: Any, X: Any, y: Any) -> float:
     return float(estimator.tuned_score_)
 
 
@@ -418,8 +445,9 @@ def test_a_loss_that_is_not_finite(path: str) -> None:
 
 def test_one_class_in_the_validation_part(path: str) -> None:
     y = np.repeat([0, 1], 50)
-    with pytest.raises(ValueError, match="needs at least 2 classes, got only"):
-        FineTunedClassifier(path, **FEW).fit(IMAGES[:100], y, groups=y)
+    groups = np.where(y, 99, np.arange(100) // 5)  # of class 1 there is one group
+    with pytest.raises(ValueError, match="needs at least 2 classes, got only 0"):
+        FineTunedClassifier(path, **FEW).fit(IMAGES[:100], y, groups=groups)
 
 
 @pytest.mark.parametrize("each", [1, 2])
@@ -431,6 +459,12 @@ def test_few_images_of_a_class(path: str, each: int) -> None:
             estimator.fit(IMAGES[: len(y)], y)
     else:
         assert estimator.fit(IMAGES[: len(y)], y).predict(IMAGES[:2]).shape == (2,)
+
+
+def test_a_small_class_does_not_enlarge_the_validation_part(path: str) -> None:
+    y = np.r_[Y[:100] % 2, 2, 2]
+    found = FineTunedClassifier(path, **FEW).fit(IMAGES[:102], y)
+    assert "on 20 validation" in found.decision_ or "on 21" in found.decision_
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
@@ -446,10 +480,10 @@ def test_an_interrupt_keeps_the_best_so_far(
 
     monkeypatch.setattr(training._Training, "_step_on", interrupted)
     found = FineTunedClassifier(path, **FEW)
-    with pytest.warns(UserWarning, match=f"interrupted after epoch {epoch} of 4"):
+    with pytest.warns(UserWarning, match=f"interrupted after epoch {epoch} of 8"):
         found.fit(IMAGES[:300], Y[:300])
     assert found.n_iter_ == epoch
-    assert found.score(IMAGES[500:600], Y[500:600]) > 0.5
+    assert found.score(IMAGES[500:600], Y[500:600]) > 0.3
 
 
 def test_an_interrupt_while_maps_are_computed_leaves_nothing(
