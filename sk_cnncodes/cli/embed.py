@@ -36,7 +36,7 @@ from sk_cnncodes.datasets.tables import is_image_name
 def embed(
     images: ImagesArgument,
     output: Annotated[
-        Path,
+        str,
         typer.Option(
             "--output",
             "-o",
@@ -103,6 +103,16 @@ def embed(
             "too; repeat it for several.",
         ),
     ] = None,
+    remote: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PREFIX",
+            show_default=False,
+            help="With --shards: the beginning of addresses that may be read, and "
+            "written to, such as s3://bucket/; repeat it for several. Without it, "
+            "SK_CNNCODES_REMOTE=1 allows https:// and object stores.",
+        ),
+    ] = None,
     image_column: Annotated[
         str | None,
         typer.Option(
@@ -132,25 +142,28 @@ def embed(
       find . -name '*.jpg' | sk-cnncodes embed - -o codes.npy --cache codes.sqlite3
       sk-cnncodes embed photos -o codes/ --shards --part 3/16
       sk-cnncodes embed uris.parquet -o codes/ --shards --engine ray
+      sk-cnncodes embed s3://b/photos/ -o s3://b/codes/ --shards --remote s3://b/
     """
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
 
     how: dict[str, Any] = {"part": _parse_part(part), "columns": column or []}
     if engine not in ("local", "ray"):
         raise typer.BadParameter(f"--engine {engine!r}: expected 'local' or 'ray'.")
+    file = Path(output)
     if shards:
-        if output.exists() and not output.is_dir():
-            raise typer.BadParameter(f"{str(output)!r}: expected a folder.")
-    elif part or column or image_column or engine != "local":
+        if file.exists() and not file.is_dir():
+            raise typer.BadParameter(f"{output!r}: expected a folder.")
+    elif part or column or image_column or remote or engine != "local":
         raise typer.BadParameter(
-            "--part, --column, --image-column and --engine: expected with --shards."
+            "--part, --column, --image-column, --remote and --engine: expected with "
+            "--shards."
         )
     else:
-        check_output(output, tuple(WRITERS), [backbone, cache])
-    kind = output.suffix.lower()
+        check_output(file, tuple(WRITERS), [backbone, cache])
+    kind = file.suffix.lower()
     if not shards and kind == ".parquet" and find_spec("pyarrow") is None:
         raise ImportError(
-            f"{str(output)!r}: Parquet files need pyarrow, which is not installed: "
+            f"{output!r}: Parquet files need pyarrow, which is not installed: "
             "pip install 'sk-cnncodes[pandas]'; or write .npz or .npy."
         )
     transformer = CNNCodeTransformer(
@@ -165,14 +178,15 @@ def embed(
     if shards:
         how |= {"shard_rows": shard_rows, "image_column": image_column}
         how["engine"] = engine
+        how["remote"] = remote or None
         _write_shards(transformer, images, output, how)
         return
     paths = listed_paths(images)
-    check_output(output, inputs=paths)
+    check_output(file, inputs=paths)
     length = len(transformer.fit(paths).get_feature_names_out())
     bad: list[str] = []
     with (
-        interruptible(cache, f"{str(output)!r} was not written."),
+        interruptible(cache, f"{output!r} was not written."),
         image_bar(len(paths), "Embed") as bar,
     ):
 
@@ -184,7 +198,7 @@ def embed(
                 else:
                     yield part.result
 
-        WRITERS[kind](output, paths, length, blocks())
+        WRITERS[kind](file, paths, length, blocks())
     note(f"Wrote {len(paths)} codes of length {length} to {output}.")
     end_with(len(bad))
 
@@ -203,7 +217,7 @@ def _parse_part(text: str | None) -> tuple[int, int] | None:
 
 
 def _write_shards(
-    transformer: Any, images: list[str], output: Path, how: dict[str, Any]
+    transformer: Any, images: list[str], output: str, how: dict[str, Any]
 ) -> None:
     """Write the codes of a source to a folder."""
     from sk_cnncodes.scale.embed import embed_to
@@ -224,7 +238,7 @@ def _write_shards(
         )
     transformer.verbose = sys.stderr.isatty()
     resume = "Run the same command again to go on: finished shards are kept."
-    with interruptible(None, f"{str(output)!r} is not complete.", resume):
+    with interruptible(None, f"{output!r} is not complete.", resume):
         report = embed_to(transformer, output, source, **how)
     note(
         f"Wrote {report.n_images} codes in {report.n_shards} shards to {output}"

@@ -179,13 +179,15 @@ class CNNCodeTransformer(
     frame, pyarrow array or table, or a lazy sequence such as a Hugging Face column, of
     paths, bytes, open binary files, PIL images, arrays or tensors (channels last),
     dicts ``{"bytes", "path"}``, pairs (path, label), or paths of other libraries
-    (`zipfile.Path`, fsspec). Or it is one array of shape (n_images, height, width,
-    channels) or (n_images, height, width), of numpy, torch, zarr, h5py or dask, which
-    is read by chunk. `transform_to` and `precompute` take generators too. Elements of
-    a lazy sequence are fetched once in each call, in bounded memory. Arrays hold uint8,
-    bool, or floats in [0, 1]. Images are rotated upright by their EXIF
-    orientation and converted to RGB, with transparency over white. The first frame of
-    an animation is used.
+    (`zipfile.Path`, fsspec). Addresses (URIs) are read where the environment variable
+    `SK_CNNCODES_REMOTE` allows it: 1, or their beginnings, separated by spaces; a saved
+    transformer does not bring that along. Or it is one array of shape (n_images,
+    height, width, channels) or (n_images, height, width), of numpy, torch, zarr, h5py
+    or dask, which is read by chunk. `transform_to` and `precompute` take generators
+    too. Elements of a lazy sequence are fetched once in each call, in bounded memory.
+    Arrays hold uint8, bool, or floats in [0, 1]. Images are rotated upright by their
+    EXIF orientation and converted to RGB, with transparency over white. The first frame
+    of an animation is used.
 
     A pickled transformer holds its parameters and, once fitted, the name, path, SHA-256
     and preprocessing of its backbone. When it is used after loading, the backbone is

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
-from numbers import Integral
 from typing import Any
 
 from sk_cnncodes._version import __version__
@@ -25,6 +24,7 @@ from sk_cnncodes.scale.shards import (
     KeyDigest,
     ShardId,
     ShardWriter,
+    check_shards,
     read_facts,
     remove_unfinished,
     settle_plan,
@@ -92,7 +92,8 @@ def embed_to(
         Bad images never stop it, whatever its `on_error`. Its cache is used if it is a
         file or a `CodeCache`; codes are not collected in memory.
     target : str or path-like
-        The folder, which is made if it is missing.
+        The folder, which is made if it is missing, or its address (URI) in an object
+        store, such as ``"s3://bucket/codes/"``.
     source : str, path-like, list of them, data set or iterable
         - A folder: its image files, recursively; keys are paths in it.
         - A table (CSV, JSON lines, JSON, Parquet, Lance) with a column of paths, which
@@ -105,6 +106,9 @@ def embed_to(
         - A data set of Hugging Face, map-style or streaming; keys are positions.
         - An iterable of pairs (key, image), or of images, whose keys are positions. For
           a second call, it must give the same images in the same order.
+
+        Folders of object stores, tables and archives may be addresses, the latter two
+        also of HTTP servers that send parts of files.
     shard_rows : int, default=8192
         Images of a shard; the last one of the source, or of each archive, has fewer.
     part : tuple of int or None, default=None
@@ -119,13 +123,14 @@ def embed_to(
     image_column : str or None, default=None
         The column of a table or data set with the images; None finds it.
     remote : bool, sequence of str or None, default=None
-        Whether images at addresses (URIs) in a table or an iterable are fetched; others
-        are bad images. A sequence has the beginnings of the addresses that may be,
-        such as ``["https://images.example.org/", "s3://bucket/"]``; True allows public
-        hosts by HTTPS, and S3, Google and Azure storage; None is True if the
-        environment variable `SK_CNNCODES_REMOTE` is 1. Up to 32 images are read at
-        once, each again, up to five times, after faults that may pass. Schemes other
-        than http and https need fsspec, and its package for the scheme.
+        Whether addresses (URIs) are read, and written to; images at others are bad
+        images. A sequence has the beginnings of the addresses that may be, such as
+        ``["https://images.example.org/", "s3://bucket/"]``; True allows public hosts by
+        HTTPS, and S3, Google and Azure storage; None asks the environment variable
+        `SK_CNNCODES_REMOTE`: 1 is True, and beginnings may be separated by spaces. Up
+        to 32 images are read at once, ahead of the threads that decode, and again, up
+        to five times, after faults that may pass. Schemes other than http and https
+        need fsspec, and its package for the scheme.
     engine : {"local", "ray"}, default="local"
         ``"ray"``: the parts are tasks of the Ray cluster that this process is connected
         to, or of this machine, and are done again if their worker dies. All machines
@@ -176,7 +181,7 @@ def embed_to(
     ...     report.n_shards, codes.shape, codes[3:5].shape, codes.keys[-1]
     (3, (5, 800), (2, 800), '4')
     """
-    _check(shard_rows, part, dtype, columns)
+    check_shards(shard_rows, part, dtype, columns)
     if engine != "local":
         _check_engine(engine, part)
         how = {"shard_rows": shard_rows, "dtype": dtype, "columns": columns}
@@ -212,30 +217,6 @@ def embed_to(
 def spec_of(transformer: CNNCodeTransformer) -> str:
     """The digest of a transformer's code specs, as shards have it."""
     return _spec_digest(plan_transform(state_of(unattended(transformer))))
-
-
-def _check(
-    shard_rows: Any, part: tuple[int, int] | None, dtype: Any, columns: Sequence[str]
-) -> None:
-    if not isinstance(shard_rows, Integral) or shard_rows < 1:
-        raise ValueError(
-            f"shard_rows={shard_rows!r}: expected a number of images from 1 on."
-        )
-    if dtype not in ("float32", "float16"):
-        raise ValueError(f"dtype={dtype!r}: expected 'float32' or 'float16'.")
-    if isinstance(columns, str) or {*columns} & {"key", "code", "error", "digest"}:
-        raise ValueError(
-            f"columns={columns!r}: expected a list of names, other than key, code, "
-            "error and digest."
-        )
-    if part is not None:
-        fits = isinstance(part, (tuple, list)) and len(part) == 2
-        if not fits or not all(isinstance(each, Integral) for each in part):
-            raise ValueError(f"part={part!r}: expected a tuple (i, n), or None.")
-        if not 0 <= part[0] < part[1]:
-            raise ValueError(
-                f"part={part!r}: expected a part from 0 to {part[1] - 1} of {part[1]}."
-            )
 
 
 def _check_engine(engine: Any, part: Any) -> None:

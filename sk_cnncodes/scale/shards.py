@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,6 +35,37 @@ _KEY = b"sk_cnncodes"
 _MAX_LISTED = 1000
 _HOST = re.sub(r"\W", "_", socket.gethostname())
 _UNFINISHED = re.compile(rf"\.codes-[\d-]+\.{_HOST}\.(\d+)\.\w+\.part")
+
+
+def check_shards(
+    shard_rows: Any, part: tuple[int, int] | None, dtype: Any, columns: Sequence[str]
+) -> None:
+    """Refuse invalid arguments of `embed_to` that say what shards there are.
+
+    Raises
+    ------
+    ValueError
+        If one is.
+    """
+    if not isinstance(shard_rows, Integral) or shard_rows < 1:
+        raise ValueError(
+            f"shard_rows={shard_rows!r}: expected a number of images from 1 on."
+        )
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"dtype={dtype!r}: expected 'float32' or 'float16'.")
+    if isinstance(columns, str) or {*columns} & {"key", "code", "error", "digest"}:
+        raise ValueError(
+            f"columns={columns!r}: expected a list of names, other than key, code, "
+            "error and digest."
+        )
+    if part is not None:
+        fits = isinstance(part, (tuple, list)) and len(part) == 2
+        if not fits or not all(isinstance(each, Integral) for each in part):
+            raise ValueError(f"part={part!r}: expected a tuple (i, n), or None.")
+        if not 0 <= part[0] < part[1]:
+            raise ValueError(
+                f"part={part!r}: expected a part from 0 to {part[1] - 1} of {part[1]}."
+            )
 
 
 @dataclass(frozen=True, order=True)

@@ -24,6 +24,7 @@ from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
 from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.scale import embed
 from sk_cnncodes.scale.remote_paths import RemotePath
+from tests.cli.commands import invoke
 from tests.forwards import counted_forwards
 from tests.http_server import running
 from tests.scale.conftest import png
@@ -308,6 +309,23 @@ def test_other_stores_write_and_move(
     assert {name.partition("-")[0] for name in names} == {
         *("_manifest.json", "_plan.json", "codes")
     }
+
+
+def test_the_command(s3: Faults, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SK_CNNCODES_REMOTE")
+    keys = put_images("command", 5)
+    source, target = f"{BUCKET}command/", f"{BUCKET}command-codes/"
+    command = ["embed", source, "-o", target, "--shards", "--backbone", tiny]
+    refused = invoke(*command)
+    assert refused.exit_code != 0
+    assert "is not among those that may be read" in refused.output
+    result = invoke(*command, "--remote", BUCKET)
+    assert result.exit_code == 0, result.output
+    assert f"Wrote 5 codes in 1 shards to {target}, which is complete" in result.output
+    codes = open_codes(target, remote=[BUCKET])
+    assert codes.keys.tolist() == keys
+    with pytest.raises(ValueError, match="not among those that may be read"):
+        open_codes(target)
 
 
 def test_faults_of_a_store(
