@@ -37,6 +37,8 @@ SKOPS_TRUSTED_TYPES = (
     "sk_cnncodes.Calibration",
     "sk_cnncodes.KernelRidgeCV",
     "sk_cnncodes.KernelRidgeClassifierCV",
+    "sk_cnncodes.FineTunedClassifier",
+    "sk_cnncodes.FineTunedRegressor",
     "sk_cnncodes.ShrinkageLDA",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
