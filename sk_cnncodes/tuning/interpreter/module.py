@@ -164,7 +164,7 @@ def _compute(step: _Step, values: dict[str, Tensor]) -> None:
     try:
         found = step.function(step.node, *inputs)
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         shapes = [None if x is None else tuple(x.shape) for x in inputs]
         raise BackboneError(
