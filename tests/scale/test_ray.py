@@ -26,7 +26,10 @@ from tests.scale.conftest import png
 
 pytest.importorskip("pyarrow")
 # Ray's own, in its modules.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}:ray")
+    for kind in ("DeprecationWarning", "FutureWarning")
+]
 FACTOR = int(os.environ.get("SK_CNNCODES_FUZZ", "1"))
 
 
@@ -471,7 +474,7 @@ def test_the_driver_does_not_open_the_source(
     def opened(*_: object) -> None:
         raise AssertionError("opened by the driver")
 
-    monkeypatch.setattr(embed, "open_source", opened)
+    monkeypatch.setattr(embed, "open_any_source", opened)
     monkeypatch.setattr("os.scandir", opened)
     report = embed_to(one_core, tmp_path / "codes", folder, engine="ray")
     monkeypatch.undo()
