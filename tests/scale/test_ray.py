@@ -43,16 +43,16 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         pytest.importorskip("ray.data")
         # Not pytest's folder: the names of sockets are limited to 107 bytes.
         folder = Path(f"/tmp/ray-test-{os.getpid()}")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=2**27,
-            log_to_driver=False,
-            logging_level="error",
-            _temp_dir=str(folder),
-        )
         try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=2**27,
+                log_to_driver=False,
+                logging_level="error",
+                _temp_dir=str(folder),
+            )
             yield ray
         finally:
             ray.shutdown()
