@@ -120,7 +120,7 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
     history_ : dict of str to list
         By epoch, from 0 on: "epoch", "loss", "validation_loss", "validation_score",
         "learning_rate", "head_learning_rate" (at its end) and "seconds" from the start
-        of the training.
+        of the training. Of epoch 0, "loss" is NaN.
     maps_bytes_ : int
         Size of the file of the maps, which was removed.
     timings_ : dict of str to float
