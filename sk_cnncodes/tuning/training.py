@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,7 +73,7 @@ class Recipe:
     seed: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
     """What a training found.
 
@@ -90,11 +90,11 @@ class Outcome:
         Whether Ctrl-C ended it.
     """
 
-    history: dict[str, list[float]] = field(default_factory=dict)
-    best_epoch: int = 0
-    n_epochs: int = 0
-    values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    interrupted: bool = False
+    history: dict[str, list[float]]
+    best_epoch: int
+    n_epochs: int
+    values: np.ndarray
+    interrupted: bool
 
 
 def torch_device(device: str) -> torch.device:
@@ -166,7 +166,7 @@ def train(
     """
     model = nn.Sequential(tail, head)
     training = _Training(model, maps, parts, recipe, device)
-    outcome = training.outcome
+    interrupted = False
     total = recipe.max_epochs * training.n_steps
     bar = progress_bar(total=total, desc="Fine-tune", unit="step", disable=not verbose)
     with bar:
@@ -176,12 +176,13 @@ def train(
                 training.run_epoch(bar, show)
                 bar.set_postfix(training.shown(), refresh=False)
         except KeyboardInterrupt:
-            outcome.interrupted = True
-    if training.best is None:  # interrupted before anything was known
+            interrupted = True
+    best, rows = training.best, training.rows
+    if best is None:  # interrupted before anything was known
         raise KeyboardInterrupt
-    model.load_state_dict(training.best.state)
-    outcome.best_epoch, outcome.values = training.best.epoch, training.best.values
-    return outcome
+    model.load_state_dict(best.state)
+    history = {name: [row[name] for row in rows] for name in rows[0]}
+    return Outcome(history, best.epoch, len(rows) - 1, best.values, interrupted)
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,8 @@ class _Training:
 
     Attributes
     ----------
-    outcome : Outcome
+    rows : list of dict
+        Of the history, from epoch 0 on.
     best : _Best or None
         None before the first validation.
     n_steps : int
@@ -234,18 +236,15 @@ class _Training:
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
         self._start = time.perf_counter()
         self.best: _Best | None = None
-        self.outcome = Outcome()
+        self.rows: list[dict[str, float]] = []
 
     @property
     def is_over(self) -> bool:
-        recipe, outcome = self._recipe, self.outcome
         assert self.best is not None
+        recipe, n_epochs = self._recipe, len(self.rows) - 1
         # The first epoch, with its warm-up, may be worse than none.
         since = max(self.best.epoch, math.ceil(self._n_warm / self.n_steps))
-        return (
-            outcome.n_epochs >= recipe.max_epochs
-            or outcome.n_epochs - since >= recipe.patience
-        )
+        return n_epochs >= recipe.max_epochs or n_epochs - since >= recipe.patience
 
     def run_epoch(self, bar: Any, show: Callable[[float], None] | None) -> None:
         """Train on each image once, in one of its views, and validate."""
@@ -259,7 +258,7 @@ class _Training:
             bar.update(1)
             if show is not None:
                 show(self._step / self._n_total)
-        self.note_epoch(self.outcome.n_epochs + 1, float(np.mean(losses)))
+        self.note_epoch(len(self.rows), float(np.mean(losses)))
 
     def _step_on(self, images: np.ndarray, views: np.ndarray) -> float:
         """One step of the optimiser; returns the loss."""
@@ -298,7 +297,7 @@ class _Training:
         found = float(loss.detach())
         if not math.isfinite(found):
             raise FloatingPointError(
-                f"the loss became {found} in epoch {self.outcome.n_epochs + 1}, step "
+                f"the loss became {found} in epoch {len(self.rows)}, step "
                 f"{self._step % self.n_steps + 1} of {self.n_steps}. Expected a finite "
                 f"one: lower learning_rate (the largest is {max(self._rates):g})"
                 + ("." if recipe.precision == "float32" else ", or use float32.")
@@ -344,10 +343,8 @@ class _Training:
             "head_learning_rate": rates[True],
             "seconds": time.perf_counter() - self._start,
         }
-        for name, value in row.items():
-            self.outcome.history.setdefault(name, []).append(value)
+        self.rows.append(row)
         logger.info("fine-tuning: %s", row)
-        self.outcome.n_epochs = epoch
         rank = (score, -validation_loss)
         if self.best is None or rank > self.best.rank:
             state = self._model.state_dict()
@@ -357,11 +354,11 @@ class _Training:
 
     def shown(self) -> dict[str, str]:
         """What the progress bar shows of the last epoch."""
-        history = self.outcome.history
+        row = self.rows[-1]
         return {
-            "epoch": str(self.outcome.n_epochs),
-            "loss": f"{history['loss'][-1]:.3f}",
-            "validation": f"{history['validation_score'][-1]:.4f}",
+            "epoch": str(row["epoch"]),
+            "loss": f"{row['loss']:.3f}",
+            "validation": f"{row['validation_score']:.4f}",
         }
 
 

@@ -474,7 +474,7 @@ def test_an_interrupt_keeps_the_best_so_far(
     step = training._Training._step_on
 
     def interrupted(self: Any, *arguments: Any) -> float:
-        if self.outcome.n_epochs == epoch:
+        if len(self.rows) - 1 == epoch:
             raise KeyboardInterrupt
         return step(self, *arguments)
 
