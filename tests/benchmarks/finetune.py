@@ -42,6 +42,7 @@ from sk_cnncodes import (
 )
 from tests.benchmarks.accuracy import Split, splits
 from tests.benchmarks.timing import machine, peak_memory
+from tests.without_operators import import_torchvision
 
 # What was measured, its value, the bar, and whether it passes; None without a bar.
 Row = tuple[str, str, str, bool | None]
@@ -164,6 +165,7 @@ def cifar(data: Data) -> Iterator[Row]:
 def resnet50(folder: Path) -> Path | None:
     """A ResNet-50 of timm with random weights as an ONNX file."""
     try:
+        import_torchvision()
         import timm
         import torch
     except ImportError:
@@ -217,7 +219,7 @@ def speed(data: Data) -> Iterator[Row]:
     networks = {"mobilenet_v2": (data.backbone, None)}
     exported = resnet50(data.cache.parent)
     if exported is not None:
-        networks["resnet50"] = (str(exported), Preprocessing())
+        networks["resnet50"] = (str(exported), Preprocessing(crop_size=(224, 224)))
     for name, (path, preprocessing) in networks.items():
         backbone = load_backbone(path, preprocessing)
         width = backbone.code_length(backbone.spec(-1, "auto", None))
