@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,12 @@ from sk_cnncodes._version import __version__
 from sk_cnncodes.base.public import public
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
 from sk_cnncodes.engines.devices import check_n_jobs, usable_threads
-from sk_cnncodes.scale.embed import spec_of
+from sk_cnncodes.scale.given_codes import (
+    checked_keys,
+    code_batches,
+    matrix_of,
+    with_spec,
+)
 from sk_cnncodes.scale.index_file import StoredKeys, read_index, write_index
 from sk_cnncodes.scale.nearest import (
     ExactCodes,
@@ -23,12 +28,10 @@ from sk_cnncodes.scale.nearest import (
     graph_of,
     import_usearch,
 )
-from sk_cnncodes.scale.stored_codes import StoredCodes, open_codes
+from sk_cnncodes.scale.stored_codes import StoredCodes
 
 # Codes beyond which a graph is searched, if `exact` does not say.
 MOST_EXACT = 20_000
-# Rows that are added at once.
-_BATCH = 8192
 
 
 @public
@@ -174,20 +177,20 @@ class CodeIndex:
         ImportError
             If `exact` is False, and usearch is not installed.
         """
-        codes, spec = _with_spec(codes, spec)
+        codes, spec = with_spec(codes, spec)
         stored = isinstance(codes, StoredCodes)
         if stored and keys is not None:
             raise ValueError("keys: stored codes have their own. Expected None.")
         if not stored:
-            codes = _matrix(codes)
-            keys = _checked_keys(keys, len(codes))
+            codes = matrix_of(codes)
+            keys = checked_keys(keys, len(codes))
         self._check_length(codes.shape[1])
         if len(self) and self.spec is None:
             spec = None  # codes that are of nobody knows what are there
         self._check_spec(spec)
         self.spec = spec
         self.code_length = codes.shape[1]
-        for part_keys, part in _batches(codes, keys):
+        for part_keys, part in code_batches(codes, keys):
             self._add(part_keys, np.asarray(part, np.float32))
         return self
 
@@ -292,8 +295,8 @@ class CodeIndex:
         """
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise ValueError(f"k={k!r}: expected a number of codes from 1 on.")
-        codes, spec = _with_spec(codes, spec)
-        queries = np.asarray(_matrix(codes), np.float32)
+        codes, spec = with_spec(codes, spec)
+        queries = np.asarray(matrix_of(codes), np.float32)
         self._check_length(queries.shape[1])
         self._check_spec(spec)
         bad = np.flatnonzero(~np.isfinite(queries).all(axis=1))
@@ -412,54 +415,3 @@ class CodeIndex:
                 f"of the index ({self.spec[:12]}...): of another backbone, layer, "
                 "pooling, norm or preprocessing. Distances between them mean nothing."
             )
-
-
-def _with_spec(codes: Any, spec: Any) -> tuple[Any, str | None]:
-    """Codes, opened if they are a folder, and the digest of what they are of."""
-    if isinstance(codes, (str, os.PathLike)):
-        codes = open_codes(codes)
-    if isinstance(codes, StoredCodes):
-        if spec is not None:
-            raise ValueError("spec: stored codes have their own. Expected None.")
-        return codes, str(codes.plan["spec"])
-    if isinstance(spec, CNNCodeTransformer):
-        spec = spec_of(spec)
-    if spec is not None and not isinstance(spec, str):
-        raise TypeError(
-            f"spec: got {type(spec).__name__}. Expected a digest or a "
-            "CNNCodeTransformer."
-        )
-    return codes, spec
-
-
-def _matrix(codes: Any) -> Any:
-    """Codes as a matrix, not yet read if they are in a file."""
-    matrix = codes if hasattr(codes, "shape") else np.asarray(codes)
-    if len(matrix.shape) != 2 or matrix.dtype.kind not in "fiu":
-        raise ValueError(
-            f"codes: got an array of shape {matrix.shape} and {matrix.dtype}. Expected "
-            "numbers of shape (n_images, n_features); of one code, codes[None]."
-        )
-    return matrix
-
-
-def _checked_keys(keys: Any, count: int) -> list[str]:
-    if keys is None or isinstance(keys, str):
-        raise ValueError(f"keys={keys!r}: expected a text for each of {count} codes.")
-    found = list(keys)
-    for row, key in enumerate(found):
-        if not isinstance(key, str):
-            raise ValueError(f"keys[{row}]={key!r}: expected a str.")
-    if len(found) != count:
-        raise ValueError(f"keys: got {len(found)}. Expected one for each of {count}.")
-    return [str(key) for key in found]
-
-
-def _batches(codes: Any, keys: Any) -> Iterator[tuple[list[str], Any]]:
-    if isinstance(codes, StoredCodes):
-        for batch in codes.iter_batches(_BATCH):
-            yield batch.keys, batch.codes
-        return
-    for start in range(0, len(keys), _BATCH):
-        part = slice(start, start + _BATCH)
-        yield keys[part], codes[part]
