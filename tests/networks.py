@@ -137,10 +137,11 @@ def squeezenet() -> onnx.ModelProto:
     return net.model(net.op("Flatten", x, axis=1, out="scores"))
 
 
-def vit(baked: bool = False) -> onnx.ModelProto:
+def vit(baked: bool = False, registers: int = 0) -> onnx.ModelProto:
     """Patches, a class token, two transformer blocks; the head reads the class token.
 
     With `baked`, shapes contain a batch size of 1, as tracing exporters write them.
+    Registers are put between the class token and the patches, as DINOv2 has them.
     """
     net = Net()
     d, tokens = 16, 17
@@ -160,6 +161,13 @@ def vit(baked: bool = False) -> onnx.ModelProto:
         token = net.op("Expand", token, size)
     x = net.op("Concat", token, x, axis=1)
     x = net.op("Add", x, net.weight(1, tokens, d), out="embedded")
+    if registers:
+        first = net.op("Slice", x, numbers(0), numbers(1), numbers(1))
+        rest = net.op("Slice", x, numbers(1), numbers(tokens), numbers(1))
+        size = net.op("Gather", net.op("Shape", "data"), numbers(0), axis=0)
+        size = net.op("Concat", size, numbers(registers, d), axis=0)
+        added = net.op("Expand", net.weight(1, registers, d), size)
+        x = net.op("Concat", first, added, rest, axis=1)
 
     def norm(x: str, out: str | None = None) -> str:
         scale = net.constant(np.ones(d, np.float32))

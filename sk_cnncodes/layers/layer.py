@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -159,7 +159,10 @@ class LayerGraph(TypedGraph):
         return str(onnx.TensorProto.DataType.Name(self.element(name))).lower()
 
     def _has_class_token(self, name: str) -> bool:
-        """Whether a learned token is prepended to the others upstream of a tensor."""
+        """Whether a learned token is prepended to the others upstream of a tensor.
+
+        Registers may be put between it and the others later.
+        """
         tokens = self.shape(name)[1]
         for index in self.view.ancestors([name]):
             node = self.view.nodes[index]
@@ -168,7 +171,9 @@ class LayerGraph(TypedGraph):
             axis = next(a.i for a in node.attribute if a.name == "axis")
             # QLinearConcat: output scale and zero point, then three values per input.
             joined = node.input if node.op_type == "Concat" else node.input[2::3]
-            if axis in (1, -2) and self._prepends_constant(joined):
+            if axis in (1, -2) and (
+                self._prepends_constant(joined) or self._inserts_constant(joined)
+            ):
                 shape = self.shape(node.output[0])
                 if len(shape) == 3 and shape[1] == tokens:
                     return True
@@ -178,3 +183,20 @@ class LayerGraph(TypedGraph):
         """Whether the first concatenated tensor is constant and another one is not."""
         first, *others = (name in self.view.image_dependent for name in joined)
         return not first and any(others)
+
+    def _inserts_constant(self, joined: Sequence[str]) -> bool:
+        """Whether a constant is joined to the class token of tokens taken apart."""
+        view, first = self.view, joined[0]
+        if first not in view.producer or all(n in view.image_dependent for n in joined):
+            return False
+        cut = view.nodes[view.producer[first]]
+        if cut.op_type != "Slice" or len(cut.input) < 3:
+            return False
+        whole = cut.input[0]
+        return (
+            whole in view.image_dependent
+            and len(self.shape(whole)) == 3
+            and self.shape(first)[1] == 1
+            and view.constant_value(cut.input[1]) == [0]
+            and self._has_class_token(whole)
+        )

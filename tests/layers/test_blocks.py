@@ -63,6 +63,12 @@ def test_kinds_and_shapes(tmp_path: Path) -> None:
     assert (last.kind, last.shape, last.has_class_token) == ("tokens", (17, 16), True)
 
 
+def test_registers_after_the_class_token(tmp_path: Path) -> None:
+    for layer in found_layers(networks.vit(registers=4), tmp_path)[-2:]:
+        assert (layer.kind, layer.shape) == ("tokens", (21, 16))
+        assert layer.has_class_token
+
+
 def test_channels_last_is_detected(tmp_path: Path) -> None:
     last = found_layers(networks.nhwc(), tmp_path)[-1]
     assert last.kind == "map"
