@@ -76,6 +76,11 @@ def main(arguments: list[str] | None = None) -> None:
         "--list", action="store_true", help="show names that match NAME"
     )
     parser.add_argument("--image-size", type=int, help="side of the input, in pixels")
+    parser.add_argument(
+        "--global-pool",
+        help="what the features are made of: token, avg and others, instead of the "
+        "model's own; DINOv3's authors take the class token, timm the average",
+    )
     add_exporter(parser)
     listed = sys.argv[1:] if arguments is None else arguments
     if "--list" in listed:
@@ -85,7 +90,11 @@ def main(arguments: list[str] | None = None) -> None:
         print("\n".join(timm.list_models(names[0], pretrained=True)))
         return
     given = parser.parse_args(arguments)
-    options = {"img_size": given.image_size} if given.image_size else {}
+    options: dict[str, Any] = {}
+    if given.image_size:
+        options["img_size"] = given.image_size
+    if given.global_pool:
+        options["global_pool"] = given.global_pool
     model, preprocessing = build(given.name, given.random_weights, **options)
     channels = 1 if preprocessing["channels"] == "GRAY" else 3
     shape = (channels, *preprocessing["crop_size"])

@@ -1,16 +1,18 @@
 """Export an image model of Hugging Face transformers to a self-describing ONNX file.
 
-Needs: transformers, torch, onnx, onnxscript.
+Needs: transformers, torch, torchvision, onnx, onnxscript.
 
     python models/recipes/export_transformers.py facebook/dinov2-small dinov2_s.onnx
     python models/recipes/export_transformers.py facebook/dino-vits16 dino_s.onnx
     python models/recipes/export_transformers.py google/vit-base-patch16-224 vit.onnx
+    python models/recipes/export_transformers.py google/siglip2-base-patch16-224 s.onnx
 
 NAME is a repository, or a folder with `config.json` and `preprocessor_config.json`. A
-model with a classifier outputs its scores, others, such as DINOv2, their last hidden
-state. The file has a dynamic batch size, keeps module paths (`vit.layers.3`) as layer
-names, and contains the preprocessing of the model's image processor in its metadata.
-Licences differ: see each model's card.
+model with a classifier outputs its scores; one of images and texts, such as SigLIP 2 or
+CLIP, the embedding of the image; others, such as DINOv2, their last hidden state, or
+for ConvNeXt what it pools to. The file has a dynamic batch size, keeps module paths
+(`vit.layers.3`) as layer names, and contains the preprocessing of the model's image
+processor in its metadata. Licences differ: see each model's card.
 
 `--random-weights` reads only the two configurations.
 """
@@ -87,15 +89,37 @@ def build(name: str, random_weights: bool = False) -> tuple[Any, dict[str, Any]]
     config = AutoConfig.from_pretrained(name)
     classifies = any("Classif" in each for each in config.architectures or [])
     kind = AutoModelForImageClassification if classifies else AutoModel
+    preprocessing = preprocessing_of(AutoImageProcessor.from_pretrained(name).to_dict())
     model = kind.from_config(config) if random_weights else kind.from_pretrained(name)
-    processor = AutoImageProcessor.from_pretrained(name)
-    return model.eval(), preprocessing_of(processor.to_dict())
+    return of_images(model).eval(), preprocessing
+
+
+def of_images(model: Any) -> Any:
+    """A model as one that puts out an image's embedding, where it has one of its own.
+
+    So have models of images and texts, and ConvNeXt, which normalises after it pools.
+    """
+    kind = model.config.model_type
+    if hasattr(model, "get_image_features"):
+        embed, model.text_model = model.get_image_features, None
+    elif kind.endswith("_vision_model") or "convnext" in kind:
+        embed = model.forward
+    else:
+        return model
+
+    def forward(image: Any) -> Any:
+        found = embed(pixel_values=image)
+        # A tensor before version 5, or the scores of a classifier.
+        return getattr(found, "pooler_output", found)
+
+    model.forward = forward
+    return model
 
 
 def scores_or_features(output: Any) -> Any:
-    """The tensor to export: scores, or the last hidden state."""
+    """The tensor to export: scores, an embedding, or the last hidden state."""
     scores = getattr(output, "logits", None)
-    return output.last_hidden_state if scores is None else scores
+    return getattr(output, "last_hidden_state", output) if scores is None else scores
 
 
 def export(

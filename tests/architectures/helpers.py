@@ -45,6 +45,9 @@ TAIL_TITLES = (
     *(f"Weights after {position}" for position in TRAINED_FROM),
     "Largest relative difference",
 )
+# `.ci/run architectures-nightly` adds torch's newer exporter to small networks.
+NIGHTLY = "SK_CNNCODES_ARCHITECTURES_NIGHTLY"
+EXPORTERS = ["torchscript", *(["dynamo"] if os.environ.get(NIGHTLY) else [])]
 # Of a code's largest value, and of how much codes differ between images.
 LARGEST_DIFFERENCE = 1e-3
 LARGEST_SHARE_OF_SPREAD = 2e-2

@@ -8,7 +8,6 @@ which takes ten times as long.
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.architectures.helpers import (
+    EXPORTERS,
     PRE_LOGITS,
     Pool,
     check_torch,
@@ -28,8 +28,6 @@ pytestmark = [
     # The exporters call parts of torch that torch deprecates.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
 ]
-NIGHTLY = "SK_CNNCODES_ARCHITECTURES_NIGHTLY"
-EXPORTERS = ["torchscript", *(["dynamo"] if os.environ.get(NIGHTLY) else [])]
 
 
 @pytest.fixture(scope="module")
