@@ -100,7 +100,8 @@ def slice_(
         picked = range(*chosen.indices(size))
         if step > 0:
             index: list[Any] = [slice(None)] * x.ndim
-            index[axis] = chosen
+            # Torch warns of the smallest integer, by which exporters say "from 0".
+            index[axis] = slice(picked.start, picked.stop, step)
             x = x[tuple(index)]
         else:
             x = x.index_select(axis, torch.tensor([*picked], device=x.device))

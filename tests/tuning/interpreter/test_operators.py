@@ -156,6 +156,7 @@ CASES: list[Case] = [
     ("Slice", [X], {"opset": 9, "starts": [1, 0], "ends": [2, -1], "axes": [1, 2]}),
     ("Slice", [X], {"opset": 9, "starts": [1], "ends": [9]}),
     ("Slice", [X, integers(1), integers(2**62)], {}),
+    ("Slice", [X, integers(-(2**63)), integers(-1)], {}),
     ("Slice", [X, integers(-1), integers(-(2**62)), integers(2), integers(-1)], {}),
     ("Slice", [X, integers(2), integers(0), integers(-1), integers(-1)], {}),
     ("Slice", [X, integers(-9), integers(9), integers(1), integers(2)], {}),
