@@ -41,6 +41,7 @@ _MODULE_OF = {
     "ExportError": "base.exceptions",
     "FineTunedClassifier": "tuning.estimators",
     "FineTunedRegressor": "tuning.estimators",
+    "FineTuningDisplay": "inspection.tuning_display",
     "Finding": "ranking.advice",
     "HEADS": "heads.presets",
     "HTMLReport": "inspection.page.report",

@@ -142,6 +142,9 @@ from sk_cnncodes.inspection.page.report import (
 from sk_cnncodes.inspection.reliability import (
     ReliabilityDisplay as ReliabilityDisplay,
 )
+from sk_cnncodes.inspection.tuning_display import (
+    FineTuningDisplay as FineTuningDisplay,
+)
 from sk_cnncodes.layers.layer import Layer as Layer
 from sk_cnncodes.ranking.advice import (
     Advice as Advice,
@@ -210,6 +213,7 @@ __all__ = [
     "Finding",
     "FineTunedClassifier",
     "FineTunedRegressor",
+    "FineTuningDisplay",
     "HTMLReport",
     "ImageError",
     "ImageNotFoundError",

@@ -57,6 +57,11 @@ LATE_MODULES = {
         "inspection.page.report",
     },
     "cli.evaluate": {"inspection.predicting"},
+    "cli.common.fine_tuning": {
+        *("backbones.loading", "export.model_card", "inspection.tuning_display"),
+        *("ranking.ranked_codes", "ranking.scoring"),
+        *("tuning.estimators", "tuning.fitting", "tuning.tail"),
+    },
     "cli.common.models": {"cache.code_cache", "codes.persistence", "codes.saving"},
     "cli.serving.predictor": {
         *("export.card_files", "export.loading", "export.onnx_classifier"),

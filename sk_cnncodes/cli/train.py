@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from enum import StrEnum
 from importlib.util import find_spec
@@ -14,6 +13,14 @@ import typer
 
 from sk_cnncodes.base.files import atomic_write
 from sk_cnncodes.cli.common.copies import copies_of
+from sk_cnncodes.cli.common.fine_tuning import (
+    FineTuneOption,
+    TrainFromOption,
+    check_fine_tuning,
+    fine_tuned,
+    read_train_from,
+    trained_anew,
+)
 from sk_cnncodes.cli.common.frame import (
     CacheOption,
     DeviceOption,
@@ -41,6 +48,7 @@ from sk_cnncodes.cli.common.pages import (
     check_page,
     evaluated,
     evaluated_out_of_fold,
+    next_commands,
     write_page,
 )
 from sk_cnncodes.cli.common.report import Report
@@ -123,6 +131,8 @@ def train(
             show_default=False,
         ),
     ] = None,
+    fine_tune: FineTuneOption = False,
+    train_from: TrainFromOption = None,
     held_out: Annotated[
         float,
         typer.Option(
@@ -189,6 +199,11 @@ def train(
     images. Images of a group are kept on one side of each split. Images that cannot be
     read are reported and skipped; the exit code is then 3.
 
+    With --fine-tune, later layers of the chosen backbone are trained too, and compared
+    with this frozen model on images that they are not trained on. The frozen model is
+    kept unless the tuned one is ahead by more than a standard error. A tuned model is
+    trained on all images only with --refit.
+
     \b
     Examples:
       sk-cnncodes train photos -o model.joblib
@@ -199,6 +214,7 @@ def train(
           --scoring balanced_accuracy --class-weight balanced
       sk-cnncodes train photos/train --test photos/test -o model.joblib
       sk-cnncodes train photos -o model.joblib --report report.html
+      sk-cnncodes train photos -o model.joblib --backbone mobilenet_v2 --fine-tune
     """
     from sk_cnncodes.codes.transformer import CNNCodeTransformer
     from sk_cnncodes.export.model_card import ModelCard
@@ -225,6 +241,7 @@ def train(
     if layer:
         layers = [parse_layer(text) for text in dict.fromkeys(layer)]
     heads = _parse_heads(head)
+    start = read_train_from(fine_tune, train_from)
     found = labelled_images(data, data_options)
     if test is not None:
         found = with_test(found, labelled_images(test, data_options))
@@ -246,7 +263,10 @@ def train(
         ]
         # Fail early on a wrong layer, and on too few images.
         compared = compared_backbones(transformers, layers)
-        _check_neighbours(heads, len(split_images(found, held_out, seed).train))
+        expected = split_images(found, held_out, seed).train
+        _check_neighbours(heads, len(expected))
+        if fine_tune:
+            check_fine_tuning(expected, transformers, start, pixel_limit(max_pixels))
         images, bad = embed_labelled(
             [(each.transformer, each.single_layers) for each in compared], found
         )
@@ -281,21 +301,38 @@ def train(
                 f"{n_folds} folds instead of {cv}: as many as the smallest class with "
                 "several images has to train on, or as there are groups."
             )
-        refits = parts.drawn if refit is None else refit
+        tuning = None
+        if fine_tune:
+            tuning = fine_tuned(model, parts.train, start, cache)
+        tuned = tuning is not None and tuning.taken
+        final: Any = tuning.estimator if tuning is not None and tuned else model
+        # A tuned model is trained again only if that is asked for.
+        refits = parts.drawn and not tuned if refit is None else refit
         refits = refits and len(parts.held_out) > 0
-        evaluation = None
+        evaluation = frozen = None
         if len(parts.held_out):
-            evaluation = evaluated(model, parts.train, parts.held_out)
+            evaluation = evaluated(final, parts.train, parts.held_out)
+            frozen = evaluated(model, None, parts.held_out) if tuned else None
         groups = parts.held_out.groups
-        summary = Report(model, parts.train, evaluation, refits, groups, warnings)
+        summary = Report(
+            model, parts.train, evaluation, refits, groups, warnings, tuning, frozen
+        )
         if report is not None and evaluation is None:
-            evaluation = evaluated_out_of_fold(model, parts.train)
+            if tuning is not None and tuned:
+                evaluation = evaluated(final, *tuning.parts())
+                warnings.append(tuning.caution)
+            else:
+                evaluation = evaluated_out_of_fold(model, parts.train)
         fitted = parts.everything if refits else parts.train
         if refits:
             note(f"Fitting the best to all {len(fitted)} images ...")
-            model.refit(fitted.paths, fitted.targets, fitted.groups)
+            if tuning is not None and tuned:
+                tuning = trained_anew(tuning, model, fitted, cache)
+                final = tuning.estimator
+            else:
+                model.refit(fitted.paths, fitted.targets, fitted.groups)
         # The saved model refers neither to the cache nor to the threads of this run.
-        model.pipeline_["codes"].set_params(cache="memory", n_jobs=-1)
+        final.pipeline_["codes"].set_params(cache="memory", n_jobs=-1)
         card = ModelCard.from_estimator(
             model,
             parts.train.targets,
@@ -303,7 +340,9 @@ def train(
             n_images=len(fitted),
             command=["sk-cnncodes", *sys.argv[1:]],
         )
-        _save(model.pipeline_, card, output, onnx, store_backbone)
+        if tuning is not None and tuned:
+            card = tuning.described(card)
+        _save(final.pipeline_, card, output, onnx, store_backbone)
         if report is not None and evaluation is not None:
             write_page(
                 report,
@@ -311,9 +350,10 @@ def train(
                 model,
                 warnings,
                 card=card,
+                tuning=None if tuning is None else tuning.display(),
                 audit=audited(model, images, codes, copies.duplicates),
                 title=f"{output.name}, trained on {data.name}",
-                next_commands=_next_commands(output, data),
+                next_commands=next_commands(output, data),
             )
     if as_json:
         files = {
@@ -333,25 +373,6 @@ def train(
         if report is not None:
             typer.echo(f"Saved {report} ({report.stat().st_size / 1e6:.2f} MB).")
     end_with(len(bad))
-
-
-def _next_commands(output: Path, data: Path) -> list[tuple[str, str]]:
-    """What can be done with a model, for the page."""
-    model, images = shlex.quote(str(output)), shlex.quote(str(data))
-    return [
-        (
-            "Classify other images",
-            f"sk-cnncodes predict {model} DIR -o labels.csv",
-        ),
-        (
-            "Evaluate the model on images of another day or place",
-            f"sk-cnncodes evaluate {model} DIR --train {images} --report other.html",
-        ),
-        (
-            "Look for duplicates and wrong labels",
-            f"sk-cnncodes audit {images}",
-        ),
-    ]
 
 
 def _parse_heads(heads: list[Head]) -> str | list[str]:

@@ -70,6 +70,7 @@ class ModelCard:
     cv_score : float
         Cross-validated score of the chosen combination.
     n_folds : int
+        1 for a fine-tuned network, whose score is that of a validation part.
     operating_points : tuple of OperatingPoint
         By rising threshold, from out-of-fold probabilities of the images that codes and
         head were chosen on; () for what has no probabilities, for nearest neighbours,

@@ -384,8 +384,9 @@ class _Words:
             return Finding("fine-tuning", "not first", text, found)
         text += (
             " The codes hold more than the classifier can use on new images, and there "
-            f"are many images ({thumb}): a rule of thumb, not a measurement. Train "
-            "the head first, and compare both on the same held-out images."
+            f"are many images ({thumb}): a rule of thumb, not a measurement. "
+            "sk-cnncodes train --fine-tune trains later layers after the head, and "
+            "compares both on the same images."
         )
         return Finding("fine-tuning", "may be worth a try", text, found)
 

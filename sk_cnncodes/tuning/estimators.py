@@ -111,6 +111,10 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
         Which model was taken, and why.
     frozen_score_, tuned_score_ : float
         Accuracy on the validation part of the best frozen head and of the tuned model.
+    gain_error_ : float
+        Standard error of their difference.
+    validation_rows_ : ndarray of int
+        Positions of the images of the validation part.
     frozen_head_ : {"ridge", "rbf"}
         The best head on frozen codes.
     n_iter_ : int
@@ -306,8 +310,9 @@ class FineTunedRegressor(RegressorMixin, FineTuning):
 
     Attributes
     ----------
-    pipeline_, is_tuned_, decision_, frozen_score_, tuned_score_, frozen_head_, \
-    n_iter_, best_epoch_, history_, maps_bytes_, timings_
+    pipeline_, is_tuned_, decision_, frozen_score_, tuned_score_, gain_error_, \
+    validation_rows_, frozen_head_, n_iter_, best_epoch_, history_, maps_bytes_, \
+    timings_
         As of `FineTunedClassifier`.
     """
 

@@ -115,7 +115,7 @@ class FineTuning(BaseEstimator):
         """
         parameters = self.get_params(deep=False)
         check_tuning(parameters)
-        _require_torch()
+        require_torch()
         if len(images) != len(y):
             raise ValueError(
                 f"X and y: expected as many images as targets, got {len(images)} and "
@@ -151,6 +151,7 @@ class FineTuning(BaseEstimator):
         self.maps_bytes_, self.timings_ = found.maps_bytes, found.timings
         is_regression = targets.kind == "regression"
         gain, noise = found.decision.gain, found.decision.noise
+        self.gain_error_, self.validation_rows_ = noise, parts.valid
         self.decision_ = self._explain(gain, noise, len(parts.valid), is_regression)
         logger.info("fine-tuning: %s", self.decision_)
         if outcome.interrupted:
@@ -279,7 +280,8 @@ def image_weights(targets: Targets, sample_weight: Any, n_images: int) -> np.nda
     return both
 
 
-def _require_torch() -> None:
+def require_torch() -> None:
+    """Raise an ImportError that says what to install."""
     try:
         import torch  # noqa: F401
     except ImportError as error:

@@ -20,6 +20,8 @@ from sk_cnncodes import (
     CNNCodeRegressor,
     CNNCodeTransformer,
     CodesMapDisplay,
+    FineTunedClassifier,
+    FineTuningDisplay,
     LayerHeadDisplay,
     LayerRankingDisplay,
     MistakesDisplay,
@@ -282,3 +284,43 @@ def test_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ImportError, match="pip install umap-learn"):
         project(np.random.default_rng(0).normal(size=(20, 5)), "umap")
+
+
+def test_fine_tuning(figures: Any) -> None:
+    history = {
+        "epoch": [0, 1, 2],
+        "loss": [float("nan"), 0.9, 0.5],
+        "validation_loss": [0.8, 0.7, 0.6],
+        "validation_score": [0.8, 0.75, 0.9],
+        "learning_rate": [0.0, 1e-4, 1e-6],
+        "head_learning_rate": [0.0, 1e-3, 1e-5],
+        "seconds": [0.0, 1.0, 2.0],
+    }
+    display = FineTuningDisplay(history, "accuracy", 0.82, 0.02, 2, True, "Taken.")
+    assert display.in_percent
+    display.plot()
+    score, loss, rates = display.axes_
+    frozen, tuned, best = score.lines
+    np.testing.assert_allclose(frozen.get_ydata(), 82)
+    np.testing.assert_allclose(tuned.get_ydata(), [80, 75, 90])
+    np.testing.assert_allclose(best.get_xydata(), [[2, 90]])
+    band = score.patches[0].get_extents().transformed(score.transData.inverted())
+    np.testing.assert_allclose([band.y0, band.y1], [80, 84])
+    assert len(loss.lines) == len(rates.lines) == 2
+    labels = [text.get_text() for text in score.get_legend().get_texts()]
+    assert "best: taken" in labels
+    drawn(display, figures)
+    with pytest.raises(TypeError, match="expected a FineTunedClassifier or"):
+        FineTuningDisplay.from_estimator(LinearSVC())
+
+
+def test_fine_tuning_of_an_estimator() -> None:
+    pytest.importorskip("torch")
+    some = FineTunedClassifier(train_from=-2, max_epochs=1, views="center", n_jobs=1)
+    display = FineTuningDisplay.from_estimator(some.fit(X, Y))
+    assert display.history is some.history_
+    assert (display.frozen_score, display.gain_error) == (
+        some.frozen_score_,
+        some.gain_error_,
+    )
+    assert display.decision == some.decision_

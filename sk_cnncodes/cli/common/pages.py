@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,3 +141,22 @@ def write_audit_page(page: Path, audit: Audit, title: str) -> None:
 
     note("Writing the report ...")
     audit_page(audit, title).save(page)
+
+
+def next_commands(output: Path, data: Path) -> list[tuple[str, str]]:
+    """What can be done with a model, for the page."""
+    model, images = shlex.quote(str(output)), shlex.quote(str(data))
+    return [
+        (
+            "Classify other images",
+            f"sk-cnncodes predict {model} DIR -o labels.csv",
+        ),
+        (
+            "Evaluate the model on images of another day or place",
+            f"sk-cnncodes evaluate {model} DIR --train {images} --report other.html",
+        ),
+        (
+            "Look for duplicates and wrong labels",
+            f"sk-cnncodes audit {images}",
+        ),
+    ]

@@ -15,6 +15,7 @@ from sk_cnncodes.cli.common.held_out import held_out_figures, shown_interval
 from sk_cnncodes.datasets.labelled_images import LabelledImages
 
 if TYPE_CHECKING:
+    from sk_cnncodes.cli.common.fine_tuning import Tuning
     from sk_cnncodes.heads.code_estimators import CNNCodeClassifier, CNNCodeRegressor
     from sk_cnncodes.inspection.evaluation import Evaluation
 
@@ -40,6 +41,10 @@ class Report:
         Of the held-out images.
     warnings : sequence of str, default=()
         What to know of the images, for JSON: `train` has said it before.
+    tuning : Tuning or None, default=None
+        The fine-tuning that came after. If it is taken, `held_out` is about its model.
+    frozen : Evaluation or None, default=None
+        What the frozen model predicts for the held-out images then.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class Report:
         refitted: bool,
         groups: Sequence[str] | None = None,
         warnings: Sequence[str] = (),
+        tuning: Tuning | None = None,
+        frozen: Evaluation | None = None,
     ) -> None:
         from sk_cnncodes.ranking.ranked_codes import SHARES
 
@@ -62,6 +69,8 @@ class Report:
         self._figures = None
         if held_out is not None:
             self._figures = held_out_figures(held_out, groups)
+        self._tuning = tuning
+        self._frozen = None if frozen is None else held_out_figures(frozen, groups)
         self._scoring = model.ranking_.scoring
         self._in_percent = self._scoring in SHARES
 
@@ -79,6 +88,10 @@ class Report:
         - ``folds``, ``search``: the compared combinations, with mean and standard
           deviation of their score over that many folds; ``chosen``: the best;
         - ``chosen_interval``: the 95% interval of its accuracy, or null;
+        - ``fine_tuning``: null, or of what, if it was taken and why, the scores of both
+          models on its validation part, the gain with its standard error, and the
+          history by epoch; ``held_out_frozen`` are figures of the frozen model where
+          ``held_out`` is about the tuned one;
         - ``held_out``: null, or figures of a model that did not see them: the number of
           held-out ``images``; of classes the ``accuracy`` and ``balanced_accuracy``,
           each with its 95% interval, the ``baseline`` of the most frequent class, the
@@ -105,6 +118,7 @@ class Report:
             "search": search,
             "chosen": search[self._model.best_index_],
             "chosen_interval": None if self._interval is None else [*self._interval],
+            "fine_tuning": self._fine_tuning(),
             "held_out": None if self._figures is None else self._figures.as_dict(),
             "fitted_images": self._n_fitted,
         }
@@ -129,8 +143,13 @@ class Report:
             self._compared(),
             self._verdict(),
         ]
+        if self._tuning is not None:
+            parts.append(_wrapped(self._tuning.decision()))
         if self._figures is not None:
             lines = self._figures.headline().splitlines()
+            if self._frozen is not None:
+                frozen = self._frozen.headline().splitlines()[0]
+                lines.append(f"Of the frozen model: {frozen}")
             parts[-1] = "\n".join([parts[-1], *map(_wrapped, lines)])
             parts += self._figures.tables()
         parts.append(self._what_is_saved())
@@ -194,7 +213,21 @@ class Report:
             f"{self._shown(best['mean'])}{percent} in cross-validation{interval}."
         )
 
+    def _fine_tuning(self) -> dict[str, Any] | None:
+        if self._tuning is None:
+            return None
+        frozen = None if self._frozen is None else self._frozen.as_dict()
+        return self._tuning.as_dict(frozen)
+
     def _what_is_saved(self) -> str:
+        tuning = self._tuning
+        if tuning is not None and tuning.taken and not self._refitted:
+            return _wrapped(
+                f"The saved model is the tuned one. It was trained on "
+                f"{tuning.n_trained} images, and its epoch was chosen on "
+                f"{tuning.n_validation} others; --refit trains it anew with the "
+                "held-out images."
+            )
         if not self._n_held_out:
             return "The model is fitted to all images."
         if not self._refitted:
@@ -227,6 +260,8 @@ class Report:
 
     @property
     def _n_fitted(self) -> int:
+        if self._tuning is not None and self._tuning.taken and not self._refitted:
+            return self._tuning.n_trained
         return len(self._train) + (self._n_held_out if self._refitted else 0)
 
     @property

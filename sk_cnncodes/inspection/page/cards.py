@@ -16,7 +16,8 @@ def verdict(card: ModelCard) -> str:
         score = f"{100 * card.cv_score:.1f}% {card.scoring.replace('_', ' ')}"
     return (
         f"Chosen: {card.backbone}, layer {layers}, {card.norm or 'no'} norm, "
-        f"{card.head}: {score} in cross-validation."
+        f"{card.head}: {score} "
+        + ("on validation images." if card.n_folds == 1 else "in cross-validation.")
     )
 
 
@@ -30,15 +31,19 @@ def card_rows(card: ModelCard) -> list[tuple[str, str]]:
         ("Norm", card.norm or "none"),
         ("Head", card.head),
         ("Images", f"{card.n_images:,}"),
-        (
-            "Cross-validation",
-            f"{card.scoring} {card.cv_score:.4g} in {card.n_folds} folds",
-        ),
+        _score_row(card),
         ("Seed", "not fixed" if card.seed is None else str(card.seed)),
         ("Versions", ", ".join(f"{k} {v}" for k, v in card.versions.items())),
         ("Made", card.created.replace("T", " ").replace("Z", " UTC")),
     ]
     return rows + ([("Command", card.command)] if card.command else [])
+
+
+def _score_row(card: ModelCard) -> tuple[str, str]:
+    score = f"{card.scoring} {card.cv_score:.4g}"
+    if card.n_folds == 1:
+        return "Validation", f"{score} on {card.n_tested:,} images"
+    return "Cross-validation", f"{score} in {card.n_folds} folds"
 
 
 def transformer_rows(codes: Any, head: Any) -> list[tuple[str, str]]:

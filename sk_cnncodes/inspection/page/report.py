@@ -29,7 +29,9 @@ from sk_cnncodes.inspection.evaluation import Evaluation
 from sk_cnncodes.inspection.page import cards, kinds, sections
 from sk_cnncodes.inspection.page.thumbnails import MOST, Thumbnails
 from sk_cnncodes.inspection.page.tiles import MAX_LISTED, Tiles, common_folder
+from sk_cnncodes.inspection.page.tuning import tuning_of, tuning_section
 from sk_cnncodes.inspection.predicting import evaluate, fitted_pipeline
+from sk_cnncodes.inspection.tuning_display import FineTuningDisplay
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # Accuracies to suggest a threshold for: the first that not all images together reach.
@@ -110,7 +112,8 @@ def report(
     ----------
     model : estimator or OnnxClassifier
         Fitted: a `CNNCodeClassifier` or `CNNCodeRegressor`, whose page also shows what
-        was compared; a Pipeline or search; or what `load_model` returns.
+        was compared; a `FineTunedClassifier` or `FineTunedRegressor`, whose page shows
+        its training; a Pipeline or search; or what `load_model` returns.
     images : container of images
         That the model was not fitted to.
     labels : array-like, shape (n_images,) or (n_images, n_labels)
@@ -185,6 +188,7 @@ def report(
         model,
         card=card,
         audit=audit,
+        tuning=tuning_of(model),
         warnings=warnings,
         next_commands=next_commands,
         method=method,
@@ -209,6 +213,7 @@ def page_of(
     *,
     card: ModelCard | None = None,
     audit: Audit | None = None,
+    tuning: FineTuningDisplay | None = None,
     warnings: Sequence[str] = (),
     next_commands: Sequence[tuple[str, str]] = (),
     method: str = "auto",
@@ -275,6 +280,7 @@ def page_of(
         "points": points,
         "map_names": names,
         "map_method": {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}[method],
+        "tuning": None if tuning is None else tuning_section(tuning),
         "css": thumbnails.css(),
         "n_without": thumbnails.left_out,
         "missing": _missing(evaluation, model, audit),
