@@ -26,7 +26,8 @@ PICTURES = EXAMPLES / "pictures"
 # In the order of the page.
 SCRIPTS = (
     *("first_classifier", "choose_a_layer", "earlier_layers"),
-    *("choose_layer_and_classifier", "few_images", "groups", "unbalanced_classes"),
+    *("choose_layer_and_classifier", "few_images", "fine_tuning"),
+    *("groups", "unbalanced_classes"),
     *("several_labels", "read_a_gauge", "report_on_photographs", "wrong_labels"),
     "similar_images",
     *("unknown_class", "serve_onnx", "stream_of_images", "train_in_chunks"),
@@ -37,17 +38,23 @@ NEEDED = {
     "ray_cluster": ("ray.data", "pyarrow"),
     "spark_cluster": ("pyspark", "pyarrow"),
     "hugging_face_datasets": ("datasets", "pyarrow"),
+    "fine_tuning": ("torch",),
 }
+# What needs data beside the checkout, and minutes. `tests/test_examples.py` runs it on
+# few images, which shows that it runs, and not that the figures are right.
+WITH_DATA = {"fine_tuning": ("--data", str(ROOT.parent / "shared" / "data"))}
 _WIDTH = 1000
 # The picture is a part of the page that the script writes, taken in a browser.
 BY_HAND = {"report_on_photographs"}
 _HEAD = """# Examples
 
 Each script runs offline in seconds, with data that anyone has: what scikit-learn
-brings, or what the script draws. Here are their subjects, what they print and what they
-draw. `python examples/NAME.py` runs one, and writes files to the folder that it is run
-in; the pictures need `pip install 'sk-cnncodes[report]'`, those of clusters
-`sk-cnncodes[ray]` or pyspark, and that of a Hugging Face data set the package datasets.
+brings, or what the script draws; fine-tuning alone takes minutes, and data that its
+text names. Here are their subjects, what they print and what they draw.
+`python examples/NAME.py` runs one, and writes files to the folder that it is run in;
+the pictures need `pip install 'sk-cnncodes[report]'`, fine-tuning `sk-cnncodes[torch]`,
+those of clusters `sk-cnncodes[ray]` or pyspark, and that of a Hugging Face data set the
+package datasets.
 
 [first_classifier.ipynb](first_classifier.ipynb) is a notebook for a start: a
 classifier, the ranking of its layers, its mistakes and a report.
@@ -66,7 +73,7 @@ def run_example(name: str, folder: Path, *arguments: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=1200,
+        timeout=3600,
         env=os.environ | {"PYTHONPATH": path, "MPLBACKEND": "Agg"},
     )
     if result.returncode:
@@ -129,7 +136,7 @@ def main() -> None:
             sections.append(entry(name, known[name]))
             continue
         with tempfile.TemporaryDirectory() as folder:
-            output = run_example(name, Path(folder))
+            output = run_example(name, Path(folder), *WITH_DATA.get(name, ()))
             keep_picture(name, Path(folder))
         sections.append(entry(name, output))
         print(f"{name}:\n{output}", flush=True)

@@ -17,6 +17,7 @@ from tests.gallery import (
     PAGE,
     PICTURES,
     SCRIPTS,
+    WITH_DATA,
     docstring,
     entry,
     run_example,
@@ -50,7 +51,7 @@ def test_the_gallery_has_all_scripts() -> None:
     assert list(shown_outputs()) == [*SCRIPTS]
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in WITH_DATA])
 def test_the_gallery_shows_what_is_printed(name: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for package in NEEDED.get(name, ()):
@@ -142,6 +143,23 @@ def test_caltech(shared: Path, tmp_path: Path) -> None:
     chosen = re.search(r"Chosen: (\S+), layer .*: ([\d.]+)% in cross-val", output)
     assert chosen is not None and chosen.group(1) == "mobilenet_v2.onnx"
     assert float(chosen.group(2)) >= 96
+
+
+def test_fine_tuning(shared: Path, tmp_path: Path) -> None:
+    """On a few images: the words of what it prints, but not the figures."""
+    pytest.importorskip("torch")
+    pytest.importorskip("matplotlib")
+    shown = shown_outputs()["fine_tuning"].splitlines()
+    page = PAGE.read_text(encoding="utf-8")
+    assert entry("fine_tuning", "\n".join(shown)) in page
+    few = ("--few", "40", "--many", "60", "--tested", "20")
+    data = ("--data", str(shared / "data"))
+    printed = run_example("fine_tuning", tmp_path, *data, *few).splitlines()
+    assert [line[:37] for line in printed[:6]] == [line[:37] for line in shown[:6]]
+    assert re.match(r"The (frozen|tuned) model is (kept|taken)", printed[7])
+    for line in printed[2:6]:
+        assert len(re.findall(r"\d+\.\d%", line)) == 3
+    assert (tmp_path / "fine_tuning.png").exists()
 
 
 def test_empty_folder(tmp_path: Path) -> None:

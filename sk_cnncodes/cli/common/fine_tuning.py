@@ -46,7 +46,7 @@ TrainFromOption = Annotated[
 FEWEST = 500
 _MEASURED = (
     "In tests with mobilenet_v2 and 100, 200, 300 and 1,000 images of clothes, tuned "
-    "models were 0 to 6 points below frozen ones on new images, and with 6,000 images "
+    "models were 0.5 to 6 points below frozen ones on new images, and with 6,000 "
     "above; the validation part of so few cannot tell a gain from chance."
 )
 # The layers before the first trained one, for images that are like those that the
