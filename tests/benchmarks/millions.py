@@ -50,9 +50,9 @@ WALK = {"folder": 170_000.0, "Parquet table": 485_000.0}
 NAME_BYTES = 26
 # CPU of Ray's workers over that of `embed_to` without Ray, on the same machine.
 RAY = 1.01
-# Of `CodeIndex` with 50,000 codes of 512 values (tests/benchmarks/index.py --real):
+# Of `CodeIndex` with 1,000,000 codes of 512 values (tests/benchmarks/index.py --real):
 # bytes a code, and codes added a CPU second; a larger graph takes longer for each.
-INDEX_BYTES, INDEX_ADDED = 1186, 50_000 / 22
+INDEX_BYTES, INDEX_ADDED = 1187, 1_000_000 / 800
 
 # Assumptions: list prices of large clouds, about, in US dollars; nothing was bought.
 CORE_HOUR, GPU_HOUR = 0.04, 4.0  # a core; an H100 with 16 cores
