@@ -33,7 +33,7 @@ pytestmark = [
 FACTOR = int(os.environ.get("SK_CNNCODES_FUZZ", "1"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Ray with two cores, started once, and ended with all its processes and files."""
     with pytest.MonkeyPatch.context() as patch:
