@@ -18,7 +18,13 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
 
-from sk_cnncodes import Backbone, CNNCodeTransformer, Preprocessing, load_backbone
+from sk_cnncodes import (
+    Backbone,
+    CNNCodeTransformer,
+    LayerError,
+    Preprocessing,
+    load_backbone,
+)
 from sk_cnncodes.backbones.spec import CodeSpec
 from sk_cnncodes.engines.devices import Device
 from sk_cnncodes.engines.session import open_session
@@ -224,22 +230,36 @@ def check_tails(
     torch = pytest.importorskip("torch")
     counts, worst = [], 0.0
     for position, found in maps.items():
-        tail = read_tail(backbone, position)
+        try:
+            tail = read_tail(backbone, position)
+        except LayerError as error:
+            # Cells of NASNet read the last two before them.
+            assert "also depends on the tensor" in str(error)
+            counts.append("not one path")
+            continue
         torch.manual_seed(0)
-        begun = tail.module(torch.from_numpy(found).reshape(-1, *tail.input_shape))
-        worst = max(worst, _relative(begun.detach().numpy(), codes))
-        (begun * torch.randn(begun.shape)).sum().backward()
-        weights = dict(tail.module.named_parameters())
-        still = [name for name, w in weights.items() if not w.grad.abs().max() > 0]
+        with torch.no_grad():
+            begun = tail.module(torch.from_numpy(found)).numpy()
+            worst = max(worst, _relative(begun, codes))
+            weights = dict(tail.module.named_parameters())
+            for weight in weights.values():
+                # What begins with zeros keeps gradients from what it multiplies.
+                size = weight.abs().mean().clamp(min=1e-2)
+                weight += 0.02 * size * torch.randn(weight.shape)
+        output = tail.module(torch.from_numpy(found))
+        (output * torch.randn(output.shape)).sum().backward()
+        changed = output.detach().numpy()
+        # NFNet's normalisation of weights is in training mode: it reads no statistics.
+        unread = any(node.get("training_mode", 0) for node in tail.plan.nodes)
+        still = [
+            name
+            for name, weight in weights.items()
+            if not (unread and weight.grad is None) and not weight.grad.abs().max() > 0
+        ]
         assert still == [], f"no gradients from {position}"
         counts.append(f"{len(weights):,}")
         if position != min(maps):
             continue
-        with torch.no_grad():
-            for weight in weights.values():
-                size = weight.abs().mean()
-                weight += 0.02 * size * torch.randn(weight.shape)
-            changed = tail.module(torch.from_numpy(found)).numpy()
         written = backbone.path.with_name("tuned.onnx")
         written.write_bytes(tuned_model(backbone, tail, {"n_images": len(codes)}))
         tuned = load_backbone(written, backbone.preprocessing)

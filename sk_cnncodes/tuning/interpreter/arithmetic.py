@@ -286,6 +286,7 @@ OPERATORS: dict[str, Operator] = {
             "Erf": torch.erf,
             "Exp": torch.exp,
             "Floor": torch.floor,
+            "IsNaN": torch.isnan,
             "Log": torch.log,
             "Mish": functional.mish,
             "Neg": torch.neg,

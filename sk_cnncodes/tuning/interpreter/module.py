@@ -84,7 +84,7 @@ class TailModule(torch.nn.Module):
         for step in self._run:
             _compute(step, values)
             for name in step.unread:
-                del values[name]
+                values.pop(name, None)  # outputs that nobody reads are not computed
         return pooled(values[self._output], self._layer, self._pooling)
 
     def _steps(self, plan: TailPlan) -> list[_Step]:

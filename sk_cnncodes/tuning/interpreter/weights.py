@@ -224,7 +224,7 @@ def can_fold(
 
 def is_constant_normalisation(node: TailNode, arrays: Mapping[str, np.ndarray]) -> bool:
     """Whether a node is a BatchNormalization whose statistics are in the file."""
-    if node.operator != "BatchNormalization":
+    if node.operator != "BatchNormalization" or node.get("training_mode", 0):
         return False
     return all(name in arrays for name in node.inputs[1:5])
 

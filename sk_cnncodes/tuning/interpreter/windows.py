@@ -253,7 +253,12 @@ def _channels(values: Tensor, rank: int) -> Tensor:
 def batch_normalization(
     node: TailNode, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor
 ) -> Tensor:
-    """BatchNormalization with the statistics of the file."""
+    """BatchNormalization with the statistics of the file.
+
+    In training mode, as of standardised weights, they are those of the values.
+    """
+    if node.get("training_mode", 0):
+        var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
     gain = scale / torch.sqrt(var + node.get("epsilon", 1e-5))
     rank = x.ndim
     shifted = x - _channels(mean, rank)

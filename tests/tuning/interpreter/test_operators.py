@@ -45,6 +45,7 @@ CASES: list[Case] = [
     ("Softplus", [np.float32([-200, -20, 0, 20, 200])], FLAT),
     ("Mish", [X], {"opset": 18}),
     ("Not", [YES], FLAT),
+    ("IsNaN", [np.float32([0, np.nan, -np.inf, 1])], FLAT),
     *((name, [X, Y], {}) for name in ("Add", "Sub", "Mul")),
     ("Add", [X, Y[0, :, :1]], {}),
     ("Mul", [X[:1], Y], {}),
