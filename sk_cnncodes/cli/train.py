@@ -201,7 +201,7 @@ def train(
 
     With --fine-tune, later layers of the chosen backbone are trained too, and compared
     with this frozen model on images that they are not trained on. The frozen model is
-    kept unless the tuned one is ahead by more than a standard error. A tuned model is
+    kept unless the tuned one is better by more than chance. A tuned model is
     trained on all images only with --refit.
 
     \b

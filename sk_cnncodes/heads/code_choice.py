@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import PredefinedSplit
 from sklearn.pipeline import Pipeline
-from sklearn.utils import Tags, assert_all_finite
+from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from threadpoolctl import threadpool_limits
 
@@ -24,6 +24,7 @@ from sk_cnncodes.heads.head_comparison import (
     make_splits,
     results_table,
 )
+from sk_cnncodes.heads.pipeline_models import PipelineModel
 from sk_cnncodes.heads.presets import HEADS, REGRESSORS, weighted_head
 from sk_cnncodes.images.containers import as_image_sequence
 from sk_cnncodes.ranking.layer_codes import transformers_of
@@ -45,13 +46,12 @@ _HEADS_FOR_LABELS = ("rbf", "ridge")
 _REGRESSORS = ("rbf", "ridge")
 
 
-class CodeChoice(BaseEstimator):
+class CodeChoice(PipelineModel):
     """Base class of `CNNCodeClassifier` and `CNNCodeRegressor`.
 
     Attributes are those of `CNNCodeClassifier`.
     """
 
-    pipeline_: Pipeline
     class_weight: Any = None  # only classifiers have it
 
     def __init__(
@@ -101,11 +101,7 @@ class CodeChoice(BaseEstimator):
                 f"backbones: expected different ones, got {names}. Compare one with "
                 "other parameters by another estimator."
             )
-        images = as_image_sequence(X)
-        if len(images) < 2:
-            raise ValueError(
-                f"X: expected at least 2 images, got {len(images)} sample."
-            )
+        images = at_least_two(X)
         targets, scoring = read_targets(y, scoring, self.class_weight)
         heads = self._heads(targets, len(images))
         # Without a cache of the user's, the codes are kept until the end of this call.
@@ -264,33 +260,19 @@ class CodeChoice(BaseEstimator):
         """The head that is fitted to all images; a classifier calibrates it."""
         return head
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Predict images.
-
-        Parameters
-        ----------
-        X : container of images
-            As for `CNNCodeTransformer`.
-
-        Returns
-        -------
-        ndarray, shape (n_images,) or (n_images, n_targets)
-        """
-        check_is_fitted(self)
-        predicted: np.ndarray = self.pipeline_.predict(X)
-        return predicted
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.input_tags.string = True
-        return tags
-
 
 def _shortlist(rows: Sequence[RankedCodes], count: int) -> list[RankedCodes]:
     """The best codes, and the recommended ones."""
     chosen = list(rows[:count])
     return chosen + [row for row in rows[count:] if row.recommended]
+
+
+def at_least_two(X: Any) -> Sequence[Any]:
+    """X as a sequence of images, some to train and some to validate."""
+    images = as_image_sequence(X)
+    if len(images) < 2:
+        raise ValueError(f"X: expected at least 2 images, got {len(images)} sample.")
+    return images
 
 
 def as_targets(estimator: BaseEstimator, y: Any) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn import __version__ as sklearn_version
-from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.base import ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.utils import Tags
 from sklearn.utils.fixes import parse_version
@@ -25,6 +25,7 @@ from sk_cnncodes.heads.code_choice import (
     out_of_fold_probabilities,
 )
 from sk_cnncodes.heads.head_comparison import Splits
+from sk_cnncodes.heads.pipeline_models import PipelineRegressor
 from sk_cnncodes.ranking.rank_codes import NORMS
 from sk_cnncodes.ranking.scoring import SCORINGS, Targets
 
@@ -242,7 +243,7 @@ class CNNCodeClassifier(ClassifierMixin, CodeChoice):
 
 
 @public
-class CNNCodeRegressor(RegressorMixin, CodeChoice):
+class CNNCodeRegressor(PipelineRegressor, CodeChoice):
     """Regression on images that chooses backbone, layer, norm and head by itself.
 
     As `CNNCodeClassifier`, for values.
@@ -296,22 +297,3 @@ class CNNCodeRegressor(RegressorMixin, CodeChoice):
         _, best = self.choose(X, y, groups, scoring)
         self.cv_predictions_ = best.values[:, 0] if np.ndim(y) == 1 else best.values
         return self
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Predict images.
-
-        Parameters
-        ----------
-        X : container of images
-            As for `CNNCodeTransformer`.
-
-        Returns
-        -------
-        ndarray of float64, shape (n_images,) or (n_images, n_targets)
-        """
-        return super().predict(X).astype(float)
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags

@@ -26,7 +26,7 @@ class FineTuningDisplay:
     frozen_score : float
         Of the frozen model, on the same images.
     gain_error : float
-        Standard error of the gain: what the tuned model must be ahead.
+        Standard error of the difference to the frozen model.
     best_epoch : int
     is_tuned : bool
         Whether the tuned model was taken.

@@ -9,30 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
-from sklearn.pipeline import Pipeline
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sk_cnncodes.base.files import atomic_write, check_not_an_input
 from sk_cnncodes.base.logs import logger
 from sk_cnncodes.cache.code_cache import CodeCache
-from sk_cnncodes.images.containers import as_image_sequence
+from sk_cnncodes.heads.pipeline_models import PipelineModel
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.ranking.scoring import Targets
+from sk_cnncodes.tuning.frozen import FROZEN_HEADS
 from sk_cnncodes.tuning.parameters import check_tuning
-from sk_cnncodes.tuning.validation import make_parts
-
-_HEADS = {"ridge": "ridge", "rbf": "RBF kernel ridge"}
+from sk_cnncodes.tuning.validation import Decision, make_parts
 
 
-class FineTuning(BaseEstimator):
+class FineTuning(PipelineModel):
     """Base class of `FineTunedClassifier` and `FineTunedRegressor`.
 
     Attributes are those of `FineTunedClassifier`.
     """
 
-    pipeline_: Pipeline
     decision_: str
     # The tuned ONNX model, an array of bytes, and the tensor of its maps; None if the
     # network is as it was.
@@ -146,13 +142,13 @@ class FineTuning(BaseEstimator):
         self.history_ = outcome.history
         self.n_iter_, self.best_epoch_ = outcome.n_epochs, outcome.best_epoch
         self.frozen_head_ = frozen.name
-        self.frozen_score_ = float(parts.samples(frozen.values).mean())
-        self.tuned_score_ = float(parts.samples(outcome.values).mean())
         self.maps_bytes_, self.timings_ = found.maps_bytes, found.timings
-        is_regression = targets.kind == "regression"
-        gain, noise = found.decision.gain, found.decision.noise
-        self.gain_error_, self.validation_rows_ = noise, parts.valid
-        self.decision_ = self._explain(gain, noise, len(parts.valid), is_regression)
+        decision = found.decision
+        self.frozen_score_ = decision.frozen_score
+        self.tuned_score_ = decision.tuned_score
+        self.gain_error_, self.validation_losses_ = decision.error, decision.losses
+        self.validation_rows_ = parts.valid
+        self.decision_ = self._explain(targets.kind)
         logger.info("fine-tuning: %s", self.decision_)
         if outcome.interrupted:
             warnings.warn(
@@ -162,39 +158,33 @@ class FineTuning(BaseEstimator):
                 stacklevel=3,
             )
 
-    def _explain(
-        self, gain: float, noise: float, n_valid: int, is_regression: bool
-    ) -> str:
+    @property
+    def comparison(self) -> Decision:
+        """The comparison of both models on the validation part."""
+        return Decision(
+            tuned=self.is_tuned_,
+            frozen_score=self.frozen_score_,
+            tuned_score=self.tuned_score_,
+            error=self.gain_error_,
+            losses=self.validation_losses_,
+        )
+
+    def _explain(self, kind: str) -> str:
         """Which model was taken, and why."""
-        unit, factor = (" of R2", 1) if is_regression else (" points", 100)
+        decision = self.comparison
+        factor, unit = (1, " of R2") if kind == "regression" else (100, " points")
         compared = (
-            f"on {n_valid} validation images, tuned {self.tuned_score_:.4f} (epoch "
-            f"{self.best_epoch_} of {self.n_iter_}) against frozen "
-            f"{self.frozen_score_:.4f} ({_HEADS[self.frozen_head_]}): "
-            f"{factor * gain:+.2f}{unit}, with a standard error of {factor * noise:.2f}"
+            f"on {len(self.validation_rows_)} validation images, tuned "
+            f"{self.tuned_score_:.4f} (epoch {self.best_epoch_} of {self.n_iter_}) "
+            f"against frozen {self.frozen_score_:.4f} "
+            f"({FROZEN_HEADS[self.frozen_head_]}): {decision.compared(factor, unit)}"
         )
         if self.is_tuned_:
             return f"The tuned model is taken: {compared}."
         return (
-            f"The frozen model is kept, and was fitted to all images: {compared}. A "
-            "gain must be larger than its standard error."
+            f"The frozen model is kept, and was fitted to all images: {compared}. "
+            f"{decision.rule}"
         )
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Predict images.
-
-        Parameters
-        ----------
-        X : container of images
-            As for `CNNCodeTransformer`.
-
-        Returns
-        -------
-        ndarray, shape (n_images,) or (n_images, n_targets)
-        """
-        check_is_fitted(self)
-        predicted: np.ndarray = self.pipeline_.predict(X)
-        return predicted
 
     def save_backbone(self, path: str | os.PathLike[str]) -> Path:
         """Write the tuned network to an ONNX file, which is a backbone again.
@@ -235,20 +225,6 @@ class FineTuning(BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "pipeline_")
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.input_tags.string = True
-        return tags
-
-
-def at_least_two(X: Any) -> Sequence[Any]:
-    """X as a sequence of images, some to train and some to validate."""
-    images = as_image_sequence(X)
-    if len(images) < 2:
-        raise ValueError(f"X: expected at least 2 images, got {len(images)} sample.")
-    return images
 
 
 def image_weights(targets: Targets, sample_weight: Any, n_images: int) -> np.ndarray:

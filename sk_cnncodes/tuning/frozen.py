@@ -21,7 +21,8 @@ from sk_cnncodes.tuning.validation import Parts
 
 # Folds that calibrate RBF kernel ridge: it is fitted once more for each.
 _FOLDS = 3
-NAMES = {"ridge": "ridge", "rbf": "RBF kernel ridge"}
+# What messages call them.
+FROZEN_HEADS = {"ridge": "ridge", "rbf": "RBF kernel ridge"}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,6 @@ def computed_maps(
     views: str,
     dtype: str,
     verbose: bool,
-    show: Callable[[float], None] | None = None,
 ) -> Iterator[Maps]:
     """Compute the maps of images; their file is removed at the end, whatever happens.
 
@@ -128,8 +127,6 @@ def computed_maps(
     dtype : {"float16", "float32"}
         float16 becomes float32 if that loses too much of the values.
     verbose : bool
-    show : callable or None
-        Is called with the share that is done.
 
     Raises
     ------
@@ -154,7 +151,7 @@ def computed_maps(
     )
     what = f"Maps ({size_text(needed)})"
     total = len(images) * len(names)
-    bar = OptionalBar(verbose, total=total, show=show, desc=what, unit="image")
+    bar = OptionalBar(verbose, total=total, desc=what, unit="image")
     maps = _new_maps(folder, len(images), len(names), shape, dtype)
     try:
         with bar:

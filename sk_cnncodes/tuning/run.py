@@ -37,7 +37,7 @@ from sk_cnncodes.tuning.training import (
     train,
 )
 from sk_cnncodes.tuning.tuned_codes import opened, tuned_name, tuned_transformer
-from sk_cnncodes.tuning.validation import Decision, Parts, decide
+from sk_cnncodes.tuning.validation import Decision, Parts
 
 # Images whose codes torch and ONNX Runtime both compute after training, and how much
 # they may differ, relative to the largest value: maps of float16 differ by 3e-4.
@@ -155,11 +155,7 @@ def fine_tune(task: Task) -> Result:
             tail = _continued(task, backbone, tail)
             tail.module.to(device)
             head, outcome = _train(task, backbone, tail, maps, plain, frozen, device)
-        decision = decide(
-            task.parts,
-            task.parts.samples(frozen.values),
-            task.parts.samples(outcome.values),
-        )
+        decision = task.parts.decide(frozen.values, outcome.values)
         with _timed(timings, "final"):
             if decision.tuned:
                 transformer, model = _tuned_codes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -139,7 +139,6 @@ def train(
     device: torch.device,
     *,
     verbose: bool,
-    show: Callable[[float], None] | None = None,
 ) -> Outcome:
     """Train tail and head; they end with the weights of the best epoch.
 
@@ -156,8 +155,6 @@ def train(
     device : torch.device
     verbose : bool
         Whether to show a progress bar.
-    show : callable or None
-        Is called with the share of the steps that is done.
 
     Raises
     ------
@@ -173,7 +170,7 @@ def train(
         try:
             training.note_epoch(0, math.nan)
             while not training.is_over:
-                training.run_epoch(bar, show)
+                training.run_epoch(bar)
                 bar.set_postfix(training.shown(), refresh=False)
         except KeyboardInterrupt:
             interrupted = True
@@ -246,7 +243,7 @@ class _Training:
         since = max(self.best.epoch, math.ceil(self._n_warm / self.n_steps))
         return n_epochs >= recipe.max_epochs or n_epochs - since >= recipe.patience
 
-    def run_epoch(self, bar: Any, show: Callable[[float], None] | None) -> None:
+    def run_epoch(self, bar: Any) -> None:
         """Train on each image once, in one of its views, and validate."""
         self._model.train()
         order = self._rng.permutation(self._parts.train)
@@ -256,8 +253,6 @@ class _Training:
             rows = slice(start, start + self._recipe.batch_size)
             losses.append(self._step_on(order[rows], views[rows]))
             bar.update(1)
-            if show is not None:
-                show(self._step / self._n_total)
         self.note_epoch(len(self.rows), float(np.mean(losses)))
 
     def _step_on(self, images: np.ndarray, views: np.ndarray) -> float:

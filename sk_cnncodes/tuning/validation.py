@@ -10,6 +10,7 @@ import numpy as np
 from sk_cnncodes.heads.head_comparison import make_splits, numbered
 from sk_cnncodes.ranking.scoring import (
     Targets,
+    is_worse,
     log_likelihoods,
     sample_scores,
     standard_error,
@@ -56,6 +57,15 @@ class Parts:
         weighted: np.ndarray = hits * weights / weights.mean()
         return weighted
 
+    def decide(self, frozen: np.ndarray, tuned: np.ndarray) -> Decision:
+        """Compare predictions of the validation images, by the score."""
+        targets = self.targets.take(self.valid)
+        weights, scoring = self.weights[self.valid], "accuracy"
+        if targets.kind == "regression":
+            weights, scoring = None, "r2"
+        groups = None if self.groups is None else numbered(self.groups[self.valid])
+        return decide(frozen, tuned, targets, scoring, weights=weights, groups=groups)
+
     def loss(self, values: np.ndarray) -> float:
         """The log-loss of validation images, or their squared error over the spread."""
         targets = self.targets.take(self.valid)
@@ -74,13 +84,45 @@ class Decision:
     Attributes
     ----------
     tuned : bool
-    gain, noise : float
-        Difference of the validation scores, and its standard error.
+    frozen_score, tuned_score : float
+        Of the validation part.
+    error : float
+        Standard error of their difference.
+    losses : (float, float) or None
+        Log-loss of the frozen and of the tuned model, each with the temperature that
+        suits it; None for values.
     """
 
     tuned: bool
-    gain: float
-    noise: float
+    frozen_score: float
+    tuned_score: float
+    error: float
+    losses: tuple[float, float] | None
+
+    @property
+    def gain(self) -> float:
+        """Difference of the scores."""
+        return self.tuned_score - self.frozen_score
+
+    def compared(self, factor: float, unit: str) -> str:
+        """The gain in words, with scores multiplied by a factor."""
+        text = (
+            f"{factor * self.gain:+.2f}{unit}, with a standard error of "
+            f"{factor * self.error:.2f}"
+        )
+        if self.losses is None:
+            return text
+        frozen, tuned = self.losses
+        return f"{text}; log-loss {tuned:.3f} against {frozen:.3f}"
+
+    @property
+    def rule(self) -> str:
+        """What a tuned model needs, in words."""
+        what = "log-loss" if self.losses else "score"
+        return (
+            f"A tuned model is taken if its score is higher and its {what} better by "
+            "more than chance (a paired t test at 5%)."
+        )
 
 
 def make_parts(
@@ -134,19 +176,47 @@ def make_parts(
     return Parts(train, valid, targets, weights, groups)
 
 
-def decide(parts: Parts, frozen: np.ndarray, tuned: np.ndarray) -> Decision:
-    """Take the tuned model if its gain is larger than its noise.
+def decide(
+    frozen: np.ndarray,
+    tuned: np.ndarray,
+    targets: Targets,
+    scoring: str,
+    *,
+    weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> Decision:
+    """Take the tuned model if it is better by more than chance on the same images.
 
-    The noise is the standard error of the mean difference on the same images, or of
-    their groups: the rule of one standard error [1]_, with the frozen model as the
-    simpler one.
+    Its score must be higher, and its log-likelihood higher by a paired t test at 5%;
+    for values, R2. Hits alone tell too little: a few images more that are right can be
+    chance, the more so as the epoch was chosen by them, and a likelihood says of each
+    image how much better it is.
 
-    References
+    Parameters
     ----------
-    .. [1] L. Breiman, J. Friedman, R. Olshen, C. Stone, "Classification and Regression
-       Trees", 1984, section 3.4.3.
+    frozen, tuned : ndarray of float, shape (n_images, n_targets)
+        Logits, or values, of images that neither was trained on.
+    targets : Targets
+        Of these images.
+    scoring : str
+    weights : ndarray of float, shape (n_images,), or None
+    groups : ndarray of int, shape (n_images,), or None
+        From 0 on; what varies by chance.
     """
-    differences = tuned - frozen
-    groups = None if parts.groups is None else numbered(parts.groups[parts.valid])
-    gain, noise = float(differences.mean()), standard_error(differences, groups)
-    return Decision(gain > max(noise, 0.0), gain, noise)
+    both = np.stack([frozen, tuned])
+    scores = evidence = sample_scores(both, targets, scoring)
+    classifies = targets.kind == "classification"
+    if classifies:
+        evidence = sample_scores(both, targets, "neg_log_loss")
+    if weights is not None:
+        scores, evidence = (
+            each * weights / weights.mean() for each in (scores, evidence)
+        )
+    found, losses = scores.mean(axis=1), -evidence.mean(axis=1)
+    return Decision(
+        tuned=bool(found[1] > found[0]) and is_worse(evidence[0], evidence[1], groups),
+        frozen_score=float(found[0]),
+        tuned_score=float(found[1]),
+        error=standard_error(scores[1] - scores[0], groups),
+        losses=(float(losses[0]), float(losses[1])) if classifies else None,
+    )

@@ -221,7 +221,7 @@ def test_store_backbone_works(model: FineTunedClassifier, tmp_path: Path) -> Non
 def test_hidden_layers(path: str, two: bool, tmp_path: Path) -> None:
     y = Y % 2 if two else Y
     found = FineTunedClassifier(path, **FEW, head="mlp", hidden=(24, 16))
-    found.fit(IMAGES[:400], y[:400])
+    found.fit(IMAGES[:1000], y[:1000])
     assert found.is_tuned_, found.decision_
     assert found.score(IMAGES[500:700], y[500:700]) > found.frozen_score_
     assert found.pipeline_["head"].coefs_[0].shape[1] == 24

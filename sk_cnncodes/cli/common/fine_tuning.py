@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sk_cnncodes.heads.code_estimators import CNNCodeClassifier, CNNCodeRegressor
     from sk_cnncodes.inspection.tuning_display import FineTuningDisplay
     from sk_cnncodes.tuning.estimators import FineTunedClassifier, FineTunedRegressor
+    from sk_cnncodes.tuning.validation import Decision
 
 FineTuneOption = Annotated[
     bool,
@@ -66,11 +67,10 @@ class Tuning:
     train_from : int or str
     train : LabelledImages
         What it was trained on, and validated on.
-    taken : bool
     scoring : str
         Name of the scores.
-    frozen_score, tuned_score, gain, error : float
-        On the validation part; `error` is the standard error of the gain.
+    found : Decision
+        By the scores of the validation part.
     rival : str
         The frozen model, in words.
     """
@@ -79,13 +79,14 @@ class Tuning:
     backbone: str
     train_from: int | str
     train: LabelledImages
-    taken: bool
     scoring: str
-    frozen_score: float
-    tuned_score: float
-    gain: float
-    error: float
+    found: Decision
     rival: str
+
+    @property
+    def taken(self) -> bool:
+        """Whether the tuned model is taken."""
+        return self.found.tuned
 
     @property
     def n_validation(self) -> int:
@@ -117,17 +118,14 @@ class Tuning:
         text = (
             f"On {self.n_validation} validation images, {short_name(self.backbone)} "
             f"fine-tuned after layer {self.train_from} has "
-            f"{shown.format(factor * self.tuned_score)} {self.scoring} ({epoch}), "
-            f"and {self.rival} {shown.format(factor * self.frozen_score)}: "
-            f"{factor * self.gain:+.2f}{unit}, with a standard error of "
-            f"{factor * self.error:.2f}."
+            f"{shown.format(factor * self.found.tuned_score)} {self.scoring} "
+            f"({epoch}), and {self.rival} "
+            f"{shown.format(factor * self.found.frozen_score)}: "
+            f"{self.found.compared(factor, unit)}."
         )
         if self.taken:
             return f"The tuned model is taken. {text}"
-        return (
-            f"The frozen model is kept. {text} A gain must be larger than its standard "
-            "error, since less can be chance."
-        )
+        return f"The frozen model is kept. {text} {self.found.rule}"
 
     @property
     def caution(self) -> str:
@@ -145,7 +143,8 @@ class Tuning:
         found = FineTuningDisplay.from_estimator(self.estimator)
         found.is_tuned, found.decision = self.taken, self.decision()
         if found.scoring == self.scoring and _class_weight(self.estimator) is None:
-            found.frozen_score, found.gain_error = self.frozen_score, self.error
+            found.frozen_score = self.found.frozen_score
+            found.gain_error = self.found.error
         return found
 
     def as_dict(self, frozen: dict[str, Any] | None) -> dict[str, Any]:
@@ -157,10 +156,11 @@ class Tuning:
             "taken": self.taken,
             "decision": self.decision(),
             "scoring": self.scoring,
-            "frozen_score": self.frozen_score,
-            "tuned_score": self.tuned_score,
-            "gain": self.gain,
-            "standard_error": self.error,
+            "frozen_score": self.found.frozen_score,
+            "tuned_score": self.found.tuned_score,
+            "gain": self.found.gain,
+            "standard_error": self.found.error,
+            "losses": self.found.losses,
             "trained_images": self.n_trained,
             "validation_images": self.n_validation,
             "epochs": model.n_iter_,
@@ -194,7 +194,7 @@ class Tuning:
             head=f"linear head, fine-tuned with the layers after {self.train_from}",
             n_images=self.n_trained,
             scoring=self.scoring,
-            cv_score=self.tuned_score,
+            cv_score=self.found.tuned_score,
             n_folds=1,
             operating_points=points,
             n_tested=self.n_validation,
@@ -313,24 +313,21 @@ def fine_tuned(
     cache : str, path-like or None
         Where codes, and maps that fit, are kept.
     """
+    from sk_cnncodes.tuning.frozen import FROZEN_HEADS
+
     start = suggested_start(model) if train_from is None else train_from
     backbone = str(model.best_params_["backbone"])
     # Validated on as many images as a fold of the frozen model has.
     n_folds = sum(key.startswith("split") for key in model.cv_results_)
     estimator = _trained(model, train, start, cache, 1 / max(n_folds, 2))
-    frozen = ("ridge", "RBF kernel ridge")[estimator.frozen_head_ == "rbf"]
     found = Tuning(
         estimator,
         backbone,
         start,
         train,
-        estimator.is_tuned_,
         "r2" if train.task == "regression" else "accuracy",
-        estimator.frozen_score_,
-        estimator.tuned_score_,
-        estimator.tuned_score_ - estimator.frozen_score_,
-        estimator.gain_error_,
-        f"{frozen} on frozen codes of layer -1",
+        estimator.comparison,
+        f"{FROZEN_HEADS[estimator.frozen_head_]} on frozen codes of layer -1",
     )
     return _against_chosen(found, model) if found.taken else found
 
@@ -380,11 +377,8 @@ def _against_chosen(
     tuning: Tuning, model: CNNCodeClassifier | CNNCodeRegressor
 ) -> Tuning:
     """Compare with the chosen codes and head, on the same images and by its scoring."""
-    from sk_cnncodes.ranking.scoring import (
-        read_targets,
-        sample_scores,
-        standard_error,
-    )
+    from sk_cnncodes.ranking.scoring import read_targets
+    from sk_cnncodes.tuning.validation import decide
 
     train, pipeline = tuning.train, tuning.estimator.pipeline_
     values = np.reshape(model.cv_predictions_, (len(train), -1))
@@ -393,25 +387,18 @@ def _against_chosen(
     paths = [train.paths[row] for row in rows]
     regresses = train.task == "regression"
     tuned = pipeline.predict(paths) if regresses else pipeline.predict_proba(paths)
-    both = np.stack([np.reshape(tuned, (len(rows), -1)), values[rows]])
+    both = np.stack([values[rows], np.reshape(tuned, (len(rows), -1))])
     if not regresses:  # as decision values, of which there is one temperature
         both = np.log(np.maximum(both, 1e-12))
     scoring = model.ranking_.scoring
     targets, _ = read_targets(np.asarray(train.targets), scoring)
-    samples = sample_scores(both, targets.take(rows), scoring)
     groups = None
     if train.groups is not None:
         groups = group_numbers([train.groups[row] for row in rows])
-    differences = samples[0] - samples[1]
-    gain, error = float(differences.mean()), standard_error(differences, groups)
     return replace(
         tuning,
-        taken=gain > error,
         scoring=scoring,
-        tuned_score=float(samples[0].mean()),
-        frozen_score=float(samples[1].mean()),
-        gain=gain,
-        error=error,
+        found=decide(both[0], both[1], targets.take(rows), scoring, groups=groups),
         rival="the chosen frozen codes and head, out of fold,",
     )
 
@@ -422,13 +409,13 @@ def trained_anew(
     images: LabelledImages,
     cache: Any,
 ) -> Tuning:
-    """For `--refit`: trained on all images, unless that gains less than its noise."""
+    """For `--refit`: trained on all images, if that is better by more than chance."""
     fraction = tuning.estimator.validation_fraction
     estimator = _trained(model, images, tuning.train_from, cache, fraction)
     if estimator.is_tuned_:
         return replace(tuning, estimator=estimator, train=images)
     note(
-        "--refit: trained on all images, the gain was not larger than its standard "
-        "error; the tuned model of the figures is saved."
+        "--refit: trained on all images, the gain was not more than chance; the tuned "
+        "model of the figures is saved."
     )
     return tuning

@@ -53,9 +53,8 @@ def tuning_section(display: FineTuningDisplay) -> dict[str, Any]:
             (6.4, 7),
             f"Validation {display.scoring} by epoch: {'; '.join(scores)}{unit}. "
             f"Frozen: {factor * display.frozen_score:.{digits}f}.",
-            "Epoch 0 is before training, with a head from ridge. The tuned model is "
-            "taken if its best epoch is above the grey band, which is one standard "
-            "error of the difference wide: less can be chance.",
+            "Epoch 0 is before training, with a head from ridge. The grey band is one "
+            "standard error of the difference to the frozen model.",
         ),
         "table": Table(
             f"Fine-tuning by epoch; validation {display.scoring}{unit}; rates at the "
