@@ -17,8 +17,7 @@ from sk_cnncodes.base.exceptions import ExportError, first_line
 from sk_cnncodes.engines.devices import CPU, usable_threads
 from sk_cnncodes.engines.onnxruntime import load_session
 from sk_cnncodes.export.head_graph import HeadGraph
-from sk_cnncodes.heads.code_estimators import CNNCodeClassifier, CNNCodeRegressor
-from sk_cnncodes.tuning.estimators import FineTunedClassifier, FineTunedRegressor
+from sk_cnncodes.heads.pipeline_models import PipelineModel
 
 if TYPE_CHECKING:
     import onnx
@@ -32,11 +31,6 @@ MAX_DIFFERING_ROWS = 0.05
 
 
 Steps = list[tuple[str, Any]]
-# Estimators that are their `pipeline_`.
-_WITH_PIPELINE = (
-    *(CNNCodeClassifier, CNNCodeRegressor),
-    *(FineTunedClassifier, FineTunedRegressor),
-)
 
 
 @dataclass(frozen=True)
@@ -132,7 +126,7 @@ def unwrapped(estimator: Any) -> Any:
     while True:
         if isinstance(estimator, FrozenEstimator):
             estimator = estimator.estimator
-        elif isinstance(estimator, _WITH_PIPELINE):
+        elif isinstance(estimator, PipelineModel):
             estimator = estimator.pipeline_
         elif hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_

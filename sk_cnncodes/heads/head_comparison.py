@@ -18,7 +18,7 @@ from sklearn.model_selection import (
 )
 from sklearn.utils.validation import has_fit_parameter
 
-from sk_cnncodes.ranking.scoring import Targets, sample_scores
+from sk_cnncodes.ranking.scoring import Targets, numbered, sample_scores
 
 Splits = list[tuple[np.ndarray, np.ndarray]]
 # Added to the least value, for classes that a fold did not train.
@@ -102,12 +102,6 @@ def make_splits(
         splitter = stratified(n_folds, **shuffled)
         found = splitter.split(np.zeros(len(y)), targets.numbers, groups)
         return [(np.union1d(train, alone), test) for train, test in found]
-
-
-def numbered(groups: Any) -> np.ndarray:
-    """Groups by numbers without gaps."""
-    numbers: np.ndarray = np.unique(groups, return_inverse=True)[1]
-    return numbers
 
 
 def compare_heads(

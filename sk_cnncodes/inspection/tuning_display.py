@@ -153,7 +153,7 @@ class FineTuningDisplay:
         loss.set_ylabel("loss")
         for name, color, style, label in (
             ("head_learning_rate", COLORS[1], "--", "head"),
-            ("learning_rate", COLORS[0], "-", "last block"),
+            ("learning_rate", COLORS[0], "-", "blocks, largest"),
         ):
             rates.plot(
                 epochs[1:],

@@ -22,7 +22,12 @@ from sk_cnncodes.ranking.ranked_codes import (
     RankedCodes,
 )
 from sk_cnncodes.ranking.ridge_scores import NormedCodes, best_ridge, spread
-from sk_cnncodes.ranking.scoring import Targets, sample_scores, standard_error
+from sk_cnncodes.ranking.scoring import (
+    Targets,
+    numbered,
+    sample_scores,
+    standard_error,
+)
 
 # Parts of the images that a learning curve is measured on.
 _PARTS = (8, 4, 2)
@@ -157,7 +162,9 @@ class _Measured:
             single = self.samples_of(best)
         samples = self._score(np.hstack(codes), taken, gamma)
         groups = None if self.groups is None else self.groups[taken]
-        found = difference(samples, single, _numbered(groups))
+        found = difference(
+            samples, single, None if groups is None else numbered(groups)
+        )
         return Joined(rows, float(samples.mean()), found, len(taken))
 
     def joined_layers(
@@ -208,7 +215,7 @@ class _Measured:
             covered = np.concatenate(parts)
             scored = [self._score(codes.take(p), p, gamma, few) for p in parts]
             samples = np.concatenate(scored)
-            groups = None if self.groups is None else _numbered(self.groups[covered])
+            groups = None if self.groups is None else numbered(self.groups[covered])
             size = round(len(covered) / len(parts))
             points.append(CurvePoint(n_parts, size, float(samples.mean()), few))
             if n_parts == 2:
@@ -302,7 +309,7 @@ class _Measured:
     def _folds(self, taken: np.ndarray, few: bool) -> np.ndarray | None:
         """What is left out together: a group, or with few one of each class."""
         if not few:
-            return None if self.groups is None else _numbered(self.groups[taken])
+            return None if self.groups is None else numbered(self.groups[taken])
         units, kinds = self._units()
         found, numbers = np.unique(units[taken], return_inverse=True)
         order = np.argsort(kinds[found], kind="stable")
@@ -393,11 +400,3 @@ def _some_targets(targets: Targets, taken: np.ndarray) -> Targets:
         classes=some.classes[found],
         numbers=numbers,
     )
-
-
-def _numbered(groups: np.ndarray | None) -> np.ndarray | None:
-    """Groups by numbers without gaps."""
-    if groups is None:
-        return None
-    numbers: np.ndarray = np.unique(groups, return_inverse=True)[1]
-    return numbers

@@ -351,6 +351,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 # -- errors --------------------------------------------------------------------
 
 
+def numbered(groups: Any) -> np.ndarray:
+    """Groups by numbers without gaps."""
+    numbers: np.ndarray = np.unique(groups, return_inverse=True)[1]
+    return numbers
+
+
 def standard_error(samples: np.ndarray, groups: np.ndarray | None = None) -> float:
     """Standard error of the mean of `sample_scores`.
 
@@ -378,6 +384,8 @@ def is_worse(
     """
     differences = best - samples
     units = (len(samples) if groups is None else len(np.unique(groups))) - 1
+    if units < 1:
+        return False  # nothing says what chance does
     # The quantile 0.975 of Student's t, by its expansion around the normal one.
     quantile = 1.96 + 2.37 / units + 2.82 / units**2 + 2.56 / units**3
     return bool(differences.mean() > quantile * standard_error(differences, groups))

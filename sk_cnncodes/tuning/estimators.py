@@ -41,8 +41,8 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
         Layer whose codes the head gets.
     train_from : int or str, default=-4
         Layer before the first trained one: everything after it is trained. The same as
-        `layer` trains the head alone. The earlier it is, the larger are the maps and
-        the slower an epoch.
+        `layer` trains the head alone, and ``"all"`` everything after the image. The
+        earlier it is, the larger are the maps and the slower an epoch.
     pooling : str, default="auto"
         As in `CNNCodeTransformer`.
     head : {"linear", "mlp"}, default="linear"
@@ -59,11 +59,13 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
         Largest learning rate of the head.
     max_epochs : int, default=10
         Number of times that each image is trained on. Rates rise in the first 10% of
-        the steps, and fall by a cosine to the end.
+        the steps, but at most in one epoch, and fall by a cosine to the end.
     patience : int, default=3
-        Epochs without a better validation score, after the rise, that end the training.
+        Epochs without a lower validation loss that end the training; the first one does
+        not count.
     validation_fraction : float, default=0.2
-        Part of the images that no weight is trained on, up to 0.5.
+        Part of the images that no weight is trained on, up to 0.5: one of n parts,
+        where n is 1 / `validation_fraction`, rounded.
     views : {"center", "flip"}, default="flip"
         ``"flip"`` trains on mirror images too. They belong to the part of their image.
     mixup : float, default=0
@@ -123,11 +125,14 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
     n_iter_ : int
         Number of epochs.
     best_epoch_ : int
-        The one whose weights are taken. 0 is before training.
+        The one with the lowest validation loss, whose weights are taken. 0 is before
+        training.
     history_ : dict of str to list
         By epoch, from 0 on: "epoch", "loss", "validation_loss", "validation_score",
         "learning_rate", "head_learning_rate" (at its end) and "seconds" from the start
         of the training. Of epoch 0, "loss" is NaN.
+    notes_ : list of str
+        What makes the scores optimistic: images that are copies of others.
     maps_bytes_ : int
         Size of the file of the maps, which was removed.
     timings_ : dict of str to float
@@ -317,7 +322,7 @@ class FineTunedRegressor(PipelineRegressor, FineTuning):
     ----------
     pipeline_, is_tuned_, decision_, frozen_score_, tuned_score_, gain_error_, \
     validation_losses_, validation_rows_, frozen_head_, n_iter_, best_epoch_, \
-    history_, maps_bytes_, timings_
+    history_, notes_, maps_bytes_, timings_
         As of `FineTunedClassifier`.
     """
 

@@ -30,10 +30,8 @@ class FineTuning(PipelineModel):
     """
 
     decision_: str
-    # The tuned ONNX model, an array of bytes, and the tensor of its maps; None if the
-    # network is as it was.
+    # The tuned ONNX model, an array of bytes; None if the network is as it was.
     _tuned_model: np.ndarray | None = None
-    _tuned_from: str | None = None
 
     def __init__(
         self,
@@ -127,22 +125,22 @@ class FineTuning(PipelineModel):
 
         previous = None
         if self.warm_start and self._tuned_model is not None:
-            previous = (self._tuned_model.tobytes(), str(self._tuned_from))
+            previous = self._tuned_model.tobytes()
         weighted = sample_weight is not None
         found = fine_tune(
             Task(parameters, images, y, parts, weighted, others, previous)
         )
         outcome, frozen = found.outcome, found.frozen
         self.pipeline_ = found.pipeline
-        self._tuned_model, self._tuned_from = None, None
+        self._tuned_model = None
         if found.model is not None:
-            model, self._tuned_from = found.model
-            self._tuned_model = np.frombuffer(model, np.uint8)
+            self._tuned_model = np.frombuffer(found.model, np.uint8)
         self.is_tuned_ = found.decision.tuned
         self.history_ = outcome.history
         self.n_iter_, self.best_epoch_ = outcome.n_epochs, outcome.best_epoch
         self.frozen_head_ = frozen.name
-        self.maps_bytes_, self.timings_ = found.maps_bytes, found.timings
+        self.notes_, self.maps_bytes_ = found.notes, found.maps_bytes
+        self.timings_ = found.timings
         decision = found.decision
         self.frozen_score_ = decision.frozen_score
         self.tuned_score_ = decision.tuned_score

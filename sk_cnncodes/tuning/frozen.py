@@ -61,22 +61,26 @@ def compare_frozen(
         Whether to try the kernel: it takes no weights of single images.
     """
     train, valid = parts.train, parts.valid
-    groups = None if parts.groups is None else parts.groups[train]
-    targets = replace(parts.targets, weights=parts.weights)
+    groups = parts.groups_of(train)
     # A product of several BLAS threads may differ from run to run.
     with threadpool_limits(1, user_api="blas"):
-        start = ridge_start(codes[train], targets.take(train), groups)
+        start = fit_ridge(codes, parts, train)
         weights, bias = start.layers[0]
         found = FrozenHeads(start, "ridge", codes[valid] @ weights + bias)
         if not kernel:
             return found
-        several = groups is not None and len(np.unique(groups)) > 1
         head = _kernel_head(parts.targets.kind, class_weight)
-        head.fit(codes[train], y[train], groups if several else None)
+        head.fit(codes[train], y[train], groups)
         values = decision_values(head, codes[valid], parts.targets)
     if parts.samples(values).mean() > parts.samples(found.values).mean():
         return FrozenHeads(start, "rbf", values)
     return found
+
+
+def fit_ridge(codes: np.ndarray, parts: Parts, rows: np.ndarray) -> HeadWeights:
+    """The closed-form ridge head of some images, with their weights and groups."""
+    targets = replace(parts.targets, weights=parts.weights).take(rows)
+    return ridge_start(codes[rows], targets, parts.groups_of(rows))
 
 
 def fit_frozen(
@@ -89,22 +93,22 @@ def fit_frozen(
 ) -> Any:
     """Fit a frozen head to all images; a classifier has calibrated probabilities."""
     used = np.flatnonzero(parts.weights > 0)
-    codes, y = codes[used], y[used]
-    targets = replace(parts.targets, weights=parts.weights).take(used)
-    groups = None if parts.groups is None else parts.groups[used]
+    regresses, groups = parts.targets.kind == "regression", parts.groups_of(used)
     with threadpool_limits(1, user_api="blas"):
         if name == "ridge":
-            head = ridge_start(codes, targets, groups)
-            if targets.kind == "regression":
-                return head.regressor(y.ndim == 1)
-            return head.classifier(targets.classes)
-        head = _kernel_head(targets.kind, class_weight)
-        if targets.kind == "classification":
-            splits = make_splits(_FOLDS, targets, y, groups, seed)
-            folds = as_splitter(splits, len(y))
-            head = CalibratedClassifierCV(
-                head, method=CALIBRATION, cv=folds, ensemble=False
-            )
+            ridge = fit_ridge(codes, parts, used)
+            if regresses:
+                return ridge.regressor(y.ndim == 1)
+            return ridge.classifier(parts.targets.classes)
+        codes, y = codes[used], y[used]
+        head = _kernel_head(parts.targets.kind, class_weight)
+        if regresses:
+            return head.fit(codes, y, groups)
+        splits = make_splits(_FOLDS, parts.targets.take(used), y, groups, seed)
+        folds = as_splitter(splits, len(y))
+        head = CalibratedClassifierCV(
+            head, method=CALIBRATION, cv=folds, ensemble=False
+        )
         return head.fit(codes, y)
 
 

@@ -106,8 +106,6 @@ def ridge_start(
         What is left out together.
     """
     scoring = SCORINGS[targets.kind][0]
-    if groups is not None and len(np.unique(groups)) < 2:
-        groups = None
     found = best_ridge(codes, targets, scoring, groups=groups)
     ridge = Ridge(found.alpha, solver="cholesky")
     values = targets.values.astype(float)
@@ -123,15 +121,27 @@ def ridge_start(
 
 
 def random_hidden(
-    n_in: int, hidden: tuple[int, ...], last: HeadWeights, rng: Any
+    n_in: int,
+    hidden: tuple[int, ...],
+    rng: Any,
+    mean: np.ndarray,
+    spread: np.ndarray,
 ) -> HeadWeights:
-    """A head with hidden layers to be trained: He's initialisation, small outputs."""
+    """A head with hidden layers to be trained: He's initialisation, small outputs.
+
+    Parameters
+    ----------
+    n_in : int
+    hidden : tuple of int
+    rng : Generator
+    mean, spread : ndarray, shape (n_targets,)
+        Around which the outputs begin, and in which unit.
+    """
     layers: Matrices = []
     for n_out in hidden:
         # Codes of unit length have values of about 1 / sqrt(n_in).
         scale = np.sqrt(2.0) if not layers else np.sqrt(2.0 / n_in)
         layers.append((rng.normal(0, scale, (n_in, n_out)), np.zeros(n_out)))
         n_in = n_out
-    n_targets = len(last.layers[-1][1])
-    weights = rng.normal(0, np.sqrt(0.1 / n_in), (n_in, n_targets))
-    return HeadWeights([*layers, (weights, np.zeros(n_targets))])
+    weights = rng.normal(0, np.sqrt(0.1 / n_in), (n_in, len(mean)))
+    return HeadWeights([*layers, (weights * spread, np.array(mean, float))])

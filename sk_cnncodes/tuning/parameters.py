@@ -128,6 +128,11 @@ def block_rates(
         decay = float(layer_decay)
         rates = [float(learning_rate) * decay ** (last - n) for n in range(last + 1)]
         return {name: rates[number] for name, number in blocks.items()}
+    if not blocks:
+        raise ValueError(
+            "learning_rate: no layer is trained, so that there are no blocks to give "
+            f"rates to. Expected one number, got {learning_rate!r}."
+        )
     position = None
     if train_from != "all":
         position = backbone.layer(train_from).position

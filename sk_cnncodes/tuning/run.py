@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,15 +21,23 @@ from sk_cnncodes.backbones.norms import apply_norm
 from sk_cnncodes.base.exceptions import BackboneError
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
 from sk_cnncodes.engines.devices import usable_threads
+from sk_cnncodes.graphs.wire_format import metadata_of
+from sk_cnncodes.ranking.notes import notes_on_copies
 from sk_cnncodes.ranking.scoring import temperature_factors
-from sk_cnncodes.tuning.frozen import FrozenHeads, compare_frozen, fit_frozen
+from sk_cnncodes.tuning.frozen import (
+    FrozenHeads,
+    compare_frozen,
+    fit_frozen,
+    fit_ridge,
+)
 from sk_cnncodes.tuning.head_weights import HeadWeights, random_hidden
+from sk_cnncodes.tuning.interpreter.writing import TUNING_KEY
 from sk_cnncodes.tuning.maps import Maps, computed_maps
 from sk_cnncodes.tuning.parameters import block_rates, hidden_sizes
 from sk_cnncodes.tuning.tail import Tail, read_tail, tuned_model
 from sk_cnncodes.tuning.torch_head import TorchHead
 from sk_cnncodes.tuning.training import (
-    InMemory,
+    Codes,
     Outcome,
     Recipe,
     repeatable,
@@ -63,8 +72,8 @@ class Task:
         Whether images have weights of their own.
     seeds : sequence of int
         Of the training, and of folds.
-    previous : (bytes, str) or None
-        The tuned model to continue from, and the tensor of its maps.
+    previous : bytes or None
+        The tuned model to continue from.
     """
 
     parameters: Mapping[str, Any]
@@ -73,7 +82,7 @@ class Task:
     parts: Parts
     weighted: bool
     seeds: Sequence[int]
-    previous: tuple[bytes, str] | None
+    previous: bytes | None
 
 
 @dataclass(frozen=True)
@@ -83,22 +92,24 @@ class Result:
     Attributes
     ----------
     pipeline : Pipeline
-    model : (bytes, str) or None
-        The tuned ONNX model, and the tensor of its maps; None if the network is as it
-        was.
+    model : bytes or None
+        The tuned ONNX model; None if the network is as it was.
     decision : Decision
     frozen : FrozenHeads
     outcome : Outcome
+    notes : list of str
+        On copies among the images.
     maps_bytes : int
     timings : dict of str to float
         Seconds.
     """
 
     pipeline: Pipeline
-    model: tuple[bytes, str] | None
+    model: bytes | None
     decision: Decision
     frozen: FrozenHeads
     outcome: Outcome
+    notes: list[str]
     maps_bytes: int
     timings: dict[str, float]
 
@@ -131,13 +142,7 @@ def fine_tune(task: Task) -> Result:
     # Faults of parameters and operators show before anything is computed.
     tail = _tail(given, backbone)
     _rates(given, backbone, tail)
-    if task.previous is not None and isinstance(tail, Tail):
-        maps_of = task.previous[1]
-        if tail.input_name != maps_of:
-            raise ValueError(
-                f"warm_start: expected the train_from of the last fit, {maps_of!r}, "
-                f"got {tail.input_name!r}. Set warm_start=False to begin anew."
-            )
+    _check_previous(task.previous, backbone, tail)
     with (
         _timed(timings, "all"),
         _maps_of(task, tail, timings) as maps,
@@ -147,14 +152,20 @@ def fine_tune(task: Task) -> Result:
             module, every = tail.module.to(device).eval(), np.arange(len(task.images))
             plain = run_tail(module, maps, every, device)
             codes = apply_norm(plain, "power")
+            notes = notes_on_copies(plain, task.parts.groups)
             frozen = compare_frozen(
                 *(codes, task.parts, task.y, given.get("class_weight")),
                 kernel=not task.weighted,
             )
         with _timed(timings, "training"):
-            tail = _continued(task, backbone, tail)
-            tail.module.to(device)
-            head, outcome = _train(task, backbone, tail, maps, plain, frozen, device)
+            start = frozen.start
+            if task.previous is not None and isinstance(tail, Tail):
+                with _previous(task.previous, backbone) as tuned:
+                    tail = _tail(given, tuned)
+                plain = run_tail(tail.module.to(device).eval(), maps, every, device)
+                continued = apply_norm(plain, "power")
+                start = fit_ridge(continued, task.parts, task.parts.train)
+            head, outcome = _train(task, backbone, tail, maps, plain, start, device)
         decision = task.parts.decide(frozen.values, outcome.values)
         with _timed(timings, "final"):
             if decision.tuned:
@@ -169,7 +180,8 @@ def fine_tune(task: Task) -> Result:
                     *(given.get("class_weight"), task.seeds[1]),
                 )
         pipeline = Pipeline([("codes", transformer), ("head", last)])
-    return Result(*(pipeline, model, decision, frozen, outcome, maps.n_bytes, timings))
+    fitted = pipeline, model, decision, frozen, outcome
+    return Result(*fitted, notes, maps.n_bytes, timings)
 
 
 @contextmanager
@@ -191,15 +203,27 @@ def _tail(given: Mapping[str, Any], backbone: Backbone) -> Tail | _HeadAlone:
     return read_tail(backbone, train_from, layer, given["pooling"])
 
 
-def _continued(
-    task: Task, backbone: Backbone, tail: Tail | _HeadAlone
-) -> Tail | _HeadAlone:
-    """The tail as the last fit left it, if it is to be continued."""
-    if task.previous is None or not isinstance(tail, Tail):
-        return tail
-    model, _ = task.previous
-    with opened(model, tuned_name(backbone), backbone.preprocessing) as tuned:
-        return _tail(task.parameters, tuned)
+def _check_previous(
+    previous: bytes | None, backbone: Backbone, tail: Tail | _HeadAlone
+) -> None:
+    """Refuse to continue from the tail of another network, or from another layer."""
+    if previous is None or not isinstance(tail, Tail):
+        return
+    origin = json.loads(metadata_of(previous)[TUNING_KEY])
+    for name, before, now in (
+        ("backbone", origin["backbone_sha256"], backbone.sha256),
+        ("train_from", origin["trained_after"], tail.input_name),
+    ):
+        if before != now:
+            raise ValueError(
+                f"warm_start: expected the {name} of the last fit, {before!r}, got "
+                f"{now!r}. Set warm_start=False to begin anew."
+            )
+
+
+def _previous(model: bytes, backbone: Backbone) -> AbstractContextManager[Backbone]:
+    """The model that the last fit tuned, as a backbone."""
+    return opened(model, tuned_name(backbone), backbone.preprocessing)
 
 
 def _rates(
@@ -247,10 +271,18 @@ def _train(
     tail: Tail | _HeadAlone,
     maps: Maps,
     plain: np.ndarray,
-    frozen: FrozenHeads,
+    start: HeadWeights,
     device: torch.device,
 ) -> tuple[TorchHead, Outcome]:
-    """Train tail and head, which starts from ridge; both keep their best weights."""
+    """Train tail and head, which starts from ridge; both keep their best weights.
+
+    Parameters
+    ----------
+    plain : ndarray of float32, shape (n_images, n_features)
+        Codes of the tail before training, without norm.
+    start : HeadWeights
+        Ridge on them.
+    """
     given, parts = task.parameters, task.parts
     recipe = Recipe(
         rates=_rates(given, backbone, tail),
@@ -264,28 +296,33 @@ def _train(
         precision=given["precision"],
         seed=task.seeds[0],
     )
-    centre: dict[str, Any] = {}
+    mean = np.zeros(parts.targets.values.shape[1])
+    spread = np.ones_like(mean)
     if parts.targets.kind == "regression":
         mean = parts.targets.values[parts.train].mean(axis=0)
-        centre = {"mean": mean, "spread": parts.spread}
-    magnitude, weights = float(np.abs(plain).mean()), frozen.start
+        spread = parts.spread
+    magnitude, interrupted = float(np.abs(plain[parts.train]).mean()), False
+
+    def head_of(weights: HeadWeights) -> TorchHead:
+        found: TorchHead = TorchHead(weights, magnitude, mean, spread).to(device)
+        return found
+
+    head = head_of(start)
     if given["head"] == "mlp":
         # A random head would first spoil the layers before it.
         rng = np.random.default_rng(recipe.seed)
-        weights = random_hidden(
-            *(plain.shape[1], hidden_sizes(given["hidden"]), weights, rng)
-        )
-        head = TorchHead(weights, magnitude, **centre).to(device)
+        sizes = hidden_sizes(given["hidden"])
+        head = head_of(random_hidden(plain.shape[1], sizes, rng, mean, spread))
         probe = replace(
             recipe, rates={}, max_epochs=_PROBE_EPOCHS, patience=_PROBE_PATIENCE
         )
-        rows = InMemory(plain)
-        train(nn.Identity(), head, rows, parts, probe, device, verbose=False)
-        weights = head.weights()
-    head = TorchHead(weights, magnitude, **centre).to(device)
+        rows, alone = Codes(plain), nn.Identity()
+        found = train(alone, head, rows, parts, probe, device, verbose=False)
+        if found.interrupted:
+            recipe, interrupted = replace(recipe, max_epochs=0), True
     verbose = bool(given["verbose"])
     outcome = train(tail.module, head, maps, parts, recipe, device, verbose=verbose)
-    return head, outcome
+    return head, replace(outcome, interrupted=outcome.interrupted or interrupted)
 
 
 # -- the pipeline --------------------------------------------------------------
@@ -309,13 +346,17 @@ def _tuned_codes(
     maps: Maps,
     outcome: Outcome,
     device: torch.device,
-) -> tuple[CNNCodeTransformer, tuple[bytes, str] | None]:
+) -> tuple[CNNCodeTransformer, bytes | None]:
     """The transformer of the tuned network, and its ONNX model."""
-    model = None
+    model = task.previous
     if isinstance(tail, Tail) and outcome.best_epoch:
-        model = tuned_model(backbone, tail, _provenance(task, backbone, outcome))
-    elif isinstance(tail, Tail) and task.previous is not None:
-        model = task.previous[0]
+        facts = _provenance(task, backbone, outcome)
+        # The tail was read from the model that it continues.
+        source: AbstractContextManager[Backbone] = nullcontext(backbone)
+        if task.previous is not None:
+            source = _previous(task.previous, backbone)
+        with source as read:
+            model = tuned_model(read, tail, facts)
     if model is None or not isinstance(tail, Tail):
         return _transformer(task).fit(task.images), None
     layer = backbone.layer(task.parameters["layer"])
@@ -332,7 +373,7 @@ def _tuned_codes(
             f"{error:.2g} of the largest value of a code. Expected {_TOLERANCE:g} at "
             "most. Another train_from may work; please report the network."
         )
-    return found, (model, tail.input_name)
+    return found, model
 
 
 def _provenance(task: Task, backbone: Backbone, outcome: Outcome) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class TorchHead(nn.Module):
         On power-normalised codes.
     magnitude : float
         Mean magnitude of the codes.
-    mean, spread : ndarray, shape (n_targets,), or float
+    mean, spread : ndarray, shape (n_targets,)
         Of the values to regress: weights are those of values without them, for which
         the rates are right.
     """
@@ -50,46 +51,47 @@ class TorchHead(nn.Module):
         self,
         weights: HeadWeights,
         magnitude: float,
-        mean: np.ndarray | float = 0.0,
-        spread: np.ndarray | float = 1.0,
+        mean: np.ndarray,
+        spread: np.ndarray,
     ) -> None:
         super().__init__()
-        self._mean, self._spread = np.asarray(mean), np.asarray(spread)
         self._small = max(_SMALL * magnitude, 1e-12)
         # Codes of unit length have values of about 1 / sqrt(d); multiplied by sqrt(d),
         # a step of the optimiser changes the logits as it would for other layers.
         self._scale = math.sqrt(len(weights.layers[0][0]))
         matrix, bias = weights.layers[-1]
-        last = (matrix / self._spread, (bias - self._mean) / self._spread)
-        for number, (matrix, bias) in enumerate([*weights.layers[:-1], last]):
-            factor = 1 / self._scale if number == 0 else 1.0
-            tensor = torch.tensor(matrix * factor, dtype=torch.float32)
-            self.register_parameter(f"weight_{number}", nn.Parameter(tensor))
-            tensor = torch.tensor(bias, dtype=torch.float32)
-            self.register_parameter(f"bias_{number}", nn.Parameter(tensor))
-        self._n_layers = len(weights.layers)
-        for name in ("mean", "spread"):
-            value = np.float32(getattr(self, f"_{name}"))
-            self.register_buffer(name, torch.tensor(value), persistent=False)
+        layers = [*weights.layers[:-1], (matrix / spread, (bias - mean) / spread)]
+        matrix, bias = layers[0]
+        layers[0] = (matrix / self._scale, bias)
+        self.matrices, self.biases = (
+            nn.ParameterList(torch.tensor(each, dtype=torch.float32) for each in kind)
+            for kind in zip(*layers, strict=True)
+        )
+        self.mean: torch.Tensor
+        self.spread: torch.Tensor
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("spread", torch.tensor(spread), persistent=False)
+
+    def _layers(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return zip(self.matrices, self.biases, strict=True)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         roots = _SignedRoots.apply(codes.float(), self._small)
         values = nn.functional.normalize(roots, eps=1e-20) * self._scale
-        for number in range(self._n_layers):
+        for number, (matrix, bias) in enumerate(self._layers()):
             values = torch.relu(values) if number else values
-            weight = getattr(self, f"weight_{number}")
-            values = values @ weight + getattr(self, f"bias_{number}")
-        return values * self.spread + self.mean
+            values = values @ matrix + bias
+        return values * self.spread.float() + self.mean.float()
 
     def weights(self) -> HeadWeights:
         """The weights as they are now, in float64."""
-        layers = []
-        for number in range(self._n_layers):
-            factor = 1 / self._scale if number == 0 else 1.0
-            weight = getattr(self, f"weight_{number}").detach().cpu().numpy()
-            bias = getattr(self, f"bias_{number}").detach().cpu().numpy()
-            # The codes are not multiplied by the scale outside of torch.
-            layers.append((weight.astype(np.float64) / factor, bias.astype(np.float64)))
+        layers = [
+            tuple(each.detach().cpu().numpy().astype(np.float64) for each in pair)
+            for pair in self._layers()
+        ]
+        # The codes are not multiplied by the scale outside of torch.
+        matrix, bias = layers[0]
+        layers[0] = (matrix * self._scale, bias)
+        mean, spread = (each.cpu().numpy() for each in (self.mean, self.spread))
         matrix, bias = layers[-1]
-        last = (matrix * self._spread, bias * self._spread + self._mean)
-        return HeadWeights([*layers[:-1], last])
+        return HeadWeights([*layers[:-1], (matrix * spread, bias * spread + mean)])

@@ -38,16 +38,17 @@ class Rows(Protocol):
         ...
 
 
-class InMemory:
+class Codes:
     """Codes in memory, for the training of a head alone."""
 
+    n_views = 1
+
     def __init__(self, codes: np.ndarray) -> None:
-        self.n_views = 1 if codes.ndim == 2 else codes.shape[1]
-        self._codes = codes.reshape(len(codes), self.n_views, -1)
+        self._codes = codes
 
     def read(self, images: np.ndarray, views: np.ndarray | int = 0) -> np.ndarray:
         """As `Rows`."""
-        found: np.ndarray = self._codes[images, views]
+        found: np.ndarray = self._codes[images]
         return found
 
 
@@ -168,7 +169,7 @@ def train(
     bar = progress_bar(total=total, desc="Fine-tune", unit="step", disable=not verbose)
     with bar:
         try:
-            training.note_epoch(0, math.nan)
+            training.note_epoch(math.nan)
             while not training.is_over:
                 training.run_epoch(bar)
                 bar.set_postfix(training.shown(), refresh=False)
@@ -240,7 +241,7 @@ class _Training:
         assert self.best is not None
         recipe, n_epochs = self._recipe, len(self.rows) - 1
         # The first epoch, with its warm-up, may be worse than none.
-        since = max(self.best.epoch, math.ceil(self._n_warm / self.n_steps))
+        since = max(self.best.epoch, 1)
         return n_epochs >= recipe.max_epochs or n_epochs - since >= recipe.patience
 
     def run_epoch(self, bar: Any) -> None:
@@ -253,7 +254,7 @@ class _Training:
             rows = slice(start, start + self._recipe.batch_size)
             losses.append(self._step_on(order[rows], views[rows]))
             bar.update(1)
-        self.note_epoch(len(self.rows), float(np.mean(losses)))
+        self.note_epoch(float(np.mean(losses)))
 
     def _step_on(self, images: np.ndarray, views: np.ndarray) -> float:
         """One step of the optimiser; returns the loss."""
@@ -314,8 +315,9 @@ class _Training:
         enabled = self._recipe.precision == "bfloat16"
         return torch.autocast(self._device.type, torch.bfloat16, enabled=enabled)
 
-    def note_epoch(self, epoch: int, loss: float) -> None:
+    def note_epoch(self, loss: float) -> None:
         """Validate, write the history, and keep the weights if they are the best."""
+        epoch = len(self.rows)
         self._model.eval()
         found = run_tail(self._model, self._maps, self._parts.valid, self._device)
         values = found.astype(np.float64)
@@ -340,7 +342,8 @@ class _Training:
         }
         self.rows.append(row)
         logger.info("fine-tuning: %s", row)
-        rank = (score, -validation_loss)
+        # A loss tells more of each image than whether it is right.
+        rank = (-validation_loss, score)
         if self.best is None or rank > self.best.rank:
             state = self._model.state_dict()
             copied = {name: each.detach().clone() for name, each in state.items()}

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sk_cnncodes.heads.head_comparison import make_splits, numbered
+from sk_cnncodes.heads.head_comparison import make_splits
+from sk_cnncodes.ranking.notes import group_numbers
 from sk_cnncodes.ranking.scoring import (
     Targets,
     is_worse,
-    log_likelihoods,
+    numbered,
     sample_scores,
     standard_error,
 )
@@ -30,6 +31,7 @@ class Parts:
     weights : ndarray of float, shape (n_images,)
         Of the images, those of their classes included.
     groups : ndarray of int, shape (n_images,), or None
+        From 0 on.
     """
 
     train: np.ndarray
@@ -43,6 +45,13 @@ class Parts:
         """The standard deviations of the targets, in the training part."""
         found: np.ndarray = self.targets.values[self.train].astype(float).std(axis=0)
         return np.where(found > 0, found, 1.0)
+
+    def groups_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """What is left out together of some images; None where that is all of them."""
+        if self.groups is None or len(np.unique(self.groups[rows])) < 2:
+            return None
+        found: np.ndarray = self.groups[rows]
+        return found
 
     def samples(self, values: np.ndarray) -> np.ndarray:
         """What each validation image adds to the score, which is their mean.
@@ -67,13 +76,17 @@ class Parts:
         return decide(frozen, tuned, targets, scoring, weights=weights, groups=groups)
 
     def loss(self, values: np.ndarray) -> float:
-        """The log-loss of validation images, or their squared error over the spread."""
+        """What chooses the epoch.
+
+        The log-loss of validation images with the temperature that suits it, or their
+        squared error over the spread.
+        """
         targets = self.targets.take(self.valid)
         if targets.kind == "regression":
             errors = (values - targets.values) / self.spread
             losses = (errors**2).mean(axis=1)
         else:
-            losses = -log_likelihoods(values, targets.numbers)
+            losses = -sample_scores(values, targets, "neg_log_loss")
         return float(np.average(losses, weights=self.weights[self.valid]))
 
 
@@ -141,13 +154,7 @@ def make_parts(
         If the validation part would be empty, or have one class only.
     """
     if groups is not None:
-        groups = np.asarray(groups)
-        if groups.shape != (len(y),):
-            raise ValueError(
-                f"groups: expected one for each of the {len(y)} images, got the shape "
-                f"{groups.shape}."
-            )
-        groups = numbered(groups)
+        groups = group_numbers(groups, len(y))
     if targets.kind == "classification":
         sizes = np.bincount(targets.numbers[weights > 0])
         if sizes.max() < 2:
@@ -189,8 +196,7 @@ def decide(
 
     Its score must be higher, and its log-likelihood higher by a paired t test at 5%;
     for values, R2. Hits alone tell too little: a few images more that are right can be
-    chance, the more so as the epoch was chosen by them, and a likelihood says of each
-    image how much better it is.
+    chance, and a likelihood says of each image how much better it is.
 
     Parameters
     ----------

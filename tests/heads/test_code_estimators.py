@@ -14,7 +14,6 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import Pipeline
-from sklearn.utils import Tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.metaestimators import available_if
 
@@ -33,6 +32,7 @@ from sk_cnncodes.heads.code_estimators import _has_probabilities
 from sk_cnncodes.heads.head_comparison import make_splits
 from sk_cnncodes.ranking.scoring import read_targets
 from tests.forwards import counted_forwards
+from tests.rows import TakesRows
 from tests.versions import HAS_TEMPERATURE
 
 DIGITS = load_digits()
@@ -331,37 +331,13 @@ def test_folds_are_stratified_and_as_many_as_the_smallest_class_allows() -> None
         assert not set(train) & set(test)
 
 
-class _Rows:
-    """Turns rows of numbers into images, as in tests/codes/test_estimator_checks.py."""
-
-    def fit(self, X: Any, y: Any, groups: Any = None) -> Any:
-        return super().fit(self._images(X, reset=True), y)  # type: ignore[misc]
-
-    def predict(self, X: Any) -> np.ndarray:
-        return super().predict(self._images(X, reset=False))  # type: ignore[misc]
-
-    def _images(self, X: Any, *, reset: bool) -> list[np.ndarray]:
-        from sklearn.utils.validation import check_is_fitted, validate_data
-
-        if not reset:
-            check_is_fitted(self)
-        X = validate_data(self, X, reset=reset, dtype=np.float64)
-        return [row[None] for row in 0.5 + np.arctan(X) / np.pi]
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()  # type: ignore[misc]
-        tags.input_tags.two_d_array = True
-        tags.input_tags.string = False
-        return tags
-
-
-class RowsClassifier(_Rows, CNNCodeClassifier):
+class RowsClassifier(TakesRows, CNNCodeClassifier):
     @available_if(_has_probabilities)
     def predict_proba(self, X: Any) -> np.ndarray:
         return super().predict_proba(self._images(X, reset=False))
 
 
-class RowsRegressor(_Rows, CNNCodeRegressor):
+class RowsRegressor(TakesRows, CNNCodeRegressor):
     pass
 
 

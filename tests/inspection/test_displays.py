@@ -28,6 +28,7 @@ from sk_cnncodes import (
     NeighboursDisplay,
     ReliabilityDisplay,
     code_search,
+    report,
 )
 from sk_cnncodes.inspection import codes_map
 from sk_cnncodes.inspection.codes_map import project
@@ -324,3 +325,5 @@ def test_fine_tuning_of_an_estimator() -> None:
         some.gain_error_,
     )
     assert display.decision == some.decision_
+    pytest.importorskip("jinja2")
+    assert 'id="h-tuning"' in report(some, X, Y).html

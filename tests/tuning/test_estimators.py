@@ -19,7 +19,6 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.utils import Tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sk_cnncodes import (
@@ -40,6 +39,7 @@ from sk_cnncodes import (
 from sk_cnncodes.cache.shared_folder import shared_folder
 from tests import networks
 from tests.forwards import counted_forwards
+from tests.rows import TakesRows
 
 torch = pytest.importorskip("torch")
 
@@ -281,33 +281,71 @@ def test_warm_start_continues(path: str) -> None:
         found.fit(IMAGES[:400], Y[:400])
 
 
+def test_warm_start_keeps_what_is_not_trained_again(path: str) -> None:
+    found = FineTunedClassifier(path, **{**FEW, "max_epochs": 3}, warm_start=True)
+    found.fit(IMAGES[:1000], Y[:1000])
+    first = found.history_["validation_loss"][found.best_epoch_]
+    assert found.is_tuned_ and found.best_epoch_
+    rates = {"learning_rate": {-2: 0.0, -1: 3e-4}, "head_learning_rate": 3e-4}
+    found.set_params(**rates, max_epochs=8)
+    found.fit(IMAGES[:1000], Y[:1000])
+    assert found.is_tuned_ and found.best_epoch_
+    assert found.history_["validation_loss"][found.best_epoch_] < first
+
+
+def test_warm_start_refuses_another_network(path: str, tmp_path: Path) -> None:
+    found = FineTunedClassifier(path, **FEW, warm_start=True)
+    found.fit(IMAGES[:400], Y[:400])
+    model = onnx.load(path)
+    model.producer_name = "another"
+    found.set_params(backbone=networks.save(model, tmp_path / "other.onnx"))
+    with pytest.raises(ValueError, match="warm_start: expected the backbone"):
+        found.fit(IMAGES[:400], Y[:400])
+
+
 # -- weights, groups, values ---------------------------------------------------
 
 
-def test_groups_stay_together(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_stay_together(path: str) -> None:
     groups = np.arange(300) // 3
-    seen: dict[str, Any] = {}
-    train = training.train
-
-    def noting(*arguments: Any, **options: Any) -> Any:
-        seen["parts"] = arguments[3]
-        return train(*arguments, **options)
-
-    monkeypatch.setattr("sk_cnncodes.tuning.run.train", noting)
-    FineTunedClassifier(path, **{**FEW, "max_epochs": 1}).fit(
+    found = FineTunedClassifier(path, **{**FEW, "max_epochs": 1}).fit(
         IMAGES[:300], Y[:300], groups=groups
     )
-    parts = seen["parts"]
-    assert not set(groups[parts.train]) & set(groups[parts.valid])
+    valid = found.validation_rows_
+    trained = np.setdiff1d(np.arange(300), valid)
+    assert len(valid) and not set(groups[trained]) & set(groups[valid])
+
+
+@pytest.mark.parametrize("kind", [FineTunedClassifier, FineTunedRegressor])
+def test_few_groups(path: str, kind: Any) -> None:
+    """One group validates: nothing says what chance does, and the frozen is kept."""
+    groups = np.arange(100) % 5
+    found = kind(path, **{**FEW, "max_epochs": 1})
+    found.fit(IMAGES[:100], Y[:100], groups=groups)
+    assert len(set(groups[found.validation_rows_])) == 1
+    assert not found.is_tuned_
+
+
+def test_copies_are_said(path: str) -> None:
+    found = FineTunedClassifier(path, **{**FEW, "max_epochs": 1})
+    found.fit(IMAGES[:50], Y[:50])
+    assert found.notes_ == []
+    (note,) = found.fit(IMAGES[:50] * 2, np.r_[Y[:50], Y[:50]]).notes_
+    assert note.startswith("50 images are copies of others")
 
 
 def test_images_of_weight_zero_are_left_out(path: str) -> None:
-    y = np.r_[Y[:200], np.zeros(50, int)]
+    y = np.r_[Y[:200], np.arange(50) % 10]
     weights = np.r_[np.ones(200), np.zeros(50)]
-    X = IMAGES[:200] + [np.zeros((8, 8), np.uint8)] * 50
-    found = FineTunedClassifier(path, **FEW).fit(X, y, weights)
-    assert "validation images" in found.decision_
-    assert found.frozen_head_ == "ridge"
+    found = []
+    for ink in (0, 255):
+        X = IMAGES[:200] + [np.full((8, 8), ink, np.uint8)] * 49 + IMAGES[300:301]
+        found.append(FineTunedClassifier(path, **FEW).fit(X, y, weights))
+    for model in found:
+        assert model.frozen_head_ == "ridge"
+        assert model.validation_rows_.max() < 200
+    for name in ("loss", "validation_loss"):
+        np.testing.assert_array_equal(*(model.history_[name] for model in found))
     for bad in (-weights, weights * np.nan, weights * 0, weights[:3]):
         with pytest.raises(ValueError, match="sample_weight: expected"):
             FineTunedClassifier(path, **FEW).fit(X, y, bad)
@@ -317,7 +355,17 @@ def test_class_weights_count_in_the_validation(path: str) -> None:
     rows = np.r_[np.flatnonzero(Y == 0)[:100], np.flatnonzero(Y == 8)[:20]]
     X, y = [IMAGES[row] for row in rows], Y[rows]
     found = FineTunedClassifier(path, **FEW, class_weight="balanced").fit(X, y)
-    assert found.score(X, y) > 0.8
+    recalls = [
+        found.score([x for x, c in zip(X, y, strict=True) if c == k], [k] * n)
+        for k, n in ((0, 100), (8, 20))
+    ]
+    assert min(recalls) > 0.8
+    if not found.is_tuned_:
+        return
+    valid = found.validation_rows_
+    weights = np.where(y == 8, 5.0, 1.0)[valid]
+    right = found.predict([X[row] for row in valid]) == y[valid]
+    assert found.tuned_score_ == pytest.approx(np.average(right, weights=weights))
 
 
 def test_values_are_regressed(path: str, tmp_path: Path) -> None:
@@ -329,6 +377,34 @@ def test_values_are_regressed(path: str, tmp_path: Path) -> None:
     several = FineTunedRegressor(path, **FEW, head="mlp").fit(IMAGES[:300], both[:300])
     assert several.predict(IMAGES[:3]).shape == (3, 2)
     assert several.score(IMAGES[500:700], both[500:700]) > 0.3
+    # Wherever zero is.
+    far = FineTunedRegressor(path, **FEW, head="mlp")
+    assert far.fit(IMAGES[:400], values[:400] + 1e5).tuned_score_ > 0.3
+
+
+def test_how_it_is_trained(path: str) -> None:
+    """Mixup, smoothing, half precision, early stops; torch is as it was afterwards."""
+    threads = torch.get_num_threads()
+
+    def fitted(**parameters: Any) -> FineTunedClassifier:
+        model = FineTunedClassifier(path, **{**FEW, "max_epochs": 2, **parameters})
+        return model.fit(IMAGES[:200], Y[:200])
+
+    plain = fitted().history_["loss"][1:]
+    for parameters in (
+        {"mixup": 0.4},
+        {"label_smoothing": 0.2},
+        {"weight_decay": 10.0},
+        {"precision": "bfloat16"},
+    ):
+        losses = fitted(**parameters).history_["loss"][1:]
+        assert np.isfinite(losses).all() and losses != plain, parameters
+    still = fitted(learning_rate=1e-12, head_learning_rate=1e-12, max_epochs=9)
+    assert still.n_iter_ < 9
+    fitted(n_jobs=1)
+    with pytest.raises(FloatingPointError):
+        fitted(learning_rate=1e30, n_jobs=1)
+    assert torch.get_num_threads() == threads
 
 
 # -- scikit-learn --------------------------------------------------------------
@@ -366,36 +442,12 @@ def test_it_is_cloned_and_stands_in_a_pipeline(model: FineTunedClassifier) -> No
     assert pipeline.predict(IMAGES[:5]).shape == (5,)
 
 
-class _Rows:
-    """Turns rows of numbers into images, as in tests/heads/test_code_estimators.py."""
-
-    def fit(self, X: Any, y: Any, groups: Any = None) -> Any:
-        return super().fit(self._images(X, reset=True), y)  # type: ignore[misc]
-
-    def predict(self, X: Any) -> np.ndarray:
-        return super().predict(self._images(X, reset=False))  # type: ignore[misc]
-
-    def _images(self, X: Any, *, reset: bool) -> list[np.ndarray]:
-        from sklearn.utils.validation import check_is_fitted, validate_data
-
-        if not reset:
-            check_is_fitted(self)
-        X = validate_data(self, X, reset=reset, dtype=np.float64)
-        return [row[None] for row in 0.5 + np.arctan(X) / np.pi]
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()  # type: ignore[misc]
-        tags.input_tags.two_d_array = True
-        tags.input_tags.string = False
-        return tags
-
-
-class RowsClassifier(_Rows, FineTunedClassifier):
+class RowsClassifier(TakesRows, FineTunedClassifier):
     def predict_proba(self, X: Any) -> np.ndarray:
         return super().predict_proba(self._images(X, reset=False))
 
 
-class RowsRegressor(_Rows, FineTunedRegressor):
+class RowsRegressor(TakesRows, FineTunedRegressor):
     pass
 
 
@@ -484,6 +536,19 @@ def test_an_interrupt_keeps_the_best_so_far(
         found.fit(IMAGES[:300], Y[:300])
     assert found.n_iter_ == epoch
     assert found.score(IMAGES[500:600], Y[500:600]) > 0.3
+
+
+def test_an_interrupt_of_a_head_that_is_trained_alone(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Training, "_step_on", interrupted)
+    found = FineTunedClassifier(path, **FEW, head="mlp")
+    with pytest.warns(UserWarning, match="interrupted after epoch 0 of 8"):
+        found.fit(IMAGES[:300], Y[:300])
+    assert found.n_iter_ == 0
 
 
 def test_an_interrupt_while_maps_are_computed_leaves_nothing(

@@ -21,8 +21,16 @@ Y = np.arange(60) % 3
 
 
 def weights_of(n_targets: int, hidden: tuple[int, ...]) -> HeadWeights:
-    last = HeadWeights([(RNG.normal(size=(12, n_targets)), RNG.normal(size=n_targets))])
-    return random_hidden(12, hidden, last, RNG) if hidden else last
+    mean, spread = RNG.normal(size=(2, n_targets))
+    if hidden:
+        return random_hidden(12, hidden, RNG, mean, spread)
+    return HeadWeights([(RNG.normal(size=(12, n_targets)), mean)])
+
+
+def of_logits(weights: HeadWeights) -> TorchHead:
+    n_targets = len(weights.layers[-1][1])
+    magnitude = float(CODES.mean())
+    return TorchHead(weights, magnitude, np.zeros(n_targets), np.ones(n_targets))
 
 
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 5)])
@@ -31,7 +39,7 @@ def test_torch_and_scikit_learn_give_the_same(
     hidden: tuple[int, ...], n_classes: int
 ) -> None:
     weights = weights_of(n_classes, hidden)
-    head = TorchHead(weights, float(CODES.mean()))
+    head = of_logits(weights)
     with torch.no_grad():
         logits = head(torch.from_numpy(CODES)).numpy()
     classes = np.array(["a", "b", "c"])[:n_classes]
@@ -59,7 +67,7 @@ def test_values_keep_their_mean_and_spread(hidden: Any, one: bool) -> None:
 def test_slopes_are_finite_where_codes_are_zero() -> None:
     codes = torch.tensor(CODES, requires_grad=True)
     dead = torch.zeros(1, 12, requires_grad=True)
-    head = TorchHead(weights_of(3, ()), float(CODES.mean()))
+    head = of_logits(weights_of(3, ()))
     (head(codes).sum() + head(dead).sum()).backward()
     assert codes.grad is not None and dead.grad is not None
     assert torch.isfinite(codes.grad).all() and torch.isfinite(dead.grad).all()
@@ -68,7 +76,7 @@ def test_slopes_are_finite_where_codes_are_zero() -> None:
 def test_slopes_are_those_of_differences() -> None:
     codes = torch.rand(4, 12, generator=torch.Generator().manual_seed(0)) + 0.5
     codes.requires_grad_()
-    head = TorchHead(weights_of(3, ()), 1.0)
+    head = of_logits(weights_of(3, ()))
     weights = torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
     (head(codes) * weights).sum().backward()
     step = 1e-3

@@ -13,7 +13,6 @@ import numpy as np
 import typer
 
 from sk_cnncodes.cli.common.frame import note, parse_layer
-from sk_cnncodes.cli.common.splitting import group_numbers
 from sk_cnncodes.datasets.labelled_images import LabelledImages
 
 if TYPE_CHECKING:
@@ -142,7 +141,8 @@ class Tuning:
 
         found = FineTuningDisplay.from_estimator(self.estimator)
         found.is_tuned, found.decision = self.taken, self.decision()
-        if found.scoring == self.scoring and _class_weight(self.estimator) is None:
+        weighted = getattr(self.estimator, "class_weight", None) is not None
+        if found.scoring == self.scoring and not weighted:
             found.frozen_score = self.found.frozen_score
             found.gain_error = self.found.error
         return found
@@ -369,15 +369,11 @@ def _trained(
     return estimator
 
 
-def _class_weight(estimator: Any) -> Any:
-    return getattr(estimator, "class_weight", None)
-
-
 def _against_chosen(
     tuning: Tuning, model: CNNCodeClassifier | CNNCodeRegressor
 ) -> Tuning:
     """Compare with the chosen codes and head, on the same images and by its scoring."""
-    from sk_cnncodes.ranking.scoring import read_targets
+    from sk_cnncodes.ranking.scoring import numbered, read_targets
     from sk_cnncodes.tuning.validation import decide
 
     train, pipeline = tuning.train, tuning.estimator.pipeline_
@@ -394,7 +390,7 @@ def _against_chosen(
     targets, _ = read_targets(np.asarray(train.targets), scoring)
     groups = None
     if train.groups is not None:
-        groups = group_numbers([train.groups[row] for row in rows])
+        groups = numbered([train.groups[row] for row in rows])
     return replace(
         tuning,
         scoring=scoring,

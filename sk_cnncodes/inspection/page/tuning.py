@@ -44,7 +44,7 @@ def tuning_section(display: FineTuningDisplay) -> dict[str, Any]:
         for row in range(len(scores))
     ]
     header = ["epoch", "training loss", "validation loss", "validation score"]
-    header += ["rate of the last block", "rate of the head", "seconds"]
+    header += ["largest rate of a block", "rate of the head", "seconds"]
     return {
         "decision": display.decision,
         "figure": figure(

@@ -60,7 +60,6 @@ class TailModule(torch.nn.Module):
         self._buffer_names: dict[str, str] = {}
         self._whole: dict[str, Tensor] = {}
         self._run = self._planned(self._computed_once(plan, steps))
-        # No cache of named_parameters: torch calls it seldom.
 
     def named_parameters(  # type: ignore[override, unused-ignore]
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -181,8 +180,8 @@ def _affine(
     node: TailNode, x: Tensor, gain: Tensor, bias: Tensor, mean: Tensor
 ) -> Tensor:
     """BatchNormalization whose gain has the deviation folded in."""
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    return (x - mean.reshape(shape)) * gain.reshape(shape) + bias.reshape(shape)
+    mean, gain, bias = (windows.channels(each, x.ndim) for each in (mean, gain, bias))
+    return (x - mean) * gain + bias
 
 
 def pooled(values: Tensor, layer: Layer, pooling: str) -> Tensor:

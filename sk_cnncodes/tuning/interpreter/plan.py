@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -112,14 +112,14 @@ def plan_tail(
     opset = default_opset(model)
     nodes = [read_node(node, opset) for node in part.graph.node]
     boundaries = _boundaries(backbone, nodes, start, end.name)
-    _check_operators(backbone, nodes, known, boundaries, start)
+    depths = _depths(nodes, boundaries)
+    _check_operators(backbone, nodes, known, boundaries, depths, start)
     embed_external_data(part, backbone.path.parent)
     arrays = _constants(part)
     varying = _dependents(nodes, {start})
     finder = WeightFinder(nodes, arrays, varying, _needed_before(view, start))
     foldings = _foldings(nodes, finder, end.name)
     weights = _weights(finder, foldings)
-    depths = _depths(nodes, boundaries)
     blocks = {}
     for weight in weights:
         uses = [n for n in nodes if n.outputs[0] in {out for out, _ in weight.slots}]
@@ -251,10 +251,10 @@ def _check_operators(
     nodes: list[TailNode],
     known: Collection[str],
     boundaries: list[Layer],
+    depths: Mapping[str, int],
     start: str,
 ) -> None:
     """Refuse what cannot be trained, before anything is computed."""
-    depths = _depths(nodes, boundaries)
     for node in nodes:
         operator = node.operator.rpartition(".")[2]
         depth = depths[node.outputs[0]]

@@ -25,8 +25,8 @@ def _listed(node: TailNode, name: str, given: Tensor | None) -> list[int] | None
     return stated
 
 
-def identity(node: TailNode, x: Tensor, *_: Any) -> Tensor:
-    """Identity; Dropout, which does nothing after training."""
+def identity(node: TailNode, x: Tensor) -> Tensor:
+    """Identity."""
     return x
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -227,8 +226,3 @@ def is_constant_normalisation(node: TailNode, arrays: Mapping[str, np.ndarray]) 
     if node.operator != "BatchNormalization" or node.get("training_mode", 0):
         return False
     return all(name in arrays for name in node.inputs[1:5])
-
-
-def count_of(weights: list[Weight]) -> int:
-    """Number of trained values."""
-    return sum(math.prod(weight.value.shape) for weight in weights)

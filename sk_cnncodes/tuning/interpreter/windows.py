@@ -245,7 +245,7 @@ def global_max_pool(node: TailNode, x: Tensor) -> Tensor:
 # -- normalisations ----------------------------------------------------------
 
 
-def _channels(values: Tensor, rank: int) -> Tensor:
+def channels(values: Tensor, rank: int) -> Tensor:
     """A vector of channels, to be broadcast along axis 1."""
     return values.reshape(1, -1, *[1] * (rank - 2))
 
@@ -261,8 +261,8 @@ def batch_normalization(
         var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
     gain = scale / torch.sqrt(var + node.get("epsilon", 1e-5))
     rank = x.ndim
-    shifted = x - _channels(mean, rank)
-    return shifted * _channels(gain, rank) + _channels(bias, rank)
+    shifted = x - channels(mean, rank)
+    return shifted * channels(gain, rank) + channels(bias, rank)
 
 
 def layer_normalization(
