@@ -58,9 +58,12 @@ LATE_MODULES = {
     },
     "cli.evaluate": {"inspection.predicting"},
     "cli.common.fine_tuning": {
-        *("backbones.loading", "export.model_card", "inspection.tuning_display"),
-        *("ranking.ranked_codes", "ranking.scoring"),
-        *("tuning.estimators", "tuning.fitting", "tuning.tail"),
+        *("backbones.loading", "ranking.scoring"),
+        *("tuning.estimators", "tuning.fitting", "tuning.frozen", "tuning.tail"),
+        "tuning.validation",
+    },
+    "cli.common.tuning": {
+        *("export.model_card", "inspection.tuning_display", "ranking.ranked_codes"),
     },
     "cli.common.models": {"cache.code_cache", "codes.persistence", "codes.saving"},
     "cli.serving.predictor": {

@@ -15,7 +15,7 @@ from sk_cnncodes.cli.common.held_out import held_out_figures, shown_interval
 from sk_cnncodes.datasets.labelled_images import LabelledImages
 
 if TYPE_CHECKING:
-    from sk_cnncodes.cli.common.fine_tuning import Tuning
+    from sk_cnncodes.cli.common.tuning import Tuning
     from sk_cnncodes.heads.code_estimators import CNNCodeClassifier, CNNCodeRegressor
     from sk_cnncodes.inspection.evaluation import Evaluation
 
