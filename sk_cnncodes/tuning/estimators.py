@@ -148,7 +148,7 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
     The tuned model is taken if, on the validation part, its accuracy is higher and its
     log-likelihood is higher by more than chance: a paired t test at 5%, on the images
     or on their groups. Accuracy alone was tried: with a few hundred images it took
-    models that were 1 to 8 points worse on new images, since the best of several epochs
+    models that were 1 to 7 points worse on new images, since the best of several epochs
     is ahead by chance. A frozen model is then fitted to all images; a tuned one is not
     trained again.
 
