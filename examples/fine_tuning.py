@@ -10,10 +10,11 @@ not know, and on many of them.
 
 The third and fourth show which model `FineTunedClassifier` took. The frozen one, which
 is kept where the tuned one is not better on validation images by more than chance, has
-the better one of two heads, and is fitted to all images. With this small backbone, it is
-kept in all three. With mobilenet_v2 and 6,000 pictures of clothes, the tuned one is taken
-and is a little better: 90.4% of 2,000 new images against 90.2%. With 200 to 1,000, tuned
-models that were taken for a few more hits were 1 to 7 points worse on new images.
+the better one of two heads, and is fitted to all images. With this small backbone, it
+is kept in all three. With mobilenet_v2 and 6,000 pictures of clothes, the tuned one is
+taken and is a little better: 90.4% of 2,000 new images against 90.2%. With 200 to
+1,000, tuned models that were taken for a few more hits were 1 to 7 points worse on new
+images.
 
 This example needs `pip install 'sk-cnncodes[torch]'`, some minutes, and data, which it
 does not fetch: `python examples/fine_tuning.py --data FOLDER`, where FOLDER has

@@ -53,8 +53,8 @@ def tuning_section(display: FineTuningDisplay) -> dict[str, Any]:
             (6.4, 7),
             f"Validation {display.scoring} by epoch: {'; '.join(scores)}{unit}. "
             f"Frozen: {factor * display.frozen_score:.{digits}f}.",
-            "Epoch 0 is before training, with a head from ridge. Grey: the frozen model, "
-            "and one standard error of the difference to it on either side.",
+            "Epoch 0 is before training, with a head from ridge. Grey: the frozen "
+            "model, and one standard error of the difference to it on either side.",
         ),
         "table": Table(
             f"Fine-tuning by epoch; validation {display.scoring}{unit}; rates at the "
