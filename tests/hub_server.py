@@ -52,6 +52,8 @@ class Hub:
     cuts: int = 0
     # Whether the storage sends other bytes of the same number.
     lies: bool = False
+    # Whether the list of files has no digests, as of a poor mirror.
+    no_digests: bool = False
     # Status of all answers of the API, if any.
     status: int | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -144,6 +146,9 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = []
         for path, content in files.items():
             facts = {"rfilename": path, "size": len(content)}
+            if self.hub.no_digests:
+                siblings.append(facts)
+                continue
             facts["blobId"] = git_digest(content)
             if path.endswith(LARGE):
                 sha256 = hashlib.sha256(content).hexdigest()

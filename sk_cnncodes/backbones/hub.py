@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,13 +30,11 @@ from sk_cnncodes.base.files import atomic_write, file_sha256
 from sk_cnncodes.base.forks import import_fork_safe
 from sk_cnncodes.base.home import cache_dir, is_offline
 from sk_cnncodes.base.logs import logger
-from sk_cnncodes.graphs.reading import external_data_files, read_outline
+from sk_cnncodes.graphs.reading import COMMIT, external_data_files, read_outline
 from sk_cnncodes.images.preprocessing_formats import (
     CONFIGURATION_FILES,
     configuration_folders,
 )
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass
@@ -153,8 +150,10 @@ def _pinned(hub: Any, address: HubAddress, pin_path: Path | None) -> HubFile | N
     DownloadError
         If a file has changed.
     """
+    if pin_path is None:
+        return None
     try:
-        pin = json.loads((pin_path or Path()).read_text(encoding="utf-8"))
+        pin = json.loads(pin_path.read_text(encoding="utf-8"))
         if pin["address"] != str(address):
             return None
         pinned = HubAddress(address.repository, pin["commit"], pin["file"])
@@ -214,7 +213,7 @@ def _fetch_all(
         )
     listed = {s.rfilename: _etag(s) for s in info.siblings or []}
     file = choose_file(address, list(listed))
-    if not _COMMIT.fullmatch(str(info.sha)):
+    if not COMMIT.fullmatch(str(info.sha)):
         raise DownloadError(
             f"backbone={text!r}: the Hub states no commit of revision "
             f"{address.revision!r}, got {info.sha!r}."
@@ -280,6 +279,11 @@ def _fetch(
     bar: dict[str, Any],
 ) -> Path:
     """Fetch a file into the Hub's cache, unless it is there, and compare its digest."""
+    if etag is None:
+        raise DownloadError(
+            f"backbone='{address}': the Hub, or a mirror (HF_ENDPOINT), states no "
+            f"digest of the file {name!r}. Expected one, which it is compared with."
+        )
     digest = ""
     for force in (False, True):  # a damaged file in the cache is fetched again, once
         with hub_faults.in_plain_words(hub, address, name):
@@ -292,7 +296,7 @@ def _fetch(
                 etag_timeout=hub.constants.HF_HUB_ETAG_TIMEOUT,
             )
         digest = _digest_like(Path(path), etag)
-        if etag is None or digest == etag:
+        if digest == etag:
             return Path(path)
     with suppress(OSError):
         Path(os.path.realpath(path)).unlink()
@@ -304,9 +308,9 @@ def _fetch(
     )
 
 
-def _digest_like(path: Path, etag: str | None) -> str:
+def _digest_like(path: Path, etag: str) -> str:
     """Digest of a file, of the kind that the Hub states."""
-    if etag is None or len(etag) == 64:
+    if len(etag) == 64:
         return file_sha256(path)
     content = path.read_bytes()
     header = b"blob %d\0" % len(content)

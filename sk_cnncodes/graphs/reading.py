@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 OLDEST_OPSET = 7
 # Stands for a side of an image that the file does not state.
 _ANY_SIDE = 224
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+# What the Hub calls a commit.
+COMMIT = re.compile(r"[0-9a-f]{40}")
 # Fields of a tensor that hold its elements.
 _VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data")
 
@@ -370,9 +371,7 @@ def _is_hub_blob(folder: Path, name: str, file: Path) -> bool:
         return False
     for snapshot in (folder, *folder.parents):
         repository = snapshot.parent.parent
-        is_one = snapshot.parent.name == "snapshots" and _COMMIT.fullmatch(
-            snapshot.name
-        )
+        is_one = snapshot.parent.name == "snapshots" and COMMIT.fullmatch(snapshot.name)
         if is_one and repository.name.startswith("models--"):
             blobs = (repository / "blobs", repository.parent / "blobs")
             return any(file.is_relative_to(each) for each in blobs)

@@ -500,6 +500,13 @@ def test_other_bytes_are_refused(hub: Hub, tmp_path: Path) -> None:
     assert load_backbone(ADDRESS).layer(-1).n_channels > 0
 
 
+def test_files_without_a_digest_are_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.no_digests = True
+    with pytest.raises(DownloadError, match="states no digest of .*'onnx/model.onnx'"):
+        load_backbone(ADDRESS)
+    assert (cached_files(tmp_path), hub.fetched()) == ([], [])
+
+
 def test_private_and_gated_repositories(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
