@@ -394,8 +394,10 @@ class _Words:
 
     def next_command(self, folder: str, options: Sequence[str]) -> str:
         if self.chosen.backbone == GIVEN:
+            norm = self.figures.norm_left
+            first = "" if norm is None else f"normalise the codes ({norm}) and "
             return (
-                f"normalise the codes ({self.chosen.norm}) and fit a head to them, "
+                f"{first}fit a head to {'the codes' if norm is None else 'them'}, "
                 "such as SGDClassifier by partial_fit over codes.iter_batches()"
             )
         best, joined = self.chosen, self.figures.joined_layers

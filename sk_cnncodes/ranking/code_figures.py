@@ -95,6 +95,7 @@ def code_figures(
         last_doubling=last_doubling,
         next_doubling=next_doubling,
         training_score=measured.training_score(chosen),
+        norm_left=codes_of(chosen).norm,
         least_per_class=None if counts is None else float(counts.min()),
         mean_per_class=None if counts is None else float(counts.mean()),
     )

@@ -230,6 +230,9 @@ class CodeFigures:
         What as many images again would add, if the loss fell by the same factor.
     training_score : float
         Of the same ridge classifier or regression on the images that it is fitted to.
+    norm_left : str or None
+        The norm that the recommended codes do not have yet; None if they were stored
+        with it.
     least_per_class, mean_per_class : float or None
         Number of images of the smallest class, and of a class on average.
     """
@@ -244,6 +247,7 @@ class CodeFigures:
     last_doubling: Difference | None
     next_doubling: Difference | None
     training_score: float
+    norm_left: str | None
     least_per_class: float | None
     mean_per_class: float | None
 

@@ -139,7 +139,7 @@ class NormedCodes:
         rows: np.ndarray | None = None,
     ) -> None:
         self._parts = parts
-        self._norm = norm
+        self.norm = norm
         self._rows = rows
         n_rows = len(parts[0]) if rows is None else len(rows)
         self.shape = n_rows, sum(part.shape[1] for part in parts)
@@ -147,7 +147,7 @@ class NormedCodes:
     def take(self, rows: np.ndarray) -> NormedCodes:
         """The codes of some samples, which are not read yet."""
         rows = rows if self._rows is None else self._rows[rows]
-        return NormedCodes(self._parts, self._norm, rows)
+        return NormedCodes(self._parts, self.norm, rows)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -155,7 +155,5 @@ class NormedCodes:
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         """The codes of some samples."""
         rows = rows if self._rows is None else self._rows[rows]
-        normed = [
-            apply_norm(np.asarray(part[rows]), self._norm) for part in self._parts
-        ]
+        normed = [apply_norm(np.asarray(part[rows]), self.norm) for part in self._parts]
         return normed[0] if len(normed) == 1 else np.hstack(normed)

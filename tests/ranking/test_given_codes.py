@@ -122,6 +122,9 @@ def test_a_stored_norm_is_not_applied_again(tmp_path: Path) -> None:
     assert any('stored with norm="power"' in note for note in ranking.notes)
     expected = rank_codes(codes, y, norms="power", gammas=())
     assert [row.norm for row in ranking.rows] == ["power"]
+    # Nor is it advised a second time.
+    assert ranking.advice().next_command.startswith("fit a head to the codes, such as")
+    assert expected.advice().next_command.startswith("normalise the codes (power) and")
     assert ranking.best.score == pytest.approx(expected.best.score, abs=1e-6)
 
 
