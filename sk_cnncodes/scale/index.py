@@ -186,19 +186,22 @@ class CodeIndex:
             keys = checked_keys(keys, len(codes))
         self._check_length(codes.shape[1])
         if len(self) and self.spec is None:
-            spec = None  # codes that are of nobody knows what are there
+            spec = None  # some codes there have no known spec
         self._check_spec(spec)
-        self.spec = spec
-        self.code_length = codes.shape[1]
         for part_keys, part in code_batches(codes, keys):
-            self._add(part_keys, np.asarray(part, np.float32))
+            self._add(part_keys, np.asarray(part, np.float32), spec)
+        self.spec, self.code_length = spec, codes.shape[1]
         return self
 
-    def _add(self, keys: list[str], codes: np.ndarray) -> None:
+    def _add(self, keys: list[str], codes: np.ndarray, spec: str | None) -> None:
         finite = np.isfinite(codes).all(axis=1)
-        self.n_left_out += int((~finite).sum())
         # The last row of a key.
         rows = {key: row for row, key in enumerate(keys) if finite[row]}
+        if self._codes is not None:
+            # Before anything is changed: then the old codes of these keys stay.
+            self._codes.check(codes[list(rows.values())])
+        self.spec, self.code_length = spec, codes.shape[1]
+        self.n_left_out += int((~finite).sum())
         if not rows:
             return
         names, numbers = self._own_keys()

@@ -34,6 +34,9 @@ class Codes(Protocol):
     kind: str
 
     def __len__(self) -> int: ...
+    def check(self, codes: np.ndarray) -> None:
+        """Refuse finite codes that cannot be added."""
+
     def add(self, numbers: np.ndarray, codes: np.ndarray) -> None:
         """Add finite codes under new numbers."""
 
@@ -99,6 +102,9 @@ class ExactCodes:
     @property
     def codes(self) -> np.ndarray:
         return self._codes[: self._count]
+
+    def check(self, codes: np.ndarray) -> None:
+        """All are compared as they are."""
 
     def add(self, numbers: np.ndarray, codes: np.ndarray) -> None:
         needed = self._count + len(numbers)
@@ -218,6 +224,24 @@ class GraphCodes:
     def __len__(self) -> int:
         return len(self._graph)
 
+    def check(self, codes: np.ndarray) -> None:
+        """Refuse values that are too large.
+
+        Raises
+        ------
+        ValueError
+            If there are some.
+        """
+        if self._metric == "cosine":
+            return
+        largest = float(np.abs(codes * np.float32(self._scale)).max(initial=0))
+        if largest > float(np.finfo(np.float16).max):
+            raise ValueError(
+                f"codes: the value {largest / self._scale:.3g} is too large beside "
+                f"those that the index began with, of at most "
+                f"{_LARGEST / self._scale:.3g}. Expected codes of one kind."
+            )
+
     def add(self, numbers: np.ndarray, codes: np.ndarray) -> None:
         stored = self._stored(codes)
         with self._lock:
@@ -271,14 +295,8 @@ class GraphCodes:
             lengths = np.linalg.norm(codes, axis=1, keepdims=True)
             codes = codes / np.where(lengths == 0, 1, lengths)
         else:
+            self.check(codes)
             codes = codes * np.float32(self._scale)
-            largest = float(np.abs(codes).max(initial=0))
-            if largest > float(np.finfo(np.float16).max):
-                raise ValueError(
-                    f"codes: the value {largest / self._scale:.3g} is too large beside "
-                    f"those that the index began with, of at most "
-                    f"{_LARGEST / self._scale:.3g}. Expected codes of one kind."
-                )
         return codes.astype(np.float16)
 
     def facts(self) -> dict[str, Any]:

@@ -106,6 +106,11 @@ def test_codes_far_larger_than_the_first_are_refused() -> None:
     index = CodeIndex("euclidean", exact=False).add(codes_like(30), keys_of(30))
     with pytest.raises(ValueError, match="is too large beside those that the index"):
         index.add(codes_like(1) * 1e6, ["large"])
+    # What the key of a refused code had is still found.
+    with pytest.raises(ValueError, match="is too large beside those that the index"):
+        index.add([*codes_like(2, seed=1), codes_like(1)[0] * 1e6], ["new", "k1", "k0"])
+    keys, _ = index.search(codes_like(30), 1)
+    assert (len(index), keys.ravel().tolist()) == (30, keys_of(30))
 
 
 class Model:
