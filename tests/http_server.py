@@ -65,6 +65,7 @@ class Handler(BaseHTTPRequestHandler):
                 "file": "file:///etc/passwd",
                 "other": f"http://localhost:{self.server.server_port}/secret",
                 "metadata": "http://169.254.169.254/latest",
+                "store": "s3://bucket/secret.png",
                 "loop": "/redirect-loop",
                 "good": "/image-3",
             }[number]

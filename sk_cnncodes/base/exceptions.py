@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 from sk_cnncodes.base.public import public
 
 # Longer strings are shortened in messages: they may be whole images in base64.
 _LONGEST_NAME = 300
+# The process is out of resources; the image is not at fault.
+_RESOURCE_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @public
@@ -98,3 +102,17 @@ def reason_of(error: Exception) -> str:
     except Exception:  # `zipfile` cannot name an archive that has no name
         text = ""
     return shorten(text or type(error).__name__)
+
+
+def is_scarcity(error: BaseException, name: str = "") -> bool:
+    """Whether an error means that the process is out of memory or file handles.
+
+    If so, a note names the image. Such an error must be raised unchanged: as an
+    `ImageError` it could turn a valid image into a row of NaN.
+    """
+    scarce = isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in _RESOURCE_ERRNOS
+    )
+    if scarce and name:
+        error.add_note(f"This happened to {name}.")
+    return scarce

@@ -9,12 +9,14 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
 # A file modified more recently than this may change again within one time stamp.
 SETTLED_NS = 2_000_000_000
+# Seconds without a write after which a part of a file is nobody's.
+_ABANDONED = 3600
 _DISK_FULL_ERRORS = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.EFBIG))
 
 # Device and inode of the databases open in this process, by the id of their owner.
@@ -58,6 +60,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             "Create it first."
         )
     # Writers choose a format by the suffix. The token separates concurrent threads.
+    # `remove_unfinished` knows this name.
     unique = f"{os.getpid()}-{secrets.token_hex(4)}"
     part = target.with_name(f".{path.stem}.{unique}.part{path.suffix}")
     try:
@@ -66,6 +69,39 @@ def atomic_write(path: Path) -> Iterator[Path]:
             part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what processes left that were killed in an `atomic_write` of a file."""
+    if os.name != "posix":
+        return
+    name = re.compile(
+        rf"\.{re.escape(path.stem)}\.(\d+)-[0-9a-f]+\.part{re.escape(path.suffix)}"
+    )
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        return  # atomic_write says so
+    for other in folder.glob(".*.part*"):
+        match = name.fullmatch(other.name)
+        if not match or is_running(int(match[1])):
+            continue
+        # A process of another machine writes all the time.
+        with suppress(FileNotFoundError):
+            if time.time() - other.stat().st_mtime > _ABANDONED:
+                other.unlink()
+
+
+def is_running(process: int) -> bool:
+    """Whether this machine has a process of that number, or cannot say it."""
+    if os.name == "nt":
+        return True  # there, a signal of 0 is no question
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of another user
+        pass
+    return True
 
 
 @contextmanager

@@ -82,8 +82,11 @@ def within(seconds: float, function: Callable[[], T]) -> T:
     ------
     PassingFault
         If it takes longer.
+    MemoryError
+        If this process can have no more threads.
     """
-    _left.difference_update([each for each in _left if not each.is_alive()])
+    # A copy: other threads add to it meanwhile.
+    _left.difference_update([each for each in list(_left) if not each.is_alive()])
     if len(_left) >= _MOST_LEFT:
         raise PassingFault(f"{len(_left)} earlier reads have not ended")
     outcome: list[tuple[Any, BaseException | None]] = []
@@ -97,7 +100,10 @@ def within(seconds: float, function: Callable[[], T]) -> T:
             outcome.append((None, error))
 
     thread = threading.Thread(target=work, name="sk_cnncodes-remote", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as fault:  # no image is at fault
+        raise MemoryError(f"{fault}, for a read that has a time limit") from fault
     thread.join(seconds)
     try:
         if not outcome:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sk_cnncodes.base.exceptions import CacheError
+from sk_cnncodes.base.files import is_running
 from sk_cnncodes.cache.database import (
     CacheDatabase,
     set_busy_timeout,
@@ -332,15 +333,8 @@ def _is_alive(owner: str) -> bool:
     """Whether the process that an owner names exists."""
     if owner.startswith(f"{os.getpid()}-"):
         return owner in living_owners
-    if os.name == "nt":
-        return True  # there, a signal of 0 is no question
-    try:
-        os.kill(int(owner.partition("-")[0]), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, ValueError):
-        return True  # of another user, or unknown
-    return True
+    process = owner.partition("-")[0]
+    return not process.isdecimal() or is_running(int(process))
 
 
 def _update_last_use(

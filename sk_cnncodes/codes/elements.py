@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sk_cnncodes.base.exceptions import ImageError
+from sk_cnncodes.base.exceptions import ImageError, is_scarcity
 from sk_cnncodes.base.forks import fork_safe_lock
 from sk_cnncodes.images.containers import as_element, fetch_element
 from sk_cnncodes.images.sources import (
     FileContent,
     describe_image,
-    is_scarcity,
     reason_of,
 )
 

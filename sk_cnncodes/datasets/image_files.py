@@ -176,7 +176,7 @@ class _ImageNames(FoundFiles):
         self._blocks = list[bytes]()
 
     def take(self, entry: os.DirEntry[str]) -> None:
-        if _is_system_file(entry.name) or _suffix(entry.name) not in image_suffixes():
+        if not is_image_file(entry.name):
             return
         # In the order of their code points, as str are.
         self._last.append(entry.name.encode("utf-8", "surrogatepass"))
@@ -252,6 +252,11 @@ def sorted_entries(folder: str) -> Iterator[os.DirEntry[str]]:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122
+
+
+def is_image_file(name: str) -> bool:
+    """Whether a file of that name is among the images of its folder."""
+    return not _is_system_file(name) and _suffix(name) in image_suffixes()
 
 
 def _is_system_file(name: str) -> bool:

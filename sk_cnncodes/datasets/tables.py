@@ -7,7 +7,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -84,11 +84,17 @@ class Table:
     broken: tuple[str, ...] = ()
 
 
-def open_table(path: Path) -> TableStream:
+def open_table(path: Path, place: str = "") -> TableStream:
     """Open a table; its form follows from its suffix and content.
 
     Rows are read one by one, of Parquet about a thousand at once; a JSON array is read
     whole.
+
+    Parameters
+    ----------
+    path : Path
+    place : str, default=""
+        What errors name, if it is not the path.
 
     Raises
     ------
@@ -99,17 +105,17 @@ def open_table(path: Path) -> TableStream:
     ValueError
         If it is no table.
     """
-    suffix = path.suffix.lower()
+    suffix, place = path.suffix.lower(), repr(place or str(path))
     if suffix not in SUFFIXES:
         raise ValueError(
-            f"{str(path)!r}: expected a folder of images, or a table that ends in "
+            f"{place}: expected a folder of images, or a table that ends in "
             f"{' '.join(SUFFIXES)}. Save other tables, such as those of Excel, as CSV."
         )
     if suffix in (".parquet", ".pq"):
-        return _open_parquet(path)
+        return _open_parquet(path, place)
     if suffix in (".json", ".jsonl", ".ndjson"):
-        return _open_json(path)
-    return _open_cells(path, suffix)
+        return _open_json(path, place)
+    return _open_cells(path, place, suffix)
 
 
 def read_table(path: Path) -> Table:
@@ -144,8 +150,8 @@ def read_table(path: Path) -> Table:
 # -- CSV and its kin -----------------------------------------------------------
 
 
-def _open_cells(path: Path, suffix: str) -> TableStream:
-    encoding = _encoding(path)
+def _open_cells(path: Path, place: str, suffix: str) -> TableStream:
+    encoding = _encoding(path, place)
     with open(path, encoding=encoding, newline="") as file:
         given = re.match(r"sep=(.)\s*$", file.readline())  # as Excel writes
     skipped = 1 if given else 0
@@ -160,7 +166,7 @@ def _open_cells(path: Path, suffix: str) -> TableStream:
                         yield number, [cell.strip() for cell in cells]
         except csv.Error as error:
             raise ValueError(
-                f"{str(path)!r}: expected a table of text, got one that cannot be "
+                f"{place}: expected a table of text, got one that cannot be "
                 f"read: {error}."
             ) from error
 
@@ -174,7 +180,7 @@ def _open_cells(path: Path, suffix: str) -> TableStream:
     counts = Counter(filter(None, header))
     if counts and max(counts.values()) > 1:
         raise ValueError(
-            f"{str(path)!r}: expected columns with different names, got "
+            f"{place}: expected columns with different names, got "
             f"{counts.most_common(1)[0][0]!r} twice."
         )
 
@@ -187,7 +193,7 @@ def _open_cells(path: Path, suffix: str) -> TableStream:
     return TableStream([name for name in header if name], form, read, separator)
 
 
-def _encoding(path: Path) -> str:
+def _encoding(path: Path, place: str) -> str:
     """The encoding of a text, of which all is read, but little is kept."""
     with open(path, "rb") as file:
         content = file.read(4096)
@@ -200,7 +206,7 @@ def _encoding(path: Path) -> str:
         if wrong is None:
             return name
     raise ValueError(
-        f"{str(path)!r}: expected text in UTF-8, UTF-16 or Windows-1252, got other "
+        f"{place}: expected text in UTF-8, UTF-16 or Windows-1252, got other "
         f"bytes at {wrong}. Save it as UTF-8."
     )
 
@@ -247,11 +253,29 @@ def is_image_name(text: Any) -> bool:
     return suffix in image_suffixes() or suffix in unreadable_suffixes()
 
 
+def check_columns(wanted: Iterable[Any], names: Sequence[str], path: Any) -> None:
+    """Refuse columns that a table or another source does not have.
+
+    Raises
+    ------
+    ValueError
+        If there is one; it begins with `path`.
+    """
+    for name in wanted:
+        if name not in names:
+            raise ValueError(f"{path}: column {name!r}: expected one of {list(names)}.")
+
+
+def as_text(cell: Any) -> str | None:
+    """A cell as text; None if it is empty."""
+    return None if cell is None else str(cell)
+
+
 # -- JSON and Parquet ----------------------------------------------------------
 
 
-def _open_json(path: Path) -> TableStream:
-    encoding = _encoding(path)
+def _open_json(path: Path, place: str) -> TableStream:
+    encoding = _encoding(path, place)
     # A line is what a line feed ends: cells can have other ends of lines.
     with open(path, encoding=encoding, newline="\n") as file:
         start = next((line.lstrip() for line in file if line.strip()), "")
@@ -277,11 +301,11 @@ def _open_json(path: Path) -> TableStream:
                 return
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{str(path)!r}: expected a JSON array of objects, or an object in "
+                f"{place}: expected a JSON array of objects, or an object in "
                 f"each line; got what cannot be read: {error}."
             ) from error
         raise ValueError(
-            f"{str(path)!r}: expected {what}, with the columns as keys; got "
+            f"{place}: expected {what}, with the columns as keys; got "
             f"{json.dumps(row)[:60]} in row {number}."
         )
 
@@ -289,19 +313,26 @@ def _open_json(path: Path) -> TableStream:
     return TableStream(None, f"{encoding}, {form}", read)
 
 
-def _open_parquet(path: Path) -> TableStream:
+def import_parquet(what: str) -> Any:
+    """pyarrow.parquet, or an ImportError that says how to install it."""
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(
-            f"{str(path)!r}: Parquet needs pyarrow, which is not installed: pip "
-            "install 'sk-cnncodes[pandas]'."
+            f"{what}: Parquet needs pyarrow, which is not installed: pip install "
+            "'sk-cnncodes[pandas]'."
         ) from error
+    return pyarrow.parquet
+
+
+def _open_parquet(path: Path, place: str) -> TableStream:
+    parquet = import_parquet(place)
+    import pyarrow
+
     try:
-        schema = pyarrow.parquet.read_schema(path)
+        schema = parquet.read_schema(path)
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{str(path)!r}: expected a Parquet file: {error}") from error
+        raise ValueError(f"{place}: expected a Parquet file: {error}") from error
     names = [
         field.name
         for field in schema
@@ -314,14 +345,14 @@ def _open_parquet(path: Path) -> TableStream:
         taken = names if needed is None else [name for name in names if name in needed]
         number = 0
         try:
-            with pyarrow.parquet.ParquetFile(path) as file:
+            with parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(_BATCH, columns=taken):
                     for row in batch.to_pylist():
                         number += 1
                         yield number, row, False
         except pyarrow.ArrowException as error:
             raise ValueError(
-                f"{str(path)!r}: expected a whole Parquet file: {error}"
+                f"{place}: expected a whole Parquet file: {error}"
             ) from error
 
     return TableStream(names, "Parquet", read)

@@ -31,6 +31,11 @@ def is_uri(text: Any) -> bool:
     return isinstance(text, str) and _URI.match(text) is not None
 
 
+def is_http(uri: str) -> bool:
+    """Whether an address is read by HTTP or HTTPS."""
+    return uri.lower().startswith(("http://", "https://"))
+
+
 def allowed_prefixes(remote: bool | Sequence[str] | None) -> tuple[str, ...]:
     """The beginnings of the addresses that may be read.
 
@@ -44,15 +49,30 @@ def allowed_prefixes(remote: bool | Sequence[str] | None) -> tuple[str, ...]:
     ValueError
         If one is no address, or one of this machine's files.
     """
-    name = f"remote={remote!r}"
     if remote is None:
-        text = os.environ.get(VARIABLE, "")
-        name = f"{VARIABLE}={text!r}"
-        remote = text == "1" if text in ("", "0", "1") else text.split()
-    if isinstance(remote, bool):
-        return _USUAL if remote else ()
+        return prefixes_of(os.environ.get(VARIABLE, ""))
+    name = f"remote={remote!r}"
     if isinstance(remote, str):
         raise ValueError(f"{name}: expected a list of beginnings of URIs.")
+    return _checked(remote, name)
+
+
+def prefixes_of(variable: str) -> tuple[str, ...]:
+    """The beginnings of addresses that a value of the environment variable allows.
+
+    Raises
+    ------
+    ValueError
+        As `allowed_prefixes`.
+    """
+    is_switch = variable in ("", "0", "1")
+    remote = variable == "1" if is_switch else variable.split()
+    return _checked(remote, f"{VARIABLE}={variable!r}")
+
+
+def _checked(remote: bool | Sequence[str], name: str) -> tuple[str, ...]:
+    if isinstance(remote, bool):
+        return _USUAL if remote else ()
     for prefix in remote:
         scheme = _URI.match(prefix)
         if scheme is None or scheme[1].lower() in _LOCAL or "::" in prefix:

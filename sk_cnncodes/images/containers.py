@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sk_cnncodes.base.exceptions import ImageError
+from sk_cnncodes.base.exceptions import ImageError, is_scarcity
 from sk_cnncodes.base.forks import fork_safe_lock
 from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.images.sources import (
@@ -27,7 +27,6 @@ from sk_cnncodes.images.sources import (
     is_file,
     is_opener,
     is_sample,
-    is_scarcity,
     opened_content,
     opener_name,
     reason_of,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin
 
-from sk_cnncodes.base.exceptions import ImageError
+from sk_cnncodes.base.exceptions import ImageError, is_scarcity
 from sk_cnncodes.images.file_parts import (
     BASELINE_FRAME,
     FRAMES,
@@ -53,7 +53,6 @@ from sk_cnncodes.images.safe_open import (
 )
 from sk_cnncodes.images.sources import (
     describe_image,
-    is_scarcity,
     open_file_lock,
     read_content,
 )

@@ -5,26 +5,36 @@ from __future__ import annotations
 import errno
 import os
 import random
+import threading
 import time
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from sk_cnncodes.base.exceptions import ImageError, reason_of
+from sk_cnncodes.base.exceptions import (
+    ImageError,
+    ImageNotFoundError,
+    is_scarcity,
+    reason_of,
+)
 from sk_cnncodes.base.remote_calls import PassingFault, open_session, within
 from sk_cnncodes.images.addresses import (
     VARIABLE,
-    allowed_prefixes,
     check_uri,
+    is_http,
     is_public,
     named_hosts,
+    prefixes_of,
     public_addresses,
 )
 from sk_cnncodes.images.safe_open import LARGEST_FILE
 
 _MOST_REDIRECTS = 5
 _PART = 2**16
+# Errors that an error was raised from, one from the other.
+_MOST_CAUSES = 10
 
 T = TypeVar("T")
 
@@ -66,9 +76,12 @@ class RemoteReader:
         self._named = named_hosts(prefixes)
         # By process: connections must not be shared with a forked one.
         self._sessions: dict[int, Any] = {}
+        # Clients of stores, by process and settings; and of those that threads cannot
+        # share, by thread.
+        self._systems: dict[tuple[Any, ...], Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_sessions": {}}
+        return vars(self) | {"_sessions": {}, "_systems": {}}
 
     def read(self, uri: str, largest: int | None = None) -> bytes:
         """Read the content of an address, of at most `largest` bytes.
@@ -79,7 +92,7 @@ class RemoteReader:
             If it is not allowed, too large, or cannot be read.
         """
         most = self.largest if largest is None else largest
-        if _is_http(uri):
+        if is_http(uri):
             content, _ = self._over_http(uri, None, most)
         else:
             content = self._over_fsspec(uri, 0, most + 1)
@@ -94,7 +107,7 @@ class RemoteReader:
         ImageError
             If it is not allowed, or cannot be read in parts.
         """
-        if _is_http(uri):
+        if is_http(uri):
             return self._over_http(uri, (start, stop), stop - start)
         return self._over_fsspec(uri, start, stop), None
 
@@ -161,6 +174,10 @@ class RemoteReader:
         try:
             for _ in range(_MOST_REDIRECTS + 1):
                 self.check(uri)
+                if not is_http(uri):
+                    raise ImageError(
+                        f"redirected to {uri!r}. Expected an address of HTTP there."
+                    )
                 self._check_host(uri)
                 with self._session().get(
                     uri,
@@ -178,6 +195,7 @@ class RemoteReader:
                         size = _stated_size(answer, bounds[0])
                     return _content(answer, most), size
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            _raise_scarcity(error)
             raise PassingFault(type(error).__name__) from error
         except ImageError:
             raise
@@ -219,24 +237,39 @@ class RemoteReader:
         Raises
         ------
         ImageError
-            If the address is not allowed, or fsspec or a package is missing.
+            If the address is not allowed, fsspec or a package is missing, or there is
+            no connection.
         """
         self.check(uri)
         try:
-            import fsspec.core
+            import fsspec
         except ImportError as error:
             raise ImageError(
                 "needs fsspec, which is not installed: pip install "
                 "'sk-cnncodes[remote]', and the package of its scheme."
             ) from error
+        scheme = uri.partition("://")[0]
         try:
-            # Lists of millions of files would be kept.
-            found: tuple[Any, str] = fsspec.core.url_to_fs(
-                uri, use_listings_cache=False
-            )
+            kind = fsspec.get_filesystem_class(scheme)
+            options = dict(kind._get_kwargs_from_urls(uri))
+            path: str = kind._strip_protocol(uri)
         except (ImportError, ValueError) as error:
             raise ImageError(f"cannot be read ({reason_of(error)}).") from error
-        return found
+        # Lists of millions of files would be kept.
+        options |= {"use_listings_cache": False}
+        thread = None if kind.async_impl else threading.get_ident()
+        key = os.getpid(), thread, scheme, repr(sorted(options.items()))
+        if key not in self._systems:
+            # fsspec would give it to another thread too.
+            options["skip_instance_cache"] = not kind.async_impl
+            make = partial(fsspec.filesystem, scheme, **options)
+            self._systems[key] = self.again(lambda: self._made(make))
+        return self._systems[key], path
+
+    def _made(self, make: Callable[[], Any]) -> Any:
+        # Some connect when they are made.
+        with _translated(self._seconds):
+            return within(self._seconds, make)
 
     def call(
         self,
@@ -256,24 +289,13 @@ class RemoteReader:
         from fsspec.asyn import AsyncFileSystem, sync
 
         limit = self._seconds if seconds is None else seconds
-        try:
-            if isinstance(system, AsyncFileSystem):
-                method = getattr(system, f"_{name}")
+        with _translated(limit):
+            # Some methods of asynchronous stores are not, such as `mv`.
+            method = getattr(system, f"_{name}", None)
+            if isinstance(system, AsyncFileSystem) and method is not None:
                 return sync(system.loop, method, *arguments, timeout=limit, **options)
-            method = getattr(system, name)
-            return within(limit, lambda: method(*arguments, **options))
-        except (PassingFault, ImageError, FileExistsError):
-            raise
-        except (FileNotFoundError, PermissionError, ImportError, ValueError) as error:
-            raise ImageError(f"cannot be read ({reason_of(error)}).") from error
-        except Exception as error:  # of the clients of object stores
-            if getattr(error, "errno", None) == errno.EINVAL:  # such as empty files
-                raise ImageError(f"cannot be read ({reason_of(error)}).") from error
-            if type(error).__name__ == "FSTimeoutError":
-                raise PassingFault(f"longer than {limit:g} seconds") from error
-            if type(error).__name__ == "NoCredentialsError":  # of botocore
-                raise ImageError(f"cannot be read ({reason_of(error)}).") from error
-            raise PassingFault(reason_of(error)) from error
+            plain = getattr(system, name)
+            return within(limit, lambda: plain(*arguments, **options))
 
 
 def environment_reader() -> RemoteReader:
@@ -288,15 +310,48 @@ def environment_reader() -> RemoteReader:
 
 
 @lru_cache(maxsize=16)
-def _reader(_variable: str) -> RemoteReader:
-    return RemoteReader(allowed_prefixes(None))
+def _reader(variable: str) -> RemoteReader:
+    return RemoteReader(prefixes_of(variable))
+
+
+# -- faults --------------------------------------------------------------------
+
+
+@contextmanager
+def _translated(limit: float) -> Iterator[None]:
+    """Turn the errors of clients of stores into ours: which of them may pass."""
+    try:
+        yield
+    except (PassingFault, ImageError, FileExistsError):
+        raise
+    except FileNotFoundError as error:
+        reason = f"cannot be read ({reason_of(error)})."
+        raise ImageNotFoundError(reason) from error
+    except (PermissionError, ImportError, ValueError) as error:
+        raise ImageError(f"cannot be read ({reason_of(error)}).") from error
+    except Exception as error:
+        _raise_scarcity(error)
+        if getattr(error, "errno", None) == errno.EINVAL:  # such as empty files
+            raise ImageError(f"cannot be read ({reason_of(error)}).") from error
+        if type(error).__name__ == "FSTimeoutError":
+            raise PassingFault(f"longer than {limit:g} seconds") from error
+        if type(error).__name__ == "NoCredentialsError":  # of botocore
+            raise ImageError(f"cannot be read ({reason_of(error)}).") from error
+        raise PassingFault(reason_of(error)) from error
+
+
+def _raise_scarcity(error: BaseException) -> None:
+    """Raise what this process lacks, if that is the cause: no image is at fault."""
+    cause: BaseException | None = error
+    for _ in range(_MOST_CAUSES):
+        if cause is None:
+            return
+        if is_scarcity(cause):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
 
 
 # -- http ----------------------------------------------------------------------
-
-
-def _is_http(uri: str) -> bool:
-    return uri.lower().startswith(("http://", "https://"))
 
 
 def _inside(name: str, prefix: str) -> ImageError:
@@ -311,6 +366,8 @@ def _check_status(status: int, bounds: tuple[int, int] | None) -> None:
         raise PassingFault(f"HTTP status {status}")
     if bounds is not None and status == 200:
         raise ImageError("its server does not send parts of files (HTTP ranges).")
+    if status == 404:
+        raise ImageNotFoundError(f"cannot be read (HTTP status {status}).")
     if status != (200 if bounds is None else 206):
         raise ImageError(f"cannot be read (HTTP status {status}).")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
 import io
 import os
@@ -20,6 +19,7 @@ from PIL import Image
 from sk_cnncodes.base.exceptions import (
     ImageError,
     ImageNotFoundError,
+    is_scarcity,
     reason_of,
     shorten,
 )
@@ -43,8 +43,6 @@ _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{100,}={0,2}\s*")
 # Bytes read at once from the files of other libraries.
 _PART = 2**20
-# The process is out of resources; the image is not at fault.
-_RESOURCE_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass(frozen=True)
@@ -311,20 +309,6 @@ def check_length(length: int, name: str, index: int) -> None:
         raise ImageError(
             f"{name}: file too large. Expected at most {LARGEST_FILE} bytes.", index
         )
-
-
-def is_scarcity(error: Exception, name: str) -> bool:
-    """Whether an error means that the process is out of memory or file handles.
-
-    If so, a note names the image. Such an error must be raised unchanged: as an
-    `ImageError` it could turn a valid image into a row of NaN.
-    """
-    scarce = isinstance(error, MemoryError) or (
-        isinstance(error, OSError) and error.errno in _RESOURCE_ERRNOS
-    )
-    if scarce:
-        error.add_note(f"This happened to {name}.")
-    return scarce
 
 
 def _content(file: Any, index: int) -> bytes:

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sk_cnncodes.base.exceptions import ImageError
+from sk_cnncodes.base.exceptions import ImageError, reason_of
 from sk_cnncodes.datasets.tables import is_image_name
 from sk_cnncodes.images.safe_open import LARGEST_FILE
-from sk_cnncodes.images.sources import FileContent, reason_of
-from sk_cnncodes.scale.remote_paths import AnyPath
+from sk_cnncodes.images.sources import FileContent
+from sk_cnncodes.scale.remote_paths import AnyPath, StoreError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Largest member that is taken for a column, such as `cls`, `txt` or `json`.
 _LARGEST_TEXT = 2**20
 # Members of one sample of a tar archive that are held.
 _LARGEST_SAMPLE = 1000
+# What is raised where an archive is damaged.
+_DAMAGED: tuple[type[Exception], ...] = (
+    *(EOFError, zlib.error, OSError, tarfile.TarError, zipfile.BadZipFile),
+)
+with suppress(ImportError):  # Python can be built without it
+    from lzma import LZMAError
+
+    _DAMAGED += (LZMAError,)
+# And that of encrypted members of zip files, or of other methods of compression.
+_BAD_MEMBER: tuple[type[Exception], ...] = (*_DAMAGED, RuntimeError)
 
 # Name, image, and columns as text.
 Row = tuple[str, Any, dict[str, str | None]]
@@ -57,6 +69,8 @@ def read_tar(
     ------
     ValueError
         If the archive is damaged.
+    OSError
+        If it is at an address, and cannot be read any more.
     """
     position = 0
     sample, images, texts = "", list[tuple[str, Any]](), dict[str, bytes]()
@@ -87,7 +101,9 @@ def read_tar(
                 ):
                     texts[suffix] = _tar_content(archive, member, member.size)
             _check_end(archive)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except StoreError:
+        raise
+    except _DAMAGED as error:
         raise ValueError(
             f"{str(path)!r}: the archive cannot be read ({reason_of(error)}). Expected "
             "a whole tar file."
@@ -169,6 +185,8 @@ def read_zip(
     ------
     ValueError
         If the archive is damaged, or columns are asked for.
+    OSError
+        If it cannot be read any more.
     """
     if columns:
         raise ValueError(
@@ -177,6 +195,9 @@ def read_zip(
     try:
         archive = zipfile.ZipFile(path if isinstance(path, Path) else path.open())
     except (zipfile.BadZipFile, OSError) as error:
+        for fault in (error, error.__context__):
+            if isinstance(fault, StoreError):  # zipfile takes it for no archive
+                raise fault from None
         raise ValueError(
             f"{str(path)!r}: the archive cannot be read ({reason_of(error)}). Expected "
             "a whole zip file."
@@ -201,7 +222,15 @@ def _zip_image(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
 
     try:
         return _member(member.filename, member.file_size, content)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+    except _BAD_MEMBER as error:
+        if isinstance(error, OSError) and not _is_damage(error):
+            raise
         return BadMember(member.filename, f"cannot be read ({reason_of(error)}).")
-    except NotImplementedError as error:  # a method of compression
-        return BadMember(member.filename, f"cannot be read ({reason_of(error)}).")
+
+
+def _is_damage(error: OSError) -> bool:
+    """Whether an error says that a member is damaged, and not that its file is gone.
+
+    Of bz2 it has no number; a place before the beginning of the file is invalid.
+    """
+    return error.errno in (None, errno.EINVAL) and not isinstance(error, StoreError)

@@ -14,9 +14,9 @@ from sk_cnncodes.base.public import public
 from sk_cnncodes.codes.plan import CodePlan, plan_transform, state_of
 from sk_cnncodes.codes.streaming import CodeBatch
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
+from sk_cnncodes.datasets.tables import import_parquet
 from sk_cnncodes.images.addresses import allowed_prefixes
 from sk_cnncodes.images.remote import RemoteReader
-from sk_cnncodes.scale.parquet_images import import_parquet
 from sk_cnncodes.scale.ray import run_parts
 from sk_cnncodes.scale.remote_paths import AnyPath, any_path
 from sk_cnncodes.scale.remote_sources import open_any_source, read_ahead

@@ -9,17 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from sk_cnncodes.base.files import atomic_write
-from sk_cnncodes.scale.shards import is_running
+from sk_cnncodes.base.files import atomic_write, remove_unfinished
 
 # The last bytes of a file: SHA-256 and length of the description, and this.
 _MAGIC = b"sk-cnncodes-index-1\n"
@@ -28,8 +24,6 @@ _TAIL = 32 + 8 + len(_MAGIC)
 _ALIGNED = 64
 # Bytes that are hashed at once.
 _CHUNK = 2**22
-# Seconds without a write after which a part of a file is nobody's.
-_ABANDONED = 3600
 # Of keys that are no valid text, as names of files can be.
 _ENCODING = ("utf-8", "surrogatepass")
 
@@ -87,7 +81,7 @@ def write_index(
     write_content : callable
         Writes the codes or their graph to a path.
     """
-    _remove_unfinished(path)
+    remove_unfinished(path)
     with atomic_write(path) as part:
         write_content(part)
         places = {"content": _place(0, part.stat().st_size, "uint8")}
@@ -120,26 +114,6 @@ def _key_parts(keys: Sequence[str | None] | StoredKeys) -> dict[str, np.ndarray]
         text += (key or "").encode(*_ENCODING)
         ends[number] = len(text)
     return {"ends": ends, "present": present, "text": np.frombuffer(text, np.uint8)}
-
-
-def _remove_unfinished(path: Path) -> None:
-    """Remove what processes left that were killed while they wrote this file."""
-    if os.name != "posix":
-        return
-    name = re.compile(
-        rf"\.{re.escape(path.stem)}\.(\d+)-[0-9a-f]+\.part{re.escape(path.suffix)}"
-    )
-    folder = Path(os.path.realpath(path)).parent
-    if not folder.is_dir():
-        return  # atomic_write says so
-    for other in folder.glob(".*.part*"):
-        match = name.fullmatch(other.name)
-        if not match or is_running(int(match[1])):
-            continue
-        # A process of another machine writes all the time.
-        with suppress(FileNotFoundError):
-            if time.time() - other.stat().st_mtime > _ABANDONED:
-                other.unlink()
 
 
 def read_index(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sk_cnncodes.datasets.tables import Row as TableRow
-from sk_cnncodes.datasets.tables import TableStream
+from sk_cnncodes.datasets.tables import TableStream, as_text, check_columns
 from sk_cnncodes.scale.archives import Row
 from sk_cnncodes.scale.parquet_images import as_image, image_field_of
 
@@ -23,7 +23,7 @@ def is_lance(path: Path) -> bool:
 
 
 def open_lance(path: Path) -> Any:
-    """The newest version of a table.
+    """A table in its newest version, which what is returned stays with.
 
     Raises
     ------
@@ -45,15 +45,22 @@ def open_lance(path: Path) -> Any:
         raise ValueError(f"{str(path)!r}: expected a Lance table: {error}") from error
 
 
-def lance_image_field(path: Path, name: str | None) -> str | None:
+def lance_image_field(dataset: Any, path: Path, name: str | None) -> str | None:
     """The column with image files, as `parquet_images.image_field`.
+
+    Parameters
+    ----------
+    dataset : lance.LanceDataset
+    path : Path
+        For messages.
+    name : str or None
 
     Raises
     ------
     ValueError
         If it is a column of blobs, which can lie anywhere, and are not opened.
     """
-    schema = open_lance(path).schema
+    schema = dataset.schema
     found = image_field_of(schema, name, path)
     names = [name] if name in schema.names else [found] if found else schema.names
     for each in names:
@@ -70,11 +77,10 @@ def lance_image_field(path: Path, name: str | None) -> str | None:
     return found
 
 
-def lance_table(path: Path) -> TableStream:
+def lance_table(dataset: Any) -> TableStream:
     """A Lance table of paths."""
     import pyarrow
 
-    dataset = open_lance(path)
     types = pyarrow.types
     names = [
         field.name
@@ -96,6 +102,7 @@ def lance_table(path: Path) -> TableStream:
 
 
 def read_lance_images(
+    dataset: Any,
     path: Path,
     columns: Sequence[str],
     image_column: str | None,
@@ -110,14 +117,8 @@ def read_lance_images(
     ValueError
         If it does not have the columns.
     """
-    dataset = open_lance(path)
-    name = lance_image_field(path, image_column)
-    names = dataset.schema.names
-    for each in (name, *columns):
-        if each not in names:
-            raise ValueError(
-                f"{str(path)!r}: column {each!r}: expected one of {names}."
-            )
+    name = lance_image_field(dataset, path, image_column)
+    check_columns([name, *columns], dataset.schema.names, repr(str(path)))
     total = dataset.count_rows()
     for start in range(0, total, _CHUNK):
         positions = range(start, min(start + _CHUNK, total))
@@ -128,10 +129,7 @@ def read_lance_images(
         limits = {"offset": start, "limit": len(positions)}
         for batch in _batches(dataset, [name, *columns], _ROWS, **limits):
             for row in batch.to_pylist():
-                others = {
-                    column: None if row[column] is None else str(row[column])
-                    for column in columns
-                }
+                others = {column: as_text(row[column]) for column in columns}
                 image = as_image(row[name]) if wanted(position) else None
                 yield str(position), image, others
                 position += 1

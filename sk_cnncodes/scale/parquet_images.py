@@ -5,23 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from sk_cnncodes.datasets.tables import as_text, check_columns, import_parquet
 from sk_cnncodes.scale.archives import Row
 from sk_cnncodes.scale.remote_paths import AnyPath, opened
 
 # Rows that are read at once.
 _ROWS = 64
-
-
-def import_parquet(what: str) -> Any:
-    """pyarrow.parquet, or an ImportError that says how to install it."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            f"{what}: Parquet needs pyarrow, which is not installed: pip install "
-            "'sk-cnncodes[pandas]'."
-        ) from error
-    return pyarrow.parquet
 
 
 def image_field(path: AnyPath, name: str | None) -> str | None:
@@ -85,11 +74,7 @@ def read_parquet_images(
     name = image_field(path, image_column)
     with parquet.ParquetFile(opened(path)) as file:
         names = file.schema_arrow.names
-        for each in (name, *columns):
-            if each not in names:
-                raise ValueError(
-                    f"{str(path)!r}: column {each!r}: expected one of {names}."
-                )
+        check_columns([name, *columns], names, repr(str(path)))
         start = 0
         for group in range(file.num_row_groups):
             stop = start + file.metadata.row_group(group).num_rows
@@ -104,10 +89,7 @@ def read_parquet_images(
             for batch in batches:
                 for row in batch.to_pylist():
                     image = as_image(row[name])
-                    others = {
-                        column: None if row[column] is None else str(row[column])
-                        for column in columns
-                    }
+                    others = {column: as_text(row[column]) for column in columns}
                     yield str(start), image if wanted(start) else None, others
                     start += 1
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from sk_cnncodes.backbones.catalogue import find_row
 from sk_cnncodes.base.public import public
+from sk_cnncodes.codes.saving import backbone_text
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
+from sk_cnncodes.datasets.tables import import_parquet
 from sk_cnncodes.images.addresses import allowed_prefixes, is_uri
 from sk_cnncodes.images.remote import RemoteReader
-from sk_cnncodes.scale.parquet_images import import_parquet
 from sk_cnncodes.scale.sources import SourceImage
 from sk_cnncodes.scale.unattended import reason, unattended
 
@@ -117,6 +119,8 @@ class BatchEmbedder:
         ------
         KeyError
             If the batch does not have the column of images.
+        ValueError
+            If other columns are called ``code`` or ``error``.
         """
         import pyarrow
 
@@ -128,6 +132,11 @@ class BatchEmbedder:
         images = _cells(columns[self._image_column])
         if not all(isinstance(image, (str, type(None))) for image in images):
             del columns[self._image_column]
+        if {*columns} & {"code", "error"}:
+            raise ValueError(
+                f"batch: got the columns {list(columns)}. Expected other names than "
+                "code and error, which are added."
+            )
         items = [
             SourceImage(_key(image, row), image, position=row, remote=self._remote)
             for row, image in enumerate(images)
@@ -271,7 +280,7 @@ def run_parts(
     workers, remote_args = share_out(transformer, options, ray.cluster_resources())
     own = unattended(transformer)
     own.verbose = False
-    own.backbone = _absolute(own.backbone) if _is_file(own.backbone) else own.backbone
+    own.backbone = _backbone_elsewhere(own)
     if isinstance(own.cache, (str, os.PathLike)):
         own.cache = _absolute(own.cache)
     source = [*map(_absolute, source)] if _are_paths(source) else _absolute(source)
@@ -336,8 +345,18 @@ def share_out(
     return workers, {"max_retries": _RETRIES, "name": "embed_to"} | chosen
 
 
-def _is_file(backbone: Any) -> bool:
-    return Path(backbone).is_file()
+def _backbone_elsewhere(transformer: CNNCodeTransformer) -> Any:
+    """The parameter `backbone` for workers in other folders.
+
+    That of `fit` is kept: it is how a transformer knows that it has the same backbone,
+    whose absolute path and SHA-256 it keeps too.
+    """
+    backbone = transformer.backbone
+    reference = getattr(transformer, "fitted_backbone_", None)
+    if reference is not None and reference["parameter"] == backbone_text(backbone):
+        return backbone
+    is_name = isinstance(backbone, str) and find_row(backbone) is not None
+    return backbone if is_name or not Path(backbone).is_file() else _absolute(backbone)
 
 
 def _are_paths(source: Any) -> bool:

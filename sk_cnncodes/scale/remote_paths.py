@@ -13,9 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
-from sk_cnncodes.base.exceptions import ImageError
+from sk_cnncodes.base.exceptions import ImageError, ImageNotFoundError
 from sk_cnncodes.base.files import file_sha256
-from sk_cnncodes.images.addresses import is_uri
+from sk_cnncodes.images.addresses import is_http, is_uri
 from sk_cnncodes.images.remote import RemoteReader
 
 # What is read at once of a file that is read from its start to its end.
@@ -24,6 +24,14 @@ _BUFFER = 2**23
 _WRITING_SECONDS = 900
 # Stores in which a file appears under its name when all of it was sent.
 _ATOMIC = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
+
+
+class StoreError(OSError):
+    """A file at an address that cannot be read or written."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """A file at an address that does not exist."""
 
 
 class RemotePath:
@@ -54,7 +62,7 @@ class RemotePath:
 
     @property
     def is_http(self) -> bool:
-        return self.uri.lower().startswith(("http://", "https://"))
+        return is_http(self.uri)
 
     @property
     def name(self) -> str:
@@ -91,12 +99,12 @@ class RemotePath:
                 if self.is_http:
                     _, size = self._reader.read_part(self.uri, 0, 1)
                 else:
-                    size = self._info()["size"]
+                    size = self._info().get("size")
             self._size = int(size or 0)
         return SimpleNamespace(st_size=self._size)
 
     def exists(self) -> bool:
-        """Whether there is such a file."""
+        """Whether there is such a file, or a folder where the store has folders."""
         try:
             self.stat()
         except FileNotFoundError:
@@ -126,7 +134,8 @@ class RemotePath:
     def walk(self, beginning: str = "") -> Iterator[RemotePath]:
         """Yield the files of this folder and those in it, in a fixed order.
 
-        S3 is listed page by page, other stores one folder after the other.
+        S3 is listed page by page, other stores one folder after the other. Of a folder
+        that does not exist, there are none.
 
         Parameters
         ----------
@@ -146,9 +155,11 @@ class RemotePath:
         with naming(self):
             system, path = self._reader.file_system(self.uri)
         pages = self._pages if hasattr(system, "call_s3") else self._folders
-        scheme = self.uri.partition("://")[0]
+        # Paths of some stores do not have the host that the address has.
+        length = len(path.strip("/"))
         for name, size in pages(system, path.rstrip("/"), beginning):
-            yield RemotePath(f"{scheme}://{name}", self._reader, size)
+            below = name.lstrip("/")[length:].removeprefix("/")
+            yield RemotePath(f"{self.uri.rstrip('/')}/{below}", self._reader, size)
 
     def _pages(
         self, system: Any, path: str, beginning: str
@@ -186,7 +197,7 @@ class RemotePath:
             if name.endswith("/"):
                 yield from self._folders(system, name.rstrip("/"), "")
             else:
-                yield name.lstrip("/"), found[name]
+                yield name, found[name]
 
     def _list(self, system: Any, *call: Any, **options: Any) -> Any:
         with naming(self):
@@ -299,7 +310,7 @@ class _Parts(io.RawIOBase):
         with naming(self._path):
             content, size = self._reader.read_part(self._path.uri, start, stop)
         if len(content) < stop - start or size not in (None, self._size):
-            raise OSError(f"{self._path.uri!r}: the file changed while it was read.")
+            raise StoreError(f"{self._path.uri!r}: the file changed while it was read.")
         view[: len(content)] = content
         self._position = stop
         return len(content)
@@ -342,10 +353,8 @@ def naming(path: RemotePath) -> Iterator[None]:
     try:
         yield
     except ImageError as error:
-        kind = OSError
-        status = "HTTP status 404" in str(error)
-        if isinstance(error.__cause__, FileNotFoundError) or status:
-            kind = FileNotFoundError
+        is_missing = isinstance(error, ImageNotFoundError)
+        kind = StoreNotFoundError if is_missing else StoreError
         raise kind(f"{path.uri!r}: {error}") from error
 
 

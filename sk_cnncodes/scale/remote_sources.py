@@ -9,12 +9,13 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from sk_cnncodes.base.threads import OrderedThreadPool
-from sk_cnncodes.datasets.image_files import is_system_folder
-from sk_cnncodes.datasets.tables import SUFFIXES, is_image_name
+from sk_cnncodes.datasets.image_files import is_image_file, is_system_folder
+from sk_cnncodes.datasets.tables import SUFFIXES, is_image_name, open_table
 from sk_cnncodes.images.addresses import is_uri
 from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.scale.parquet_images import image_field
@@ -44,19 +45,38 @@ class PrefixSource:
     Parameters
     ----------
     folder : RemotePath
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If its files cannot be listed.
     """
 
     def __init__(self, folder: RemotePath) -> None:
         self._folder = folder
         self.pieces = [""]
+        # Goes on in the first `read`: a list costs time, and money.
+        self._begun: Iterator[RemotePath] | None = self._begin()
+
+    def _begin(self) -> Iterator[RemotePath]:
+        paths = self._folder.walk()
+        first = list(islice(paths, 1))
+        if not first and not self._folder.exists():
+            raise FileNotFoundError(
+                f"source: {self._folder.uri!r}: no such folder, or nothing in it. "
+                "Expected the address of a folder, a table, or archives."
+            )
+        return chain(first, paths)
 
     def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
+        paths, self._begun = self._begun, None
         start = len(self._folder.uri.rstrip("/")) + 1
-        for path in self._folder.walk():
+        for path in paths or self._folder.walk():
             key = path.uri[start:]
             *folders, name = key.split("/")
-            hidden = name.startswith(".") or any(map(is_system_folder, folders))
-            if is_image_name(name) and not hidden:
+            if is_image_file(name) and not any(map(is_system_folder, folders)):
                 yield SourceImage(key, path.uri)
 
 
@@ -86,7 +106,8 @@ class RemoteTableSource:
         copy = Path(copies, f"table{path.suffix.lower()}")
         with path.open() as source, open(copy, "wb") as target:
             shutil.copyfileobj(source, target, 2**20)
-        self._table = TableSource(copy, columns, image_column)
+        table = open_table(copy, path.uri)
+        self._table = TableSource(table, path, columns, image_column)
         self.pieces = [""]
 
     def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from sk_cnncodes.base.files import atomic_write
-from sk_cnncodes.scale.parquet_images import import_parquet
+from sk_cnncodes.base.files import atomic_write, is_running
+from sk_cnncodes.datasets.tables import import_parquet
 from sk_cnncodes.scale.remote_paths import (
     AnyPath,
     RemotePath,
@@ -303,17 +303,6 @@ def remove_unfinished(folder: AnyPath) -> None:
         if match and not is_running(int(match[1])):
             with suppress(PermissionError):  # of another user
                 path.unlink(missing_ok=True)
-
-
-def is_running(process: int) -> bool:
-    """Whether this machine has a process of that number."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def settle_plan(folder: AnyPath, plan: dict[str, Any]) -> None:

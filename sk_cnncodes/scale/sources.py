@@ -6,16 +6,23 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from sk_cnncodes.base.exceptions import ImageError
+from sk_cnncodes.base.exceptions import ImageError, is_scarcity, reason_of
 from sk_cnncodes.codes.streaming import keyed_images
 from sk_cnncodes.datasets.image_files import walk_images
-from sk_cnncodes.datasets.tables import SUFFIXES, is_image_name, open_table
+from sk_cnncodes.datasets.tables import (
+    SUFFIXES,
+    TableStream,
+    as_text,
+    check_columns,
+    is_image_name,
+    open_table,
+)
 from sk_cnncodes.images.addresses import is_uri
 from sk_cnncodes.images.containers import as_element
 from sk_cnncodes.images.remote import RemoteReader, TooLarge
@@ -24,7 +31,6 @@ from sk_cnncodes.images.sources import (
     describe_image,
     is_opener,
     read_content,
-    reason_of,
 )
 from sk_cnncodes.scale.archives import TAR_SUFFIXES, BadMember, read_tar, read_zip
 from sk_cnncodes.scale.lance_images import (
@@ -86,8 +92,11 @@ class SourceImage:
             self.image = FileContent(self.remote.read(image, _LARGEST_AHEAD), image)
         except TooLarge:
             pass  # it is read when it is its turn
-        except Exception as error:  # of the clients of stores
+        except ImageError as error:
             self.image = BadMember(image, reason_of(error))
+        except Exception as error:  # a lack of memory can pass until then
+            if not is_scarcity(error):
+                raise
 
     @property
     def full_name(self) -> str:
@@ -157,14 +166,26 @@ class TableSource:
     """The files that a table lists, from its folder on; keys are its own paths.
 
     Rows are read as they are asked for, in each `read` anew.
+
+    Parameters
+    ----------
+    table : TableStream
+    path : Path or RemotePath
+        Where the table is, for messages.
+    columns : sequence of str
+    image_column : str or None
     """
 
     def __init__(
-        self, path: Path, columns: Sequence[str], image_column: str | None
+        self,
+        table: TableStream,
+        path: AnyPath,
+        columns: Sequence[str],
+        image_column: str | None,
     ) -> None:
-        self._folder = path.parent
+        self._folder = path.parent if isinstance(path, Path) else ""
         self._columns = columns
-        self._table = lance_table(path) if is_lance(path) else open_table(path)
+        self._table = table
         tried = [row for _, row, _ in islice(self._table.read(None), _TRIED)]
         if not tried:
             raise ValueError(f"{str(path)!r}: expected a table with rows, got none.")
@@ -177,7 +198,7 @@ class TableSource:
             # Rows name their columns: further ones may have others.
             rows = (row for _, row, _ in self._table.read(None))
             names = [*dict.fromkeys(name for row in rows for name in row)]
-        check_columns(needed, names, path)
+        check_columns(needed, names, repr(str(path)))
         self.pieces = [""]
 
     def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
@@ -202,6 +223,14 @@ class FileSource:
     """Files that hold many images each: tar or zip archives, Parquet, Lance tables.
 
     Keys are the name of the file, a slash, and the name or number inside of it.
+
+    Parameters
+    ----------
+    paths : sequence of Path or RemotePath
+    columns : sequence of str
+    image_column : str or None
+    lance : mapping of Path to lance.LanceDataset, or None
+        Those of them that are Lance tables, opened in the version that is read.
     """
 
     def __init__(
@@ -209,13 +238,14 @@ class FileSource:
         paths: Sequence[AnyPath],
         columns: Sequence[str],
         image_column: str | None,
+        lance: Mapping[AnyPath, Any] | None = None,
     ) -> None:
         self._paths = paths
+        self._lance = lance or {}
         self._columns = columns
         self._image_column = image_column
-        self.pieces = [f"{path.name} ({_state_of(path)})" for path in paths]
-        repeated = len({path.name for path in paths}) < len(paths)
-        if repeated:
+        self.pieces = [f"{path.name} ({self._state_of(path)})" for path in paths]
+        if len({path.name for path in paths}) < len(paths):
             raise ValueError(
                 f"source: got files of the same name among {len(paths)} files. "
                 "Expected different names, since keys begin with them."
@@ -225,8 +255,10 @@ class FileSource:
         path = self._paths[piece]
         if path.suffix.lower() in (".parquet", ".pq"):
             rows = read_parquet_images(path, self._columns, self._image_column, wanted)
-        elif isinstance(path, Path) and is_lance(path):
-            rows = read_lance_images(path, self._columns, self._image_column, wanted)
+        elif isinstance(path, Path) and path in self._lance:
+            rows = read_lance_images(
+                self._lance[path], path, self._columns, self._image_column, wanted
+            )
         elif path.suffix.lower() == ".zip":
             rows = read_zip(path, self._columns, wanted)
         else:
@@ -234,12 +266,11 @@ class FileSource:
         for name, image, columns in rows:
             yield SourceImage(f"{path.name}/{name}", image, columns)
 
-
-def _state_of(path: AnyPath) -> str:
-    """What changes with a file, or with a Lance table."""
-    if isinstance(path, Path) and is_lance(path):
-        return f"version {open_lance(path).version}"
-    return f"{path.stat().st_size} bytes"
+    def _state_of(self, path: AnyPath) -> str:
+        """What changes with a file, or with a Lance table."""
+        if path in self._lance:
+            return f"version {self._lance[path].version}"
+        return f"{path.stat().st_size} bytes"
 
 
 class DatasetSource:
@@ -324,10 +355,13 @@ def open_source(
         if columns:
             raise ValueError(f"columns={list(columns)!r}: a folder has no columns.")
         return FolderSource(paths[0])
-    if all(_holds_images(path, image_column) for path in paths):
-        return FileSource(paths, columns, image_column)
+    lance: dict[AnyPath, Any] = {p: open_lance(p) for p in paths if is_lance(p)}
+    if all(_holds_images(path, image_column, lance.get(path)) for path in paths):
+        return FileSource(paths, columns, image_column, lance)
     if len(paths) == 1 and paths[0].suffix.lower() in (*SUFFIXES, ".lance"):
-        return TableSource(paths[0], columns, image_column)
+        (path,) = paths
+        table = lance_table(lance[path]) if path in lance else open_table(path)
+        return TableSource(table, path, columns, image_column)
     raise ValueError(
         f"source: got {str(paths[0])!r}. Expected a folder, a table "
         f"({' '.join((*SUFFIXES, '.lance'))}), or files that hold many images each: "
@@ -374,6 +408,10 @@ def expanded_braces(text: str) -> list[str]:
         return [text]
     first, last = braces.groups()
     numbers = range(int(first), int(last) + 1)
+    if not numbers:
+        raise ValueError(
+            f"source: {text!r}: expected a range from the lower number to the higher."
+        )
     if len(numbers) > 10**6:
         raise ValueError(f"source: {text!r}: expected at most a million files.")
     start, end = braces.span()
@@ -386,16 +424,18 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
     return name.endswith((*TAR_SUFFIXES, ".zip", ".parquet", ".pq", ".lance"))
 
 
-def _holds_images(path: Path, image_column: str | None) -> bool:
+def _holds_images(path: Path, image_column: str | None, lance: Any) -> bool:
     """Whether a file holds images itself, rather than paths."""
     if path.suffix.lower() in (".parquet", ".pq"):
         return image_field(path, image_column) is not None
-    if is_lance(path):
-        return lance_image_field(path, image_column) is not None
+    if lance is not None:
+        return lance_image_field(lance, path, image_column) is not None
     return is_archive(path) and path.is_file()
 
 
-def _column_of_images(rows: list[dict[str, Any]], names: list[str], path: Path) -> str:
+def _column_of_images(
+    rows: list[dict[str, Any]], names: list[str], path: AnyPath
+) -> str:
     """The only column with names of image files."""
     found = [
         name
@@ -408,15 +448,3 @@ def _column_of_images(rows: list[dict[str, Any]], names: list[str], path: Path) 
             "Name one by image_column=NAME."
         )
     return found[0]
-
-
-def check_columns(wanted: Iterable[str], names: Sequence[str], path: Any) -> None:
-    """Refuse columns that a source does not have."""
-    for name in wanted:
-        if name not in names:
-            raise ValueError(f"{path}: column {name!r}: expected one of {list(names)}.")
-
-
-def as_text(cell: Any) -> str | None:
-    """A cell of another column as it is stored."""
-    return None if cell is None else str(cell)

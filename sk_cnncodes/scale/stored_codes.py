@@ -14,9 +14,9 @@ import numpy as np
 
 from sk_cnncodes.base.public import public
 from sk_cnncodes.codes.streaming import CodeBatch
+from sk_cnncodes.datasets.tables import import_parquet
 from sk_cnncodes.images.addresses import allowed_prefixes
 from sk_cnncodes.images.remote import RemoteReader
-from sk_cnncodes.scale.parquet_images import import_parquet
 from sk_cnncodes.scale.remote_paths import AnyPath, any_path, content_sha256, opened
 from sk_cnncodes.scale.shards import MANIFEST, PLAN, read_facts, shards_in
 

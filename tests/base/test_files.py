@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -12,7 +14,12 @@ import numpy as np
 import pytest
 
 from sk_cnncodes import CNNCodeTransformer
-from sk_cnncodes.base.files import atomic_write, check_not_an_input
+from sk_cnncodes.base.files import (
+    atomic_write,
+    check_not_an_input,
+    is_running,
+    remove_unfinished,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -180,3 +187,25 @@ def test_a_full_device_is_named() -> None:
         atomic_write(Path("/dev/full")) as part,
     ):
         part.write_text("x")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere it cannot be asked")
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    assert is_running(os.getpid()) and is_running(1)
+    assert not is_running(ended.pid) and not is_running(2**70)
+    path = tmp_path / "a.index"
+    names = [f".a.{process}-0f.part.index" for process in (ended.pid, os.getpid())]
+    names += [f".b.{ended.pid}-0f.part.index", f".a.{ended.pid}-1e.part.index"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"part")
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / names[3])  # perhaps another machine writes it
+    remove_unfinished(path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(names[1:])
+    # The names are those that `atomic_write` gives.
+    with atomic_write(path) as part:
+        stem = rf"\.a\.{os.getpid()}-[0-9a-f]+\.part\.index"
+        assert re.fullmatch(stem, part.name)
+        part.write_bytes(b"all")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from sk_cnncodes import CNNCodeTransformer, CodeCache, ImageError
+from sk_cnncodes import CNNCodeTransformer, CodeCache, ImageError, ImageNotFoundError
+from sk_cnncodes.base import remote_calls
 from sk_cnncodes.images.addresses import allowed_prefixes, is_public
 from sk_cnncodes.images.remote import RemoteReader
 from tests.forwards import counted_forwards
@@ -65,6 +66,21 @@ def test_what_is_refused(server: Server, name: str, message: str) -> None:
         reader(server).read(server.address + name)
     assert server.asked["secret"] == 0
     assert sum(server.asked.values()) <= 6
+
+
+def test_a_redirection_to_a_store(server: Server) -> None:
+    """Refused, also where addresses of that store may be read."""
+    asking = RemoteReader([server.address, "s3://bucket/"])
+    with pytest.raises(ImageError, match="redirected to 's3://bucket/secret.png'"):
+        asking.read(f"{server.address}redirect-store")
+
+
+def test_files_that_do_not_exist(server: Server) -> None:
+    pytest.importorskip("fsspec")
+    asking = RemoteReader([server.address, "memory://"])
+    for uri in (f"{server.address}gone-1", "memory://no/file.png"):
+        with pytest.raises(ImageNotFoundError, match="cannot be read"):
+            asking.read(uri)
 
 
 def test_inside_of_a_network(server: Server) -> None:
@@ -183,6 +199,50 @@ def test_a_client_that_hangs_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on.set()
     with pytest.raises(ImageError, match="at most 10 bytes"):
         asking.read("hanging://b/3.png", 10)
+
+
+def test_a_client_that_hangs_while_it_connects() -> None:
+    fsspec = pytest.importorskip("fsspec")
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    go_on = threading.Event()
+    made = []
+
+    class Connecting(MemoryFileSystem):
+        protocol = "connecting"
+
+        def __init__(self, **how: Any) -> None:
+            super().__init__(**how)
+            made.append(threading.get_ident())
+            if len(made) == 1:
+                go_on.wait(30)
+
+        def cat_file(self, path: str, **how: Any) -> bytes:
+            return png(4)
+
+    fsspec.register_implementation("connecting", Connecting, clobber=True)
+    asking = RemoteReader(["connecting://"], pause=0.01, seconds=0.3)
+    start = time.monotonic()
+    # Once made, it is kept.
+    assert [asking.read(f"connecting://b/{n}.png") for n in range(3)] == [png(4)] * 3
+    assert time.monotonic() - start < 10
+    assert len(made) == 2
+    go_on.set()
+
+
+def test_calls_that_end_while_others_are_given_up() -> None:
+    class Ended(threading.Thread):
+        def is_alive(self) -> bool:
+            remote_calls._left.add(threading.Thread())  # another one, at this time
+            return False
+
+    before = {*remote_calls._left}
+    remote_calls._left.add(Ended())
+    try:
+        assert remote_calls.within(10, lambda: 5) == 5
+    finally:
+        remote_calls._left.clear()
+        remote_calls._left.update(before)
 
 
 def test_uris_in_x(net: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

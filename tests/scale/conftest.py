@@ -13,6 +13,8 @@ from sk_cnncodes import CNNCodeTransformer, Preprocessing
 from tests import networks
 
 SIDE = 8
+# Images of the sources in tests of them.
+COUNT = 12
 
 
 def save_tiny(path: Path) -> str:
@@ -37,6 +39,12 @@ def png(number: int) -> bytes:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny(tmp_path_factory.mktemp("tiny") / "net.onnx")
+
+
+@pytest.fixture(scope="session")
+def expected(tiny: str) -> np.ndarray:
+    """The codes of images 0 to 11."""
+    return CNNCodeTransformer(tiny).transform([png(number) for number in range(COUNT)])
 
 
 @pytest.fixture

@@ -7,11 +7,7 @@ import itertools
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,28 +18,9 @@ import pytest
 from sk_cnncodes import CNNCodeTransformer, CodeCache, embed_to, open_codes
 from tests.forwards import counted_forwards
 from tests.scale.conftest import png
+from tests.scale.runs import FACTOR, check_killed, rows, shards
 
 pytest.importorskip("pyarrow")
-FACTOR = int(os.environ.get("SK_CNNCODES_FUZZ", "1"))
-
-
-def shards(target: Path | str) -> list[str]:
-    """Names of the finished shards, in a folder or at an address of S3."""
-    if isinstance(target, Path):
-        return sorted(path.name for path in target.glob("codes-*.parquet"))
-    import fsspec
-
-    system, path = fsspec.core.url_to_fs(target, use_listings_cache=False)
-    names = [name.rpartition("/")[2] for name in system.find(path)]
-    return sorted(name for name in names if name.startswith("codes-"))
-
-
-def rows(target: Path | str, **options: Any) -> dict[str, np.ndarray]:
-    """Codes by key; each key must be there once."""
-    codes = open_codes(target, **options)
-    keys = codes.keys.tolist()
-    assert len({*keys}) == len(keys)
-    return dict(zip(keys, codes[:], strict=True))
 
 
 def test_a_folder(
@@ -245,78 +222,20 @@ def test_wrong_arguments(
 
 # -- killed ------------------------------------------------------------------
 
-PROGRAM = """
-import sys
-from sk_cnncodes import CNNCodeTransformer, embed_to
-net, target, source, rows = sys.argv[1:]
-print("start", flush=True)
-transformer = CNNCodeTransformer(net, n_jobs=2, batch_size=4)
-report = embed_to(transformer, target, source, shard_rows=int(rows))
-print(report.n_images, flush=True)
-"""
-
-
-def killed_runs(
-    tiny: str,
-    source: Path | str,
-    target: Path | str,
-    total: int,
-    n_rows: int,
-    times: int,
-) -> None:
-    """Kill runs at random times, look at what they leave, and finish."""
-    command = [sys.executable, "-c", PROGRAM, tiny, str(target), str(source)]
-    rng = random.Random(total)
-    for _ in range(times):
-        with subprocess.Popen(
-            [*command, str(n_rows)], stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            wanted = len(shards(target)) + rng.randrange(4)
-            end = time.monotonic() + 60
-            # Around the end of a shard, or while it is begun.
-            while process.poll() is None and time.monotonic() < end:
-                if len(shards(target)) >= wanted:
-                    break
-                time.sleep(0.002 if isinstance(target, Path) else 0.05)
-            time.sleep(rng.random() * 0.15)
-            process.send_signal(signal.SIGKILL)
-        if shards(target):
-            left = rows(target, partial=True)  # all shards that there are, are whole
-            assert len(left) == min(total, n_rows * len(shards(target)))
-    done = len(shards(target))
-    finished = subprocess.run(
-        [*command, str(n_rows)], stdout=subprocess.PIPE, text=True, check=True
-    )
-    # Nothing that was finished is computed again.
-    assert int(finished.stdout.split()[-1]) == max(0, total - done * n_rows)
-
-
-def check_killed(
-    tiny: str, tmp_path: Path, count: int, n_rows: int, times: int
-) -> None:
-    source, target, whole = (tmp_path / name for name in ("images", "codes", "whole"))
-    source.mkdir()
-    for number in range(count):
-        (source / f"{number:05}.png").write_bytes(
-            b"no image" if number % 100 == 50 else png(number % 500)
-        )
-    killed_runs(tiny, source, target, count, n_rows, times)
-    embed_to(CNNCodeTransformer(tiny), whole, source, shard_rows=n_rows)
-    assert list(rows(target)) == [f"{number:05}.png" for number in range(count)]
-    np.testing.assert_allclose(
-        open_codes(target, verify=True)[:], open_codes(whole)[:], rtol=1e-5, atol=1e-6
-    )
-    assert open_codes(target).errors.tolist() == open_codes(whole).errors.tolist()
-    assert [p.name for p in target.iterdir() if p.name.startswith(".")] == []
-
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_at_random_points(tiny: str, tmp_path: Path) -> None:
     """5 kills; 50 of 5,000 images in 50 shards by ``SK_CNNCODES_FUZZ=10``."""
     count, n_rows = (300, 15) if FACTOR < 10 else (5000, 100)
-    check_killed(tiny, tmp_path, count, n_rows, times=5 * FACTOR)
+    source, target = tmp_path / "images", tmp_path / "codes"
+    source.mkdir()
+    keys = [f"{number:05}.png" for number in range(count)]
+    for number, key in enumerate(keys):
+        content = b"no image" if number % 100 == 50 else png(number % 500)
+        (source / key).write_bytes(content)
+    whole, times = tmp_path / "whole", 5 * FACTOR
+    check_killed(tiny, source, target, whole, keys, n_rows, times)
+    assert [p.name for p in target.iterdir() if p.name.startswith(".")] == []
 
 
 def test_iterables_of_any_kind(transformer: CNNCodeTransformer, tmp_path: Path) -> None:

@@ -10,16 +10,12 @@ import pytest
 
 from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
 from sk_cnncodes.scale import lance_images
-from tests.scale.conftest import png
-from tests.scale.test_sources import COUNT, check
+from sk_cnncodes.scale.sources import open_source
+from tests.scale.conftest import COUNT, png
+from tests.scale.runs import check
 
 lance = pytest.importorskip("lance", reason="needs pylance")
 pyarrow = pytest.importorskip("pyarrow")
-
-
-@pytest.fixture(scope="module")
-def expected(tiny: str) -> np.ndarray:
-    return CNNCodeTransformer(tiny).transform([png(number) for number in range(COUNT)])
 
 
 def write(path: Path, images: list[Any], **options: Any) -> Path:
@@ -93,3 +89,15 @@ def test_folders_that_are_no_tables(tiny: str, tmp_path: Path) -> None:
     (folder / "_versions").mkdir()
     with pytest.raises(ValueError, match="photos.lance': expected a Lance table"):
         embed_to(CNNCodeTransformer(tiny), tmp_path / "other", folder)
+
+
+@pytest.mark.parametrize("kind", ["images", "paths"])
+def test_a_table_stays_with_the_version_that_was_planned(
+    tmp_path: Path, kind: str
+) -> None:
+    images: list[Any] = [png(0), png(1)] if kind == "images" else ["0.png", "1.png"]
+    path = write(tmp_path / "table.lance", images)
+    source = open_source(path)
+    write(path, images * 3, mode="append")
+    assert len([*source.read(0, lambda _: True)]) == 2
+    assert kind == "paths" or source.pieces == ["table.lance (version 1)"]

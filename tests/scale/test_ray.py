@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ import pytest
 from sk_cnncodes import BatchEmbedder, CNNCodeTransformer, embed_to, open_codes
 from sk_cnncodes.scale import ray as on_ray
 from tests.cli.commands import invoke
-from tests.scale.conftest import png
+from tests.scale.conftest import png, save_tiny
+from tests.scale.runs import FACTOR
 
 pytest.importorskip("pyarrow")
 # Ray's own, in its modules.
@@ -30,7 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}:ray")
     for kind in ("DeprecationWarning", "FutureWarning")
 ]
-FACTOR = int(os.environ.get("SK_CNNCODES_FUZZ", "1"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         ray = pytest.importorskip("ray", reason="Ray is not installed")
         pytest.importorskip("ray.data")
         # Not pytest's folder: the names of sockets are limited to 107 bytes.
-        folder = Path(f"/tmp/ray-test-{os.getpid()}")
+        folder = tempfile.mkdtemp(prefix="ray-")
         try:
             ray.init(
                 address="local",
@@ -51,7 +52,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
                 object_store_memory=2**27,
                 log_to_driver=False,
                 logging_level="error",
-                _temp_dir=str(folder),
+                _temp_dir=folder,
             )
             yield ray
         finally:
@@ -145,6 +146,12 @@ def test_paths_are_kept_and_arrays_are_not(
     )
     with pytest.raises(KeyError, match="image_column='x'.*'image', 'box'"):
         BatchEmbedder(one_core, "x")({"image": arrays, "box": boxes})
+    for name in ("code", "error"):
+        with pytest.raises(
+            ValueError, match=f"got the columns .*'{name}'.*Expected ot"
+        ):
+            BatchEmbedder(one_core, "image")({"image": arrays, name: [1, 2]})
+    assert BatchEmbedder(one_core, "code")({"code": arrays}).num_rows == 2
     empty = BatchEmbedder(one_core, "image")({"image": np.array([], object)})
     assert (empty.num_rows, empty.schema.field("code").type.list_size) == (0, 5)
 
@@ -293,6 +300,29 @@ def test_the_same_shards_as_without_ray(
         embed_to(one_core, "ray", source, shard_rows=9, engine="ray")
 
 
+@pytest.mark.filterwarnings("ignore:backbone='cnncodes-mini' is taken as the name")
+def test_the_backbone_is_the_one_that_is_meant_here(
+    ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of the catalogue, a path of this folder, or what was fitted."""
+    monkeypatch.chdir(tmp_path)
+    images = [png(number) for number in range(3)]
+    save_tiny(tmp_path / "net.onnx")
+    save_tiny(tmp_path / "stored.onnx")
+    (tmp_path / "cnncodes-mini").write_bytes(b"no network")
+    stored = CNNCodeTransformer("stored.onnx", n_jobs=1, store_backbone=True)
+    stored = pickle.loads(pickle.dumps(stored.fit(images)))
+    (tmp_path / "stored.onnx").write_bytes(b"no network")
+    named, relative = (
+        CNNCodeTransformer(name, n_jobs=1) for name in ("cnncodes-mini", "net.onnx")
+    )
+    how: Any = {"engine": "ray", "ray_options": {"num_workers": 1}}
+    for number, transformer in enumerate([named, relative, stored]):
+        embed_to(transformer, tmp_path / str(number), images, **how)
+        codes = open_codes(tmp_path / str(number))[:]
+        np.testing.assert_allclose(codes, transformer.transform(images), rtol=1e-5)
+
+
 def test_tables_archives_and_lists(
     ray: Any, one_core: CNNCodeTransformer, folder: Path, tmp_path: Path
 ) -> None:
@@ -412,8 +442,9 @@ embed_to(transformer, target, images, shard_rows=20, engine="ray")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_a_killed_driver(ray: Any, tiny: str, tmp_path: Path) -> None:
     images, target = tmp_path / "images", tmp_path / "ray"
-    save_images(images, 2000)
-    temporary = Path(f"/tmp/ray-driver-{os.getpid()}")
+    count, n_shards = 1000, 50
+    save_images(images, count)
+    temporary = tempfile.mkdtemp(prefix="ray-")
     with subprocess.Popen(
         [sys.executable, "-c", _DRIVER, tiny, images, target, temporary],
         env=os.environ | cluster_environment(),
@@ -435,15 +466,15 @@ def test_a_killed_driver(ray: Any, tiny: str, tmp_path: Path) -> None:
         time.sleep(0.1)
     shutil.rmtree(temporary, ignore_errors=True)
     before = {p: p.stat().st_mtime_ns for p in target.glob("codes-*.parquet")}
-    assert 4 <= len(before) < 100
+    assert 4 <= len(before) < n_shards
     transformer = CNNCodeTransformer(tiny, n_jobs=1, batch_size=64)
     report = embed_to(transformer, target, images, shard_rows=20, engine="ray")
     assert report.complete
-    assert report.n_shards == 100 - len(before)
+    assert report.n_shards == n_shards - len(before)
     codes = open_codes(target, verify=True)
-    assert codes.shape == (2000, 5)
-    assert len({*codes.keys}) == 2000
-    assert json.loads((target / "_manifest.json").read_text())["bad"] == 20
+    assert codes.shape == (count, 5)
+    assert len({*codes.keys}) == count
+    assert json.loads((target / "_manifest.json").read_text())["bad"] == count // 100
     assert {path.name[0] for path in target.iterdir()} == {"c", "_"}
     for path, changed in before.items():
         assert path.stat().st_mtime_ns == changed

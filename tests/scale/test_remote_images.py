@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,3 +66,42 @@ def test_other_schemes_by_fsspec(tiny: str, tmp_path: Path) -> None:
     codes = open_codes(tmp_path)
     np.testing.assert_allclose(codes[:1], transformer.transform([png(1)]), rtol=1e-5)
     assert "is not among" in codes.errors[2]
+
+
+def test_a_lack_of_memory_or_threads_makes_no_image_bad(
+    tiny: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    lacks = [MemoryError(), OSError(errno.EMFILE, "Too many open files")]
+
+    class Lacking(MemoryFileSystem):
+        protocol = "lacking"
+
+        def cat_file(self, path: str, **how: object) -> bytes:
+            if path.endswith("/3.png") and lacks:
+                raise lacks.pop()
+            return png(3)
+
+    fsspec.register_implementation("lacking", Lacking, clobber=True)
+    transformer = CNNCodeTransformer(tiny)
+    remote = ["lacking://b/", server.address]
+    pairs = [(number, f"lacking://b/{number}.png") for number in range(5)]
+    # When its turn comes, it is read again; what is then lacking ends the run.
+    with pytest.raises(MemoryError):
+        embed_to(transformer, tmp_path / "codes", pairs, remote=remote)
+    report = embed_to(transformer, tmp_path / "codes", pairs, remote=remote)
+    assert (report.n_images, report.n_bad) == (5, 0)
+
+    start, refusals = threading.Thread.start, ["can't start new thread"]
+
+    def start_or_not(thread: threading.Thread) -> None:
+        if thread.name == "sk_cnncodes-remote" and refusals:
+            raise RuntimeError(refusals.pop())
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_not)
+    pairs = [(number, f"{server.address}image-{number}") for number in range(5)]
+    report = embed_to(transformer, tmp_path / "others", pairs, remote=remote)
+    assert (report.n_images, report.n_bad, refusals) == (5, 0, [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 import tracemalloc
@@ -17,36 +16,11 @@ import pytest
 from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
 from sk_cnncodes.scale import archives
 from sk_cnncodes.scale.sources import open_source
-from tests.scale.conftest import png
+from tests.scale.conftest import COUNT, png
+from tests.scale.runs import check, tar_of
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
-COUNT = 12
-
-
-@pytest.fixture(scope="module")
-def expected(tiny: str) -> np.ndarray:
-    return CNNCodeTransformer(tiny).transform([png(number) for number in range(COUNT)])
-
-
-def check(
-    tiny: str, target: Path, source: Any, keys: list[str], codes: np.ndarray, **how: Any
-) -> None:
-    """The codes of a source in one run, and in parts."""
-    transformer = CNNCodeTransformer(tiny)
-    report = embed_to(transformer, target / "whole", source, shard_rows=5, **how)
-    assert (report.complete, report.n_bad) == (True, 0)
-    whole = open_codes(target / "whole")
-    assert whole.keys.tolist() == keys
-    np.testing.assert_allclose(whole[:], codes, rtol=1e-5)
-    for number in (1, 0, 1):
-        part = (number, 2)
-        embed_to(transformer, target / "p", source, shard_rows=5, part=part, **how)
-    parts = open_codes(target / "p")
-    assert parts.keys.tolist() == keys
-    np.testing.assert_array_equal(parts[:], whole[:])
-    report = embed_to(transformer, target / "p", source, shard_rows=5, **how)
-    assert report.n_images == 0
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
@@ -145,11 +119,7 @@ def test_a_table_that_is_cut_or_changes(tiny: str, tmp_path: Path) -> None:
 
 
 def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+    path.write_bytes(tar_of(members, mode))
     return path
 
 
@@ -323,14 +293,38 @@ def test_damaged_archives_are_named(tiny: str, tmp_path: Path) -> None:
     damaged = whole[:header] + bytes([255]) + whole[header + 1 :]
     (tmp_path / "damaged.tar").write_bytes(damaged)
     (tmp_path / "no.tar").write_bytes(b"no archive at all")
+    for suffix in ("gz", "bz2", "xz"):
+        content = bytearray(tar_of(samples(0, 8), f"w:{suffix}"))
+        content[len(content) // 2 :: 7] = bytes(len(content[len(content) // 2 :: 7]))
+        (tmp_path / f"bits.tar.{suffix}").write_bytes(content)
     (tmp_path / "no.zip").write_bytes(b"no archive at all")
     (tmp_path / "no.parquet").write_bytes(b"no archive at all")
     transformer = CNNCodeTransformer(tiny)
     names = ["cut.tar", "cut-2.tar", "cut-3.tar", "damaged.tar", "no.tar"]
+    names += [f"bits.tar.{suffix}" for suffix in ("gz", "bz2", "xz")]
     for name in (*names, "no.zip", "no.parquet"):
         with pytest.raises(ValueError, match=f"{name}.*(cannot be read|a Parquet)"):
             embed_to(transformer, tmp_path / "codes" / name, tmp_path / name)
     assert list((tmp_path / "codes").glob("*/*.parquet")) == []
+
+
+@pytest.mark.parametrize("method", ["DEFLATED", "BZIP2", "LZMA"])
+def test_damaged_members_of_zip_archives(
+    tiny: str, tmp_path: Path, method: str
+) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", getattr(zipfile, f"ZIP_{method}")) as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.png", png(number))
+        middle = archive.getinfo("1.png")
+    content = bytearray(path.read_bytes())
+    start = middle.header_offset + 30 + len("1.png")
+    for place in range(start + 9, start + middle.compress_size):
+        content[place] ^= 255
+    path.write_bytes(content)
+    bad = errors_of(tiny, tmp_path / "codes", path)
+    assert list(bad) == ["x.zip/1.png"]
+    assert bad["x.zip/1.png"].startswith("cannot be read (")
 
 
 def test_addresses_are_not_fetched(tiny: str, tmp_path: Path) -> None:
@@ -355,6 +349,7 @@ def test_what_is_no_source(tiny: str, tmp_path: Path) -> None:
             "Expected a folder, a table",
         ),
         (str(tmp_path / "*.tar"), FileNotFoundError, "no file is called like"),
+        (str(tmp_path / "{5..3}.tar"), ValueError, "from the lower number to the high"),
         (3, TypeError, "X: got int"),
     ):
         with pytest.raises(kind, match=message):

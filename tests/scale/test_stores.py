@@ -9,13 +9,12 @@ import os
 import random
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -23,15 +22,18 @@ import pytest
 from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
 from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.scale import embed
+from sk_cnncodes.scale.archives import read_tar, read_zip
 from sk_cnncodes.scale.remote_paths import RemotePath
 from tests.cli.commands import invoke
 from tests.forwards import counted_forwards
 from tests.http_server import running
 from tests.scale.conftest import png
-from tests.scale.test_embed import FACTOR, killed_runs, rows, shards
+from tests.scale.runs import FACTOR, check_killed, rows, shards, tar_of
 
 pa = pytest.importorskip("pyarrow")
 fsspec = pytest.importorskip("fsspec")
+stores = pytest.importorskip("fsspec.implementations.memory")
+asynchronous = pytest.importorskip("fsspec.asyn")
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")
 serving = pytest.importorskip("werkzeug.serving")
@@ -161,7 +163,7 @@ def test_what_was_not_allowed_is_neither_read_nor_written(
     with pytest.raises(ValueError, match="not among those that may be read"):
         embed_to(transformer, "s3://other/codes/", [png(1)])
     with pytest.raises(ValueError, match="not among those that may be read"):
-        embed_to(transformer, "file:///tmp/codes", [png(1)])
+        embed_to(transformer, (tmp_path / "codes").as_uri(), [png(1)])
     with pytest.raises(ValueError, match="not among those that may be read"):
         open_codes(f"{BUCKET}codes/", remote=False)
     with pytest.raises(ValueError, match="HTTP takes no files"):
@@ -171,16 +173,6 @@ def test_what_was_not_allowed_is_neither_read_nor_written(
         source = "s3://missing/x.tar"
         embed_to(transformer, tmp_path / "b", source, remote=["s3://missing/"])
     assert not (tmp_path / "a").exists()
-
-
-def tar_of(images: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, content in images.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return file.getvalue()
 
 
 def archive_files() -> dict[str, bytes]:
@@ -224,8 +216,10 @@ def test_archives(s3: Faults, transformer: CNNCodeTransformer, tmp_path: Path) -
         embed_to(transformer, target, several, remote=remote)
         assert len(open_codes(target)) == 8
         assert {*open_codes(target).keys[4:]} == {f"x.zip/{n}.png" for n in range(4)}
+        target = next(targets)
         with pytest.raises(ValueError, match="HTTP has no lists of files"):
-            embed_to(transformer, next(targets), server.address, remote=remote)
+            embed_to(transformer, target, server.address, remote=remote)
+        assert not target.exists()
     with pytest.raises(FileNotFoundError, match="no file is called like"):
         embed_to(transformer, tmp_path / "none", f"{BUCKET}sets/q*.tar")
 
@@ -288,6 +282,177 @@ def test_hostile_tables_and_archives(
         put("hostile/_manifest.json", json.dumps(manifest).encode())
         with pytest.raises(ValueError, match="the shard is missing"):
             open_codes(f"{BUCKET}hostile/")
+
+
+def test_a_folder_that_is_not_there(
+    s3: Faults, transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    fsspec.filesystem("memory").pipe_file("/there/1.png", png(1))
+    remote = [BUCKET, "s3://no-bucket/", "memory://there/"]
+    put("there/1.png", png(1))
+    put("empty/notes.txt", b"text")
+    for base in (BUCKET, "memory://there/", "s3://no-bucket/"):
+        with pytest.raises(FileNotFoundError, match=f"'{base}ther/'"):
+            embed_to(transformer, tmp_path / "new", f"{base}ther/", remote=remote)
+    assert not (tmp_path / "new").exists()
+    # A folder without images is one.
+    report = embed_to(transformer, tmp_path / "empty", f"{BUCKET}empty", remote=remote)
+    assert (report.n_images, report.complete) == (0, True)
+
+
+def test_names_with_two_slashes(s3: Faults) -> None:
+    put("slashes/2//twice.png", png(1))
+    put("slashes//first.png", png(2))
+    reader = RemoteReader([BUCKET])
+    found = [path.uri for path in RemotePath(f"{BUCKET}slashes/", reader).walk()]
+    assert found == [f"{BUCKET}slashes//first.png", f"{BUCKET}slashes/2//twice.png"]
+    assert reader.read(found[0]) == png(2)
+
+
+class Hosted(stores.MemoryFileSystem):
+    """Paths without the host, as those of FTP, SFTP and WebHDFS."""
+
+    protocol = "hosted"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    def __init__(self, host: str = "", **how: Any) -> None:
+        super().__init__(**how)
+        self.host = host
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        path = path.removeprefix("hosted://host.example:21").strip("/")
+        return path and f"/{path}"
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
+        return {"host": path.partition("://")[2].partition("/")[0]}
+
+
+def test_addresses_with_a_host(transformer: CNNCodeTransformer, tmp_path: Path) -> None:
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    base = "hosted://host.example:21/"
+    for number in range(3):
+        Hosted("host.example:21").pipe_file(
+            f"/pub/{number % 2}/{number}.png", png(number)
+        )
+    for source, keys in (
+        ("pub/", ["0/0.png", "0/2.png", "1/1.png"]),
+        ("", ["pub/0/0.png", "pub/0/2.png", "pub/1/1.png"]),
+    ):
+        target = tmp_path / f"of-{source.strip('/')}"
+        report = embed_to(transformer, target, f"{base}{source}", remote=[base])
+        assert (report.n_images, report.n_bad) == (3, 0)
+        assert open_codes(target).keys.tolist() == keys
+    Hosted("host.example:21").pipe_file("/sets/x-1.tar", tar_of({"1.png": png(1)}))
+    embed_to(transformer, tmp_path / "tar", f"{base}sets/x-*.tar", remote=[base])
+    assert open_codes(tmp_path / "tar").keys.tolist() == ["x-1.tar/1.png"]
+
+
+def test_the_same_files_are_images_in_a_folder_and_in_a_store(
+    transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    names = ["a.png", "B.PNG", "raw.cr2", ".hidden.png", "Thumbs.db", "@eaDir/1.png"]
+    names += ["c/._d.png", ".git/e.png", "f.png/g.txt", "h"]
+    memory = fsspec.filesystem("memory")
+    for name in names:
+        memory.pipe_file(f"/both/{name}", png(1))
+        (tmp_path / "both" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "both" / name).write_bytes(png(1))
+    for number, source in enumerate((tmp_path / "both", "memory://both/")):
+        target = tmp_path / str(number)
+        embed_to(transformer, target, source, remote=["memory://both/"])
+        assert open_codes(target).keys.tolist() == ["B.PNG", "a.png"]
+
+
+def test_an_archive_that_is_gone_while_it_is_read() -> None:
+    """No image is bad, nor is the archive: the store has the fault."""
+    memory = fsspec.filesystem("memory")
+    reader = RemoteReader(["memory://gone/"])
+    zipped = archive_files()["x.zip"]
+    uri = "memory://gone/x.zip"
+
+    def remove(position: int) -> bool:
+        memory.rm("/gone/x.zip")
+        return True
+
+    memory.pipe_file("/gone/x.zip", zipped)
+    with pytest.raises(FileNotFoundError, match=f"'{uri}'"):
+        [*read_zip(RemotePath(uri, reader), (), remove)]
+    for read in (read_zip, read_tar):  # its size is known of a list
+        with pytest.raises(FileNotFoundError, match=f"'{uri}'"):
+            [*read(RemotePath(uri, reader, len(zipped)), (), lambda _: True)]
+
+
+def test_errors_of_a_table_name_its_address(
+    transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    memory = fsspec.filesystem("memory")
+    for name, content in {
+        "twice.csv": "file,file\n1.png,2\n",
+        "empty.csv": "file\n",
+        "no-images.csv": "a,b\n1,2\n",
+        "broken.jsonl": '{"file": "1.png"}\n{"file"',
+        "columns.csv": "file,y\n1.png,2\n",
+        "no.parquet": "no table",
+    }.items():
+        memory.pipe_file(f"/tables/{name}", content.encode())
+        uri = f"memory://tables/{name}"
+        how = {"remote": ["memory://tables/"]}
+        columns = ["x"] if name == "columns.csv" else []
+        with pytest.raises(ValueError, match=f"^'{uri}': "):
+            embed_to(transformer, tmp_path / "new", uri, columns=columns, **how)
+    assert not (tmp_path / "new").exists()
+
+
+class Renaming(asynchronous.AsyncFileSystem):
+    """Asynchronous, but for `mv`, as most such clients; files are in a dict."""
+
+    protocol = "renaming"
+    async_impl = True
+    files: ClassVar[dict[str, bytes]] = {}
+
+    async def _info(self, path: str, **how: Any) -> dict[str, Any]:
+        path = self._strip_protocol(path)
+        if path in self.files:
+            return {"name": path, "size": len(self.files[path]), "type": "file"}
+        if not any(name.startswith(f"{path}/") for name in self.files):
+            raise FileNotFoundError(path)
+        return {"name": path, "size": 0, "type": "directory"}
+
+    async def _ls(self, path: str, detail: bool = True, **how: Any) -> list[Any]:
+        names = [name for name in self.files if name.rpartition("/")[0] == path]
+        found = [await self._info(name) for name in names]
+        return found if detail else names
+
+    async def _cat_file(self, path: str, start: Any = None, end: Any = None) -> bytes:
+        return self.files[path][start:end]
+
+    async def _pipe_file(self, path: str, value: bytes, **how: Any) -> None:
+        self.files[path] = value
+
+    async def _put_file(self, lpath: str, rpath: str, **how: Any) -> None:
+        self.files[rpath] = Path(lpath).read_bytes()
+
+    async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
+        pass
+
+    def mv(self, path1: str, path2: str, **how: Any) -> None:
+        self.files[path2] = self.files.pop(path1)
+
+
+def test_a_store_that_is_asynchronous_but_for_some_calls(
+    transformer: CNNCodeTransformer,
+) -> None:
+    fsspec.register_implementation("renaming", Renaming, clobber=True)
+    target, remote = "renaming://codes/tiny/", ["renaming://codes/"]
+    report = embed_to(transformer, target, [png(0), png(1)], remote=remote)
+    assert (report.n_images, report.complete) == (2, True)
+    codes = open_codes(target, remote=remote, verify=True)
+    assert codes.keys.tolist() == ["0", "1"]
+    names = sorted(name.rpartition("/")[2] for name in Renaming.files)
+    assert names == ["_manifest.json", "_plan.json", "codes-00000-000000.parquet"]
 
 
 def test_other_stores_write_and_move(
@@ -364,7 +529,7 @@ def test_more_reads_at_once_than_threads_that_decode(tiny: str, tmp_path: Path) 
     now, most = 0, 0
     lock = threading.Lock()
 
-    class Far(fsspec.implementations.memory.MemoryFileSystem):
+    class Far(stores.MemoryFileSystem):
         protocol = "far"
 
         def cat_file(self, path: str, **how: Any) -> bytes:
@@ -400,14 +565,7 @@ def test_killed_at_random_points(
     keys = put_images(name, count, corrupt=True)
     source = f"{BUCKET}{name}/"
     target = f"{BUCKET}{name}-codes/" if to_store else tmp_path / "codes"
-    killed_runs(tiny, source, target, count, n_rows, times)
-    whole = tmp_path / "whole"
-    embed_to(CNNCodeTransformer(tiny), whole, source, shard_rows=n_rows)
-    assert list(rows(target)) == keys
-    np.testing.assert_allclose(
-        open_codes(target, verify=True)[:], open_codes(whole)[:], rtol=1e-5, atol=1e-6
-    )
-    assert open_codes(target).errors.tolist() == open_codes(whole).errors.tolist()
+    check_killed(tiny, source, target, tmp_path / "whole", keys, n_rows, times)
     assert open_codes(target).errors.astype(bool).sum() == sum(
         number % 100 == 50 for number in range(count)
     )
