@@ -47,7 +47,7 @@ from tests.without_operators import import_torchvision
 # What was measured, its value, the bar, and whether it passes; None without a bar.
 Row = tuple[str, str, str, bool | None]
 # Of the large set: what fits 40 minutes.
-LARGE = {"max_epochs": 5, "validation_fraction": 0.1, "batch_size": 128}
+LARGE = {"max_epochs": 3, "validation_fraction": 0.1, "batch_size": 128}
 
 
 @dataclass(frozen=True)

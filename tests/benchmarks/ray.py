@@ -7,7 +7,8 @@ at least 0.9 times as fast as the library without Ray, and the driver's memory g
 less than 30 MB from 1,000 to 100,000 tiny images. Ways take turns, and ratios are
 medians over the rounds. Ray's start, and the first call of each way, which loads the
 network, are not timed. On a machine that is shared, see the seconds of computing too:
-a ratio of two workers needs two cores that are free.
+a ratio of two workers needs two cores that are free. Two processes without Ray show
+what this machine allows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -112,10 +114,20 @@ def compare(backbone: str, folder: Path, count: int, rounds: int) -> bool:
         embed_to(transformer, target, images, shard_rows=count // 8, **how)
         shutil.rmtree(target)
 
+    def halves(start_all: Parallel) -> None:
+        start_all(
+            delayed(embed_to)(
+                transformer, target, images, shard_rows=count // 8, part=(i, 2)
+            )
+            for i in range(2)
+        )
+        shutil.rmtree(target)
+
     ways: dict[str, Callable[[], None]] = {
         "without Ray, n_jobs=1": lambda: shards(),
         "1 worker": lambda: shards(engine="ray", ray_options={"num_workers": 1}),
         "2 workers": lambda: shards(engine="ray", ray_options={"num_workers": 2}),
+        "2 processes without Ray": partial(halves, Parallel(2)),
     }
     for way in ways.values():  # what loads the network, and starts workers
         way()
@@ -128,7 +140,12 @@ def compare(backbone: str, folder: Path, count: int, rounds: int) -> bool:
     for name, times in found.items():
         seconds, cpu = np.median(times, axis=0)
         print(f"| {name} | {seconds:.2f} | {cpu:.2f} | {count / seconds:.1f} |")
-    local, one, two = (np.array(times) for times in found.values())
+    local, one, two, processes = (np.array(times) for times in found.values())
+    ratio, cpu = np.median(local / processes, axis=0)
+    print(
+        f"2 processes / 1, without Ray: {ratio:.2f} times as fast "
+        f"({1 / cpu:.2f} times the seconds of computing)"
+    )
     passed = True
     for what, slow, fast, least in (
         ("2 workers / 1 worker", one, two, TWO),
