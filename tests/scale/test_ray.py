@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,6 +22,7 @@ import pytest
 from sk_cnncodes import BatchEmbedder, CNNCodeTransformer, embed_to, open_codes
 from sk_cnncodes.scale import ray as on_ray
 from tests.cli.commands import invoke
+from tests.scale.clusters import cluster, cluster_environment, same, workers_killed
 from tests.scale.conftest import png, save_tiny
 from tests.scale.runs import FACTOR
 
@@ -35,40 +35,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Ray with two cores, started once, and ended with all its processes and files."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in cluster_environment().items():
-            patch.setenv(name, value)
-        ray = pytest.importorskip("ray", reason="Ray is not installed")
-        pytest.importorskip("ray.data")
-        # Not pytest's folder: the names of sockets are limited to 107 bytes.
-        folder = tempfile.mkdtemp(prefix="ray-")
-        try:
-            ray.init(
-                address="local",
-                num_cpus=2,
-                include_dashboard=False,
-                object_store_memory=2**27,
-                log_to_driver=False,
-                logging_level="error",
-                _temp_dir=folder,
-            )
-            yield ray
-        finally:
-            ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def cluster_environment() -> dict[str, str]:
-    """No reports to Ray's makers, no bars, and workers that import this checkout."""
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    return {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-        "RAY_DEDUP_LOGS": "0",
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-    }
+def ray() -> Iterator[Any]:
+    with cluster() as started:
+        yield started
 
 
 @pytest.fixture
@@ -82,14 +51,6 @@ def save_images(folder: Path, count: int, bad: int = 100) -> None:
         path = folder / f"{number // 100:03}" / f"{number:05}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"no image" if number % bad == 7 else png(number))
-
-
-def same(target: Path, expected: Path) -> None:
-    """Assert that two folders have the same shards and manifest, byte for byte."""
-    names = {path.name for path in expected.iterdir()}
-    assert {p.name for p in target.iterdir() if not p.match("_part-*")} == names
-    for name in names:
-        assert (target / name).read_bytes() == (expected / name).read_bytes(), name
 
 
 # -- BatchEmbedder ---------------------------------------------------------------
@@ -398,32 +359,14 @@ def test_killed_workers(ray: Any, tiny: str, tmp_path: Path) -> None:
     how: dict[str, Any] = {"shard_rows": 25}
     embed_to(transformer, tmp_path / "local", images, **how)
     target = tmp_path / "ray"
-    killed: list[int] = []
-    done = threading.Event()
-
-    def kill() -> None:
-        while not done.wait(0.05) and len(killed) < 4 * FACTOR:
-            shards = [*target.glob("codes-*.parquet")]
-            parts = [part.name.split(".")[3] for part in target.glob(".codes-*.part")]
-            if parts and len(shards) >= 2 * len(killed):
-                process = int(parts[-1])
-                if process in killed:
-                    continue
-                os.kill(process, signal.SIGKILL)
-                killed.append(process)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        report = embed_to(transformer, target, images, engine="ray", **how)
-    finally:
-        done.set()
-        thread.join()
+    report = None
+    with workers_killed(target, 4 * FACTOR) as killed:
+        while report is None:
+            # A part whose worker died eleven times ends the run; the next one goes on.
+            with suppress(ray.exceptions.WorkerCrashedError):
+                report = embed_to(transformer, target, images, engine="ray", **how)
     assert len(killed) >= 2
     assert report.complete
-    for part in target.glob(".codes-*.part"):  # of a worker that died last
-        assert int(part.name.split(".")[3]) in killed
-        part.unlink()
     same(target, tmp_path / "local")
     assert open_codes(target, verify=True).shape == (count, 5)
 
