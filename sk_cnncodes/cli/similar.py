@@ -64,7 +64,8 @@ def similar(
             metavar="IMAGES",
             show_default=False,
             help="Folder, searched recursively, or image; repeatable; or - to read "
-            "paths from standard input; or a folder that embed --shards wrote.",
+            "paths from standard input; or a folder that embed --shards wrote; or a "
+            "file of --save-index.",
         ),
     ],
     count: Annotated[
@@ -83,6 +84,15 @@ def similar(
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    save_index: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Write the index of a folder that embed --shards wrote, for later "
+            "searches with --among FILE.",
+        ),
+    ] = None,
     max_pixels: MaxPixelsOption = None,
     cache: CacheOption = None,
     device: DeviceOption = "auto",
@@ -97,8 +107,11 @@ def similar(
     Examples:
       sk-cnncodes similar cnncodes-mini photo.jpg --among photos
       sk-cnncodes similar model.joblib a.jpg b.jpg --among photos -k 3 --csv
+      sk-cnncodes similar resnet50 a.jpg --among codes/ --save-index codes.index
+      sk-cnncodes similar resnet50 b.jpg --among codes.index
     """
     from sk_cnncodes.scale.index import CodeIndex
+    from sk_cnncodes.scale.index_file import is_index
     from sk_cnncodes.scale.shards import PLAN
 
     if as_csv and as_json:
@@ -111,21 +124,36 @@ def similar(
         **pixel_limit(max_pixels),
     )
     kept: list[str] = []
-    in_shards = len(among) == 1 and Path(among[0], PLAN).is_file()
-    paths = [] if in_shards else listed_paths(among)
-    index = CodeIndex(metric.value, n_jobs=-1)
+    given = Path(among[0]) if len(among) == 1 else Path()
+    in_shards, in_index = (given / PLAN).is_file(), is_index(given)
+    if save_index is not None and not in_shards:
+        raise typer.BadParameter(
+            "--save-index: expected --among with a folder that embed --shards wrote."
+        )
+    paths = [] if in_shards or in_index else listed_paths(among)
     with interruptible(cache, "Nothing was written."):
         readable_queries, queries = _codes(transformer.transform, query, "QUERY")
-        if in_shards:
-            index.add(among[0])
+        if in_index:
+            index = CodeIndex.open(given, n_jobs=-1)
+        elif in_shards:
+            index = CodeIndex(metric.value, n_jobs=-1).add(given)
+            if save_index is not None:
+                index.save(save_index)
         else:
             kept, codes = _codes(transformer.transform, paths, "--among")
             # A path that is given twice is found twice.
-            index.add(codes, [str(row) for row in range(len(kept))])
-        keys, distances = index.search(
-            queries, count, spec=transformer if in_shards else None
+            keys = [str(row) for row in range(len(kept))]
+            index = CodeIndex(metric.value, n_jobs=-1).add(codes, keys)
+        if index.metric != metric.value:
+            raise typer.BadParameter(
+                f"--metric {metric.value}: {str(given)!r} has {index.metric} "
+                f"distances. Expected --metric {index.metric}."
+            )
+        # Paths that were just embedded are of the same spec.
+        found, distances = index.search(
+            queries, count, spec=None if paths else transformer
         )
-    names = keys if in_shards else np.array(kept, object)[keys.astype(int)]
+    names = np.array(kept, object)[found.astype(int)] if paths else found
     rows = [
         (image, rank, path, round(float(distance), 6))
         for image, near, far in zip(readable_queries, names, distances, strict=True)

@@ -116,6 +116,15 @@ def _key_parts(keys: Sequence[str | None] | StoredKeys) -> dict[str, np.ndarray]
     return {"ends": ends, "present": present, "text": np.frombuffer(text, np.uint8)}
 
 
+def is_index(path: Path) -> bool:
+    """Whether `write_index` wrote a file, by its last bytes."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - len(_MAGIC)))
+        return file.read() == _MAGIC
+
+
 def read_index(
     path: Path, verify: bool
 ) -> tuple[dict[str, Any], np.ndarray, StoredKeys]:

@@ -165,3 +165,23 @@ def test_among_codes_of_shards(photos: Path, tmp_path: Path) -> None:
     other = invoke("similar", "cnncodes-mini", query, *among, "--layer", "-2")
     assert other.exit_code == 1
     assert "code" in other.stderr
+
+
+def test_a_saved_index(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    query, index = photos / "flower" / "0001.jpg", tmp_path / "codes.index"
+    invoke("embed", photos, "-o", f"{tmp_path / 'codes'}", "--shards")
+    first = ("similar", "cnncodes-mini", query, "--csv", "--among", tmp_path / "codes")
+    written = invoke(*first, "--save-index", index)
+    assert written.exit_code == 0, written.stderr
+    again = ("similar", "cnncodes-mini", query, "--csv", "--among", index)
+    assert invoke(*again).stdout == written.stdout
+    result = invoke(*again, "--metric", "euclidean")
+    assert result.exit_code == 2
+    assert "Expected --metric cosine" in " ".join(result.stderr.split())
+    other = invoke(*again, "--layer", "-2")
+    assert other.exit_code == 1
+    assert "code" in other.stderr
+    result = invoke(*first[:-1], photos, "--save-index", tmp_path / "none.index")
+    assert result.exit_code == 2
+    assert not (tmp_path / "none.index").exists()
