@@ -1,6 +1,6 @@
 """Ray: how much two workers bring, what one costs, and the memory of the driver.
 
-    python -m tests.benchmarks.ray [--images 960] [--rounds 5] [--backbone NAME]
+    python -m tests.benchmarks.ray [--images 1920] [--rounds 5] [--backbone NAME]
 
 It fails unless two workers of one core each are at least 1.8 times as fast as one, one
 at least 0.9 times as fast as the library without Ray, and the driver's memory grows by
@@ -226,7 +226,7 @@ def drivers(counts: Sequence[int]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=960)
+    parser.add_argument("--images", type=int, default=1920)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--backbone", default="cnncodes-mini")
     parser.add_argument("--tiny", type=int, nargs="*", default=[1000, 100_000])
