@@ -83,7 +83,7 @@ LATE_MODULES = {
     "cli.similar": {
         *("base.exceptions", "codes.transformer"),
         *("export.loading", "export.onnx_classifier"),
-        *("scale.index", "scale.shards"),
+        *("scale.index", "scale.index_file", "scale.shards"),
     },
     "cli.train": {
         *("codes.transformer", "export.model_card", "export.pipeline"),
