@@ -30,9 +30,13 @@ def ray(s3: Faults) -> Iterator[Any]:
         yield started
 
 
+@pytest.mark.skipif(FACTOR < 5, reason="takes a minute: set SK_CNNCODES_FUZZ=5")
 def test_faults_of_a_store(s3: Faults, ray: Any, tiny: str, tmp_path: Path) -> None:
-    """503 at every tenth request, one that stalls, 1% corrupt, and a kill."""
-    count, n_kills = (100, 1) if FACTOR < 10 else (5000, 50)
+    """503 at every tenth request, one that stalls, 1% corrupt, and killed workers.
+
+    50 kills, of 5,000 images, by ``SK_CNNCODES_FUZZ=10``.
+    """
+    count, n_kills = (200, 2) if FACTOR < 10 else (5000, 50)
     keys = put_images("faulty", count, corrupt=True)
     transformer = CNNCodeTransformer(tiny, n_jobs=1, batch_size=4)
     source, how = f"{BUCKET}faulty/", {"shard_rows": 10 if FACTOR < 10 else 50}
