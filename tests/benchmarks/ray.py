@@ -21,8 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,37 +34,11 @@ from sklearn.datasets import load_sample_images
 
 from sk_cnncodes import BatchEmbedder, CNNCodeTransformer, embed_to
 from tests.benchmarks.timing import machine, peak_memory
+from tests.scale.clusters import cluster
 from tests.scale.conftest import png, save_tiny
 
 TWO, ONE, MOST_MB = 1.8, 0.9, 30
 SIZE = (500, 375)
-
-
-@contextmanager
-def cluster(folder: Path) -> Iterator[Any]:
-    """Ray with two cores on this machine."""
-    os.environ |= {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    }
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
-    import ray  # Ray itself: imports are absolute
-    import ray.data
-
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=2**28,
-        log_to_driver=False,
-        logging_level="error",
-        _temp_dir=str(folder),
-    )
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def save_photographs(folder: Path, count: int) -> None:
@@ -188,7 +162,7 @@ def map_batches(ray: Any, backbone: str, folder: Path) -> None:
 
 def driver(folder: Path) -> None:
     """Have a folder embedded by Ray, and print the peak memory of this process."""
-    with cluster(folder / "ray"):
+    with cluster():
         embed_to(
             CNNCodeTransformer(save_tiny(folder / "net.onnx"), n_jobs=1),
             folder / "codes",
@@ -239,7 +213,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         start = time.perf_counter()
-        with cluster(folder / "ray") as ray:
+        with cluster() as ray:
             print(
                 f"Ray {ray.__version__} started in {time.perf_counter() - start:.1f} s"
             )
