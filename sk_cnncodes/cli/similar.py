@@ -130,25 +130,26 @@ def similar(
         raise typer.BadParameter(
             "--save-index: expected --among with a folder that embed --shards wrote."
         )
+    if in_index:
+        index = CodeIndex.open(given, n_jobs=-1)
+    else:
+        index = CodeIndex(metric.value, n_jobs=-1)
+    if index.metric != metric.value:
+        raise typer.BadParameter(
+            f"--metric {metric.value}: {str(given)!r} has {index.metric} distances. "
+            f"Expected --metric {index.metric}."
+        )
     paths = [] if in_shards or in_index else listed_paths(among)
     with interruptible(cache, "Nothing was written."):
         readable_queries, queries = _codes(transformer.transform, query, "QUERY")
-        if in_index:
-            index = CodeIndex.open(given, n_jobs=-1)
-        elif in_shards:
-            index = CodeIndex(metric.value, n_jobs=-1).add(given)
+        if in_shards:
+            index.add(given)
             if save_index is not None:
                 index.save(save_index)
-        else:
+        elif not in_index:
             kept, codes = _codes(transformer.transform, paths, "--among")
             # A path that is given twice is found twice.
-            keys = [str(row) for row in range(len(kept))]
-            index = CodeIndex(metric.value, n_jobs=-1).add(codes, keys)
-        if index.metric != metric.value:
-            raise typer.BadParameter(
-                f"--metric {metric.value}: {str(given)!r} has {index.metric} "
-                f"distances. Expected --metric {index.metric}."
-            )
+            index.add(codes, [str(row) for row in range(len(kept))])
         # Paths that were just embedded are of the same spec.
         found, distances = index.search(
             queries, count, spec=None if paths else transformer

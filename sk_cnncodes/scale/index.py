@@ -173,7 +173,9 @@ class CodeIndex:
         Raises
         ------
         ValueError
-            If keys or codes do not fit, or codes are of another spec.
+            If keys or codes do not fit, or codes are of another spec. Of many codes,
+            thousands before one that is too large may be in the index by then; to add
+            them again replaces them.
         ImportError
             If `exact` is False, and usearch is not installed.
         """

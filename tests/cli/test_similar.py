@@ -176,7 +176,9 @@ def test_a_saved_index(photos: Path, tmp_path: Path) -> None:
     assert written.exit_code == 0, written.stderr
     again = ("similar", "cnncodes-mini", query, "--csv", "--among", index)
     assert invoke(*again).stdout == written.stdout
-    result = invoke(*again, "--metric", "euclidean")
+    # Before any query is read.
+    unread = ("similar", "cnncodes-mini", tmp_path / "no.jpg", *again[3:])
+    result = invoke(*unread, "--metric", "euclidean")
     assert result.exit_code == 2
     assert "Expected --metric cosine" in " ".join(result.stderr.split())
     other = invoke(*again, "--layer", "-2")
