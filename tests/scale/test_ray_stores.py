@@ -30,13 +30,12 @@ def ray(s3: Faults) -> Iterator[Any]:
         yield started
 
 
-@pytest.mark.skipif(FACTOR < 5, reason="takes a minute: set SK_CNNCODES_FUZZ=5")
 def test_faults_of_a_store(s3: Faults, ray: Any, tiny: str, tmp_path: Path) -> None:
     """503 at every tenth request, one that stalls, 1% corrupt, and killed workers.
 
-    50 kills, of 5,000 images, by ``SK_CNNCODES_FUZZ=10``.
+    50 kills, of 5,000 images, by ``SK_CNNCODES_FUZZ=10``, which takes 8 minutes.
     """
-    count, n_kills = (200, 2) if FACTOR < 10 else (5000, 50)
+    count, n_kills = (100, 2) if FACTOR < 10 else (5000, 50)
     keys = put_images("faulty", count, corrupt=True)
     transformer = CNNCodeTransformer(tiny, n_jobs=1, batch_size=4)
     source, how = f"{BUCKET}faulty/", {"shard_rows": 10 if FACTOR < 10 else 50}
@@ -48,7 +47,7 @@ def test_faults_of_a_store(s3: Faults, ray: Any, tiny: str, tmp_path: Path) -> N
             # A part whose worker died eleven times ends the run; the next one goes on.
             with suppress(ray.exceptions.WorkerCrashedError):
                 report = embed_to(transformer, target, source, engine="ray", **how)
-    assert report.complete and killed
+    assert report.complete and len(killed) >= 0.9 * n_kills
     assert s3.n_busy >= count // 10 and s3.n_stalled == 1
     same(target, tmp_path / "quiet")
     codes = open_codes(target, verify=True)
