@@ -74,8 +74,11 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
         Number of images of a step.
     weight_decay : float, default=0.01
         Of AdamW; not of biases.
-    precision : {"float32", "bfloat16"}, default="float32"
-        Number format in which the trained layers are computed.
+    precision : {"float32", "bfloat16", "auto"}, default="float32"
+        Number format in which the trained layers are computed during the training;
+        weights, validation and predictions are float32. ``"auto"`` is bfloat16 where
+        the GPU or the CPU multiplies such numbers (compute capability 8.0, AMX,
+        AVX512-BF16), which is about twice as fast, and float32 elsewhere.
     maps : {"float16", "float32"}, default="float16"
         Number format of the maps. Values that float16 loses are kept as float32.
     preprocessing : Preprocessing, dict or None, default=None
@@ -133,6 +136,8 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
         of the training. Of epoch 0, "loss" is NaN.
     notes_ : list of str
         What makes the scores optimistic: images that are copies of others.
+    precision_ : {"float32", "bfloat16"}
+        The number format of the training.
     maps_bytes_ : int
         Size of the file of the maps, which was removed.
     timings_ : dict of str to float
@@ -322,7 +327,7 @@ class FineTunedRegressor(PipelineRegressor, FineTuning):
     ----------
     pipeline_, is_tuned_, decision_, frozen_score_, tuned_score_, gain_error_, \
     validation_losses_, validation_rows_, frozen_head_, n_iter_, best_epoch_, \
-    history_, notes_, maps_bytes_, timings_
+    history_, notes_, precision_, maps_bytes_, timings_
         As of `FineTunedClassifier`.
     """
 

@@ -139,6 +139,7 @@ class FineTuning(PipelineModel):
         self.history_ = outcome.history
         self.n_iter_, self.best_epoch_ = outcome.n_epochs, outcome.best_epoch
         self.frozen_head_ = frozen.name
+        self.precision_ = outcome.precision
         self.notes_, self.maps_bytes_ = found.notes, found.maps_bytes
         self.timings_ = found.timings
         decision = found.decision

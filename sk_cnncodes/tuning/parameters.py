@@ -15,7 +15,7 @@ from sk_cnncodes.tuning.maps import TRAINING_VIEWS
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "head": ("linear", "mlp"),
     "views": tuple(TRAINING_VIEWS),
-    "precision": ("float32", "bfloat16"),
+    "precision": ("float32", "bfloat16", "auto"),
     "maps": ("float16", "float32"),
 }
 # Least values, and whether they are allowed themselves.

@@ -44,6 +44,7 @@ from sk_cnncodes.tuning.training import (
     run_tail,
     torch_device,
     train,
+    training_precision,
 )
 from sk_cnncodes.tuning.tuned_codes import opened, tuned_name, tuned_transformer
 from sk_cnncodes.tuning.validation import Decision, Parts
@@ -293,7 +294,7 @@ def _train(
         weight_decay=float(given["weight_decay"]),
         label_smoothing=float(given.get("label_smoothing", 0)),
         mixup=float(given["mixup"]),
-        precision=given["precision"],
+        precision=training_precision(given["precision"], device),
         seed=task.seeds[0],
     )
     mean = np.zeros(parts.targets.values.shape[1])

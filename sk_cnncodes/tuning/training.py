@@ -15,6 +15,7 @@ from torch import nn
 
 from sk_cnncodes.base.logs import logger
 from sk_cnncodes.base.progress import progress_bar
+from sk_cnncodes.engines.devices import cpu_features
 from sk_cnncodes.tuning.torch_head import TorchHead
 from sk_cnncodes.tuning.validation import Parts
 
@@ -89,6 +90,7 @@ class Outcome:
         Logits, or values, of the validation part with these weights.
     interrupted : bool
         Whether Ctrl-C ended it.
+    precision : {"float32", "bfloat16"}
     """
 
     history: dict[str, list[float]]
@@ -96,6 +98,7 @@ class Outcome:
     n_epochs: int
     values: np.ndarray
     interrupted: bool
+    precision: str
 
 
 def torch_device(device: str) -> torch.device:
@@ -103,6 +106,17 @@ def torch_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device.replace("tensorrt", "cuda"))
+
+
+def training_precision(precision: str, device: torch.device) -> str:
+    """The number format of the training; "auto" is bfloat16 where it is fast."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        is_fast = torch.cuda.get_device_capability(device)[0] >= 8
+    else:
+        is_fast = "bfloat16" in (cpu_features() or ())
+    return "bfloat16" if is_fast else "float32"
 
 
 @contextmanager
@@ -180,7 +194,10 @@ def train(
         raise KeyboardInterrupt
     model.load_state_dict(best.state)
     history = {name: [row[name] for row in rows] for name in rows[0]}
-    return Outcome(history, best.epoch, len(rows) - 1, best.values, interrupted)
+    return Outcome(
+        *(history, best.epoch, len(rows) - 1, best.values),
+        *(interrupted, recipe.precision),
+    )
 
 
 @dataclass(frozen=True)
@@ -278,8 +295,11 @@ class _Training:
             targets = kept * targets + (1 - kept) * targets[other]
             weights = kept * weights + (1 - kept) * weights[other]
         self._optimizer.zero_grad(set_to_none=True)
+        tail, head = self._model
+        # Not the head, whose start by ridge would lose digits.
         with self._autocast():
-            values = self._model(maps).float()
+            codes = tail(maps)
+        values = head(codes.float())
         if self._classifies:
             losses = nn.functional.cross_entropy(
                 values,
@@ -296,7 +316,11 @@ class _Training:
                 f"the loss became {found} in epoch {len(self.rows)}, step "
                 f"{self._step % self.n_steps + 1} of {self.n_steps}. Expected a finite "
                 f"one: lower learning_rate (the largest is {max(self._rates):g})"
-                + ("." if recipe.precision == "float32" else ", or use float32.")
+                + (
+                    "."
+                    if recipe.precision == "float32"
+                    else ", or set precision='float32'."
+                )
             )
         loss.backward()
         nn.utils.clip_grad_norm_(self._model.parameters(), _MAX_NORM)

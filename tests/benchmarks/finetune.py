@@ -12,8 +12,10 @@ a bar passes or fails, and a row that fails makes the exit status 1.
 - `small`: Fashion-MNIST 6,000/2,000.
 - `similar`: Caltech-20 600/400, small and similar: the frozen model is to be kept.
 - `cifar`: CIFAR-10 5,000/2,000, with three seeds.
-- `speed`: an epoch of the tail against one of the whole network from images, for -4 of
-  mobilenet_v2 and, where timm is installed, of a ResNet-50 with random weights.
+- `speed`: an epoch of the tail, with ``precision="auto"``, against one of the whole
+  network from images in float32, as torch trains it unless it is told otherwise; and
+  both in the same precision. For -4 of mobilenet_v2 and, where timm is installed, of a
+  ResNet-50 with random weights.
 """
 
 from __future__ import annotations
@@ -186,14 +188,19 @@ def resnet50(folder: Path) -> Path | None:
 
 
 def images_per_second(
-    module: Any, read: Callable[[int], np.ndarray], width: int, batches: int = 3
+    module: Any,
+    read: Callable[[int], np.ndarray],
+    width: int,
+    precision: str,
+    batches: int = 3,
 ) -> float:
     """Speed of training steps of a module and a linear head, the first left out."""
     import torch
 
     head = torch.nn.Linear(width, 20)
-    model = torch.nn.Sequential(module, head).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-6)
+    weights = [*module.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(weights, 1e-6)
+    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
     start, count = 0.0, 0
     for number in range(batches + 1):
         if number == 1:
@@ -201,7 +208,10 @@ def images_per_second(
         maps = torch.from_numpy(read(number))
         targets = torch.arange(len(maps)) % 20
         optimizer.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(model(maps), targets).backward()
+        with half:
+            codes = module(maps)
+        values = head(codes.float())
+        torch.nn.functional.cross_entropy(values, targets).backward()
         optimizer.step()
         count += len(maps)
     return count / (time.perf_counter() - start)
@@ -209,7 +219,13 @@ def images_per_second(
 
 def speed(data: Data) -> Iterator[Row]:
     """Training steps on cached maps against those from photographs."""
+    import torch
+
     from sk_cnncodes.tuning.tail import read_tail
+    from sk_cnncodes.tuning.training import training_precision
+
+    chosen = training_precision("auto", torch.device("cpu"))
+    precisions = ["float32", *({chosen} - {"float32"})]
 
     _, files, *_ = data.split("Caltech-20")
     photographs = [Path(file).read_bytes() for file in files[:128]]
@@ -254,16 +270,24 @@ def speed(data: Data) -> Iterator[Row]:
             chosen = [photographs[(number * 32 + k) % n_files] for k in range(32)]
             return pixels.transform(chosen).reshape(-1, *whole.input_shape)
 
-        ratios, rates = [], []
+        # Rounds of -4 and of the whole network, by precision.
+        rates: dict[str, list[tuple[float, float]]] = {each: [] for each in precisions}
         for _ in range(3):
-            fast = images_per_second(tail.module, from_maps, width, 8)
-            slow = images_per_second(whole.module, from_images, width)
-            ratios.append(fast / slow)
-            rates.append((fast, slow))
-        fast, slow = np.median(rates, axis=0)
-        yield f"{name}: -4, images a second", f"{fast:.0f}", "", None
-        yield f"{name}: whole network, images a second", f"{slow:.1f}", "", None
-        yield at_least(f"{name}: times faster", float(np.median(ratios)), 15, 1)
+            for precision in precisions:
+                fast = images_per_second(tail.module, from_maps, width, precision, 8)
+                slow = images_per_second(whole.module, from_images, width, precision)
+                rates[precision].append((fast, slow))
+        for precision in precisions:
+            fast, slow = np.median(rates[precision], axis=0)
+            ratio = np.median([fast / slow for fast, slow in rates[precision]])
+            what = f"{name}, {precision}"
+            yield f"{what}: -4, images a second", f"{fast:.0f}", "", None
+            yield f"{what}: whole network, images a second", f"{slow:.1f}", "", None
+            yield f"{what}: times faster", f"{ratio:.1f}", "", None
+        pairs = zip(rates[chosen], rates["float32"], strict=True)
+        ratios = [fast / slow for (fast, _), (_, slow) in pairs]
+        what = f"{name}: -4 in {chosen}, times faster than the whole in float32"
+        yield at_least(what, float(np.median(ratios)), 15, 1)
 
 
 MEASUREMENTS: dict[str, Callable[[Data], Iterator[Row]]] = {

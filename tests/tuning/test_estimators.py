@@ -407,6 +407,21 @@ def test_how_it_is_trained(path: str) -> None:
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize("can", [True, False])
+def test_precision_suits_the_machine(
+    path: str, can: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = frozenset({"bfloat16"} if can else ())
+    monkeypatch.setattr("sk_cnncodes.tuning.training.cpu_features", lambda: features)
+    few = {**FEW, "max_epochs": 1, "device": "cpu"}
+    found = FineTunedClassifier(path, **few, precision="auto")
+    found.fit(IMAGES[:200], Y[:200])
+    assert found.precision_ == ("bfloat16" if can else "float32")
+    same = FineTunedClassifier(path, **few, precision=found.precision_)
+    same.fit(IMAGES[:200], Y[:200])
+    assert same.history_["loss"][1:] == found.history_["loss"][1:]
+
+
 # -- scikit-learn --------------------------------------------------------------
 
 

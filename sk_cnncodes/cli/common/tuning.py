@@ -138,6 +138,7 @@ class Tuning:
                 name: [None if math.isnan(value) else value for value in values]
                 for name, values in model.history_.items()
             },
+            "precision": model.precision_,
             "maps_bytes": model.maps_bytes_,
             "seconds": model.timings_["all"],
             "held_out_frozen": frozen,
