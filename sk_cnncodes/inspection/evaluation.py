@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from sk_cnncodes.images.sources import describe_source
 
@@ -45,7 +46,10 @@ class ImageSet:
     @cached_property
     def names(self) -> list[str]:
         """Paths, or what else tells images apart."""
-        return [_name(image, index) for index, image in enumerate(self.images)]
+        return [
+            _own_name(image) or f"image {index}"
+            for index, image in enumerate(self.images)
+        ]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -174,8 +178,8 @@ class Evaluation:
         """Number of tested files that are also among the training images."""
         if self.train is None or self.out_of_fold:
             return 0
-        known = {name for name in self.train.names if name}
-        return sum(name in known for name in self.tested.names)
+        known = {_own_name(image) for image in self.train.images} - {None}
+        return sum(_own_name(image) in known for image in self.tested.images)
 
     def label(self, truth: Any) -> str:
         """A row of `truth` or `predicted` as text."""
@@ -228,10 +232,12 @@ def _of_unit_length(codes: np.ndarray) -> np.ndarray:
     return unit
 
 
-def _name(image: Any, index: int) -> str:
+def _own_name(image: Any) -> str | None:
+    """The path of an image; None for one in memory."""
     if isinstance(image, (str, PurePath)):
         return str(image)
+    if isinstance(image, Image.Image):
+        return str(getattr(image, "filename", "")) or None
     text = describe_source(image)
-    if isinstance(image, (np.ndarray, bytes, bytearray)) or "bytes" in text:
-        return f"image {index}"
-    return text.strip("'\"") if text else f"image {index}"
+    is_quoted = text[:1] in ("'", '"')  # a path, not what kind of thing it is
+    return text.strip("'\"") if is_quoted else None

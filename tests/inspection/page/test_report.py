@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -258,6 +260,25 @@ def test_warnings(classifier: CNNCodeClassifier, drawn: Drawn) -> None:
     assert "Only 11 images were tested" in text
     assert "2 of the 11 tested files are also among the training images" in text
     assert "The model does not know 'new & strange'" in text
+
+
+@pytest.mark.parametrize("kind", [np.asarray, Image.fromarray])
+def test_images_in_memory_are_not_taken_for_training_images(
+    classifier: CNNCodeClassifier, drawn: Drawn, kind: Any
+) -> None:
+    """They have no names by which to tell them apart."""
+
+    def opened(paths: Sequence[Any]) -> list[Any]:
+        return [kind(np.asarray(Image.open(path).convert("RGB"))) for path in paths]
+
+    page = report(
+        classifier,
+        opened(drawn.test),
+        drawn.test_labels,
+        train_images=opened(drawn.train),
+        train_labels=drawn.train_labels,
+    )
+    assert "among the training images" not in Page(page.html).text
 
 
 # -- other models --------------------------------------------------------------
