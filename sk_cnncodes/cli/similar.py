@@ -130,17 +130,16 @@ def similar(
         raise typer.BadParameter(
             "--save-index: expected --among with a folder that embed --shards wrote."
         )
-    if in_index:
-        index = CodeIndex.open(given, n_jobs=-1)
-    else:
-        index = CodeIndex(metric.value, n_jobs=-1)
-    if index.metric != metric.value:
-        raise typer.BadParameter(
-            f"--metric {metric.value}: {str(given)!r} has {index.metric} distances. "
-            f"Expected --metric {index.metric}."
-        )
     paths = [] if in_shards or in_index else listed_paths(among)
+    index = CodeIndex(metric.value, n_jobs=-1)
     with interruptible(cache, "Nothing was written."):
+        if in_index:
+            index = CodeIndex.open(given, n_jobs=-1)
+            if index.metric != metric.value:
+                raise typer.BadParameter(
+                    f"--metric {metric.value}: {str(given)!r} has {index.metric} "
+                    f"distances. Expected --metric {index.metric}."
+                )
         readable_queries, queries = _codes(transformer.transform, query, "QUERY")
         if in_shards:
             index.add(given)

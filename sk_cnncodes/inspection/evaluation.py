@@ -44,12 +44,14 @@ class ImageSet:
         return len(self.images)
 
     @cached_property
+    def paths(self) -> list[str | None]:
+        """The paths of the images; None for those in memory."""
+        return [_path(image) for image in self.images]
+
+    @cached_property
     def names(self) -> list[str]:
-        """Paths, or what else tells images apart."""
-        return [
-            _own_name(image) or f"image {index}"
-            for index, image in enumerate(self.images)
-        ]
+        """Paths, and numbers of images in memory."""
+        return [path or f"image {i}" for i, path in enumerate(self.paths)]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -178,8 +180,8 @@ class Evaluation:
         """Number of tested files that are also among the training images."""
         if self.train is None or self.out_of_fold:
             return 0
-        known = {_own_name(image) for image in self.train.images} - {None}
-        return sum(_own_name(image) in known for image in self.tested.images)
+        known = {*self.train.paths} - {None}
+        return sum(path in known for path in self.tested.paths)
 
     def label(self, truth: Any) -> str:
         """A row of `truth` or `predicted` as text."""
@@ -232,8 +234,8 @@ def _of_unit_length(codes: np.ndarray) -> np.ndarray:
     return unit
 
 
-def _own_name(image: Any) -> str | None:
-    """The path of an image; None for one in memory."""
+def _path(image: Any) -> str | None:
+    """The path, or the name of the file, of an image; None for one in memory."""
     if isinstance(image, (str, PurePath)):
         return str(image)
     if isinstance(image, Image.Image):

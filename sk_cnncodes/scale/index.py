@@ -173,9 +173,9 @@ class CodeIndex:
         Raises
         ------
         ValueError
-            If keys or codes do not fit, or codes are of another spec. Of many codes,
-            thousands before one that is too large may be in the index by then; to add
-            them again replaces them.
+            If keys or codes do not fit, or codes are of another spec. Codes are added
+            some thousands at a time: those before a value that is too large stay, and
+            are replaced if they are added again.
         ImportError
             If `exact` is False, and usearch is not installed.
         """

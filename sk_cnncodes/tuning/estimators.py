@@ -75,10 +75,10 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
     weight_decay : float, default=0.01
         Of AdamW; not of biases.
     precision : {"float32", "bfloat16", "auto"}, default="float32"
-        Number format in which the trained layers are computed during the training;
-        weights, validation and predictions are float32. ``"auto"`` is bfloat16 where
-        the GPU or the CPU multiplies such numbers (compute capability 8.0, AMX,
-        AVX512-BF16), which is about twice as fast, and float32 elsewhere.
+        Number format in which the trained layers are computed in the steps of the
+        training; weights, the head, validation and predictions are float32. ``"auto"``
+        is bfloat16 on GPUs of compute capability 8.0 on, and under Linux on CPUs with
+        AMX or AVX512-BF16, where steps took half the time; elsewhere it is float32.
     maps : {"float16", "float32"}, default="float16"
         Number format of the maps. Values that float16 loses are kept as float32.
     preprocessing : Preprocessing, dict or None, default=None

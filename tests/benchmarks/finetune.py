@@ -200,7 +200,7 @@ def images_per_second(
     head = torch.nn.Linear(width, 20)
     weights = [*module.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, 1e-6)
-    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    enabled = precision == "bfloat16"
     start, count = 0.0, 0
     for number in range(batches + 1):
         if number == 1:
@@ -208,7 +208,7 @@ def images_per_second(
         maps = torch.from_numpy(read(number))
         targets = torch.arange(len(maps)) % 20
         optimizer.zero_grad(set_to_none=True)
-        with half:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             codes = module(maps)
         values = head(codes.float())
         torch.nn.functional.cross_entropy(values, targets).backward()
@@ -225,7 +225,7 @@ def speed(data: Data) -> Iterator[Row]:
     from sk_cnncodes.tuning.training import training_precision
 
     chosen = training_precision("auto", torch.device("cpu"))
-    precisions = ["float32", *({chosen} - {"float32"})]
+    precisions = [*dict.fromkeys(["float32", chosen])]
 
     _, files, *_ = data.split("Caltech-20")
     photographs = [Path(file).read_bytes() for file in files[:128]]

@@ -422,6 +422,17 @@ def test_precision_suits_the_machine(
     assert same.history_["loss"][1:] == found.history_["loss"][1:]
 
 
+def test_the_head_is_trained_in_float32(path: str) -> None:
+    """Where it is trained alone, precision changes nothing."""
+
+    def losses(precision: str) -> list[float]:
+        few = {**FEW, "train_from": -1, "max_epochs": 2}
+        model = FineTunedClassifier(path, **few, precision=precision)
+        return model.fit(IMAGES[:200], Y[:200]).history_["loss"][1:]
+
+    assert losses("bfloat16") == losses("float32")
+
+
 # -- scikit-learn --------------------------------------------------------------
 
 
