@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -56,7 +57,13 @@ class Faults:
 
 @contextmanager
 def server() -> Iterator[Faults]:
-    """A server of S3 with a bucket, in the environment of this process."""
+    """A server of S3 with a bucket, in the environment of this process.
+
+    It starts empty, after others too: fsspec keeps the stores that it opened, with the
+    addresses that they had then, and moto keeps the buckets of the whole process.
+    """
+    kept = fsspec.get_filesystem_class("s3")
+    kept.clear_instance_cache()
     application = Faults(
         moto_server.DomainDispatcherApplication(moto_server.create_backend_app)
     )
@@ -66,8 +73,10 @@ def server() -> Iterator[Faults]:
     )
     thread = threading.Thread(target=found.serve_forever, daemon=True)
     thread.start()
+    address = f"http://127.0.0.1:{found.server_port}"
+    urllib.request.urlopen(f"{address}/moto-api/reset", data=b"").close()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{found.server_port}")
+        patch.setenv("AWS_ENDPOINT_URL", address)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -76,6 +85,7 @@ def server() -> Iterator[Faults]:
         patch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "20")
         system().mkdir("pictures")
         yield application
+    kept.clear_instance_cache()
     found.shutdown()
     thread.join()
 
