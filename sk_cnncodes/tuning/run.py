@@ -36,16 +36,12 @@ from sk_cnncodes.tuning.maps import Maps, computed_maps
 from sk_cnncodes.tuning.parameters import block_rates, hidden_sizes
 from sk_cnncodes.tuning.tail import Tail, read_tail, tuned_model
 from sk_cnncodes.tuning.torch_head import TorchHead
-from sk_cnncodes.tuning.training import (
-    Codes,
-    Outcome,
-    Recipe,
+from sk_cnncodes.tuning.torch_settings import (
     repeatable,
-    run_tail,
     torch_device,
-    train,
     training_precision,
 )
+from sk_cnncodes.tuning.training import Codes, Outcome, Recipe, run_tail, train
 from sk_cnncodes.tuning.tuned_codes import opened, tuned_name, tuned_transformer
 from sk_cnncodes.tuning.validation import Decision, Parts
 

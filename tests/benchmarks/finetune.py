@@ -222,7 +222,7 @@ def speed(data: Data) -> Iterator[Row]:
     import torch
 
     from sk_cnncodes.tuning.tail import read_tail
-    from sk_cnncodes.tuning.training import training_precision
+    from sk_cnncodes.tuning.torch_settings import training_precision
 
     chosen = training_precision("auto", torch.device("cpu"))
     precisions = [*dict.fromkeys(["float32", chosen])]
