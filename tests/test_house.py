@@ -50,7 +50,7 @@ LATE_MODULES = {
     "cli.benchmark": {"cli.measurement"},
     "cli.diagnosis": {"codes.sessions"},
     "cli.doctor": {"cli.diagnosis"},
-    "cli.embed": {"codes.transformer", "scale.embed", "scale.sources"},
+    "cli.embed": {"codes.transformer", "scale.embed", "scale.sources.local"},
     "cli.common.held_out": {"inspection.intervals", "inspection.reliability"},
     "cli.common.pages": {
         *("codes.transformer", "inspection.audit", "inspection.predicting"),

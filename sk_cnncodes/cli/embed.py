@@ -221,7 +221,7 @@ def _write_shards(
 ) -> None:
     """Write the codes of a source to a folder."""
     from sk_cnncodes.scale.embed import embed_to
-    from sk_cnncodes.scale.sources import is_archive
+    from sk_cnncodes.scale.sources.local import is_archive
 
     source: Any = images if len(images) > 1 else images[0]
     if source == "-":

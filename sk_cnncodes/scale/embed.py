@@ -19,7 +19,6 @@ from sk_cnncodes.images.addresses import allowed_prefixes
 from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.scale.ray import run_parts
 from sk_cnncodes.scale.remote_paths import AnyPath, any_path
-from sk_cnncodes.scale.remote_sources import open_any_source, read_ahead
 from sk_cnncodes.scale.shards import (
     KeyDigest,
     ShardId,
@@ -31,7 +30,8 @@ from sk_cnncodes.scale.shards import (
     shards_in,
     write_manifest,
 )
-from sk_cnncodes.scale.sources import Source, SourceImage
+from sk_cnncodes.scale.sources.remote import open_any_source, read_ahead
+from sk_cnncodes.scale.sources.stream import Source, SourceImage
 from sk_cnncodes.scale.unattended import reason, unattended
 
 # Codes that are written at once.

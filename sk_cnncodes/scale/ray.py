@@ -21,7 +21,7 @@ from sk_cnncodes.codes.transformer import CNNCodeTransformer
 from sk_cnncodes.datasets.tables import import_parquet
 from sk_cnncodes.images.addresses import allowed_prefixes, is_uri
 from sk_cnncodes.images.remote import RemoteReader
-from sk_cnncodes.scale.sources import SourceImage
+from sk_cnncodes.scale.sources.stream import SourceImage
 from sk_cnncodes.scale.unattended import reason, unattended
 
 # How often a part is done again whose worker died. On machines that can be taken away

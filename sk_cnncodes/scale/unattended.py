@@ -6,7 +6,7 @@ from sk_cnncodes.codes.parameters import check_parameters
 from sk_cnncodes.codes.plan import state_of
 from sk_cnncodes.codes.transformer import CNNCodeTransformer
 from sk_cnncodes.images.sources import describe_image
-from sk_cnncodes.scale.sources import SourceImage
+from sk_cnncodes.scale.sources.stream import SourceImage
 
 
 def unattended(transformer: CNNCodeTransformer) -> CNNCodeTransformer:

@@ -15,7 +15,7 @@ import pytest
 
 from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
 from sk_cnncodes.scale import archives
-from sk_cnncodes.scale.sources import open_source
+from sk_cnncodes.scale.sources.local import open_source
 from tests.scale.conftest import COUNT, png
 from tests.scale.runs import check, tar_of
 

@@ -22,8 +22,8 @@ import pytest
 from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
 from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.scale import embed
-from sk_cnncodes.scale.archives import read_tar, read_zip
 from sk_cnncodes.scale.remote_paths import RemotePath
+from sk_cnncodes.scale.sources.archives import read_tar, read_zip
 from tests.cli.commands import invoke
 from tests.forwards import counted_forwards
 from tests.http_server import running

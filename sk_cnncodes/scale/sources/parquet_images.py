@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sk_cnncodes.datasets.tables import as_text, check_columns, import_parquet
-from sk_cnncodes.scale.archives import Row
 from sk_cnncodes.scale.remote_paths import AnyPath, opened
+from sk_cnncodes.scale.sources.archives import Row
 
 # Rows that are read at once.
 _ROWS = 64

@@ -8,8 +8,8 @@ from typing import Any
 
 from sk_cnncodes.datasets.tables import Row as TableRow
 from sk_cnncodes.datasets.tables import TableStream, as_text, check_columns
-from sk_cnncodes.scale.archives import Row
-from sk_cnncodes.scale.parquet_images import as_image, image_field_of
+from sk_cnncodes.scale.sources.archives import Row
+from sk_cnncodes.scale.sources.parquet_images import as_image, image_field_of
 
 # Rows that are asked for at once, and rows of a batch: of images, and of paths.
 _CHUNK, _ROWS, _PATHS = 4096, 64, 1024

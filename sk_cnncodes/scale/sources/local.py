@@ -1,19 +1,15 @@
-"""Sources: folders, tables, archives, data sets and iterables as streams of images."""
+"""Folders, tables and archives of this machine; which source an object stands for."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from sk_cnncodes.base.exceptions import ImageError, is_scarcity, reason_of
-from sk_cnncodes.codes.streaming import keyed_images
 from sk_cnncodes.datasets.image_files import walk_images
 from sk_cnncodes.datasets.tables import (
     SUFFIXES,
@@ -24,128 +20,26 @@ from sk_cnncodes.datasets.tables import (
     open_table,
 )
 from sk_cnncodes.images.addresses import is_uri
-from sk_cnncodes.images.containers import as_element
-from sk_cnncodes.images.remote import RemoteReader, TooLarge
-from sk_cnncodes.images.sources import (
-    FileContent,
-    describe_image,
-    is_opener,
-    read_content,
+from sk_cnncodes.scale.remote_paths import AnyPath
+from sk_cnncodes.scale.sources.archives import (
+    TAR_SUFFIXES,
+    BadMember,
+    read_tar,
+    read_zip,
 )
-from sk_cnncodes.scale.archives import TAR_SUFFIXES, BadMember, read_tar, read_zip
-from sk_cnncodes.scale.lance_images import (
+from sk_cnncodes.scale.sources.lance_images import (
     is_lance,
     lance_image_field,
     lance_table,
     open_lance,
     read_lance_images,
 )
-from sk_cnncodes.scale.parquet_images import image_field, read_parquet_images
-from sk_cnncodes.scale.remote_paths import AnyPath
+from sk_cnncodes.scale.sources.objects import DatasetSource, IterableSource
+from sk_cnncodes.scale.sources.parquet_images import image_field, read_parquet_images
+from sk_cnncodes.scale.sources.stream import Source, SourceImage, Wanted
 
-# Whether the image at a position is needed; others are not read.
-Wanted = Callable[[int], bool]
-# Bytes of an image that is read before it is its turn.
-_LARGEST_AHEAD = 2**24
 # Rows of a table by which its column of images is found.
 _TRIED = 1000
-
-
-@dataclass
-class SourceImage:
-    """An image of a source. As an element of X it is a file of another library.
-
-    Attributes
-    ----------
-    key : str
-    image : object
-        An element of X; None if it was not asked for.
-    columns : dict of str to str or None
-        Other columns, as text.
-    digest : str or None
-        SHA-256 of the file, once it was read; None of pixels.
-    position : int
-        In the X that it is an element of, for messages.
-    remote : RemoteReader or None
-        What reads the image if it is an address.
-    uri : str or None
-        That address, once it was read ahead.
-    """
-
-    key: str
-    image: Any
-    columns: Mapping[str, str | None] = field(default_factory=dict)
-    digest: str | None = None
-    position: int = 0
-    remote: RemoteReader | None = None
-    uri: str | None = None
-
-    def fetch(self) -> None:
-        """Read the image if it is at an address, and not very large."""
-        image = self.image
-        if isinstance(image, Mapping) and image.get("bytes") is None:
-            image = image.get("path")
-        if self.remote is None or not self.remote.prefixes or not is_uri(image):
-            return
-        self.uri = image
-        try:
-            self.image = FileContent(self.remote.read(image, _LARGEST_AHEAD), image)
-        except TooLarge:
-            pass  # it is read when it is its turn
-        except ImageError as error:
-            self.image = BadMember(image, reason_of(error))
-        except Exception as error:  # a lack of memory can pass until then
-            if not is_scarcity(error):
-                raise
-
-    @property
-    def full_name(self) -> str:
-        """The name in messages."""
-        return self.key
-
-    def read_bytes(self) -> bytes:
-        """Read the file, and remember its digest."""
-        try:
-            image = as_element(self.image, self.position, self.remote)
-            content = read_content(image, self.position)
-        except ImageError as error:
-            if error.index is not None:
-                raise
-            name = describe_image(self, self.position)
-            raise ImageError(f"{name}: {error}", self.position) from error
-        self.digest = hashlib.sha256(content).hexdigest()
-        return content
-
-    @property
-    def element(self) -> Any:
-        """The element of X: itself if it is a file, otherwise its pixels."""
-        files = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, FileContent)
-        is_content = isinstance(self.image, files) or is_opener(self.image)
-        return self if is_content else self.image
-
-
-class Source(Protocol):
-    """A stream of images in pieces, each of which is always read in the same order.
-
-    Attributes
-    ----------
-    pieces : list of str
-        Their names. Pieces that are files are listed with their sizes, and do not
-        change.
-    """
-
-    pieces: list[str]
-
-    def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
-        """Yield the images of a piece: all keys, but only the images that are wanted.
-
-        Parameters
-        ----------
-        piece : int
-        wanted : callable
-            Is asked by the position in the piece.
-        """
-        ...
 
 
 class FolderSource:
@@ -271,61 +165,6 @@ class FileSource:
         if path in self._lance:
             return f"version {self._lance[path].version}"
         return f"{path.stat().st_size} bytes"
-
-
-class DatasetSource:
-    """A data set of Hugging Face, map-style or streaming; keys are positions."""
-
-    def __init__(
-        self, dataset: Any, columns: Sequence[str], image_column: str | None
-    ) -> None:
-        features = dict(dataset.features or {})
-        named = [n for n, kind in features.items() if type(kind).__name__ == "Image"]
-        if image_column is None and len(named) != 1:
-            raise ValueError(
-                f"source: got a data set with {len(named)} columns of images among "
-                f"{list(features)}. Name one by image_column=NAME."
-            )
-        self._image = image_column or named[0]
-        check_columns([self._image, *columns], list(features), "source")
-        kind = features[self._image]
-        if type(kind).__name__ == "Image":
-            # Files, not pixels: decoding is done here.
-            dataset = dataset.cast_column(self._image, type(kind)(decode=False))
-        self._dataset = dataset.select_columns([self._image, *columns])
-        self._columns = columns
-        self.pieces = [""]
-
-    def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
-        if not hasattr(self._dataset, "__len__"):
-            for position, row in enumerate(self._dataset):
-                yield self._item(position, row if wanted(position) else None)
-            return
-        for position in range(len(self._dataset)):
-            row = self._dataset[position] if wanted(position) else None
-            yield self._item(position, row)
-
-    def _item(self, position: int, row: Any) -> SourceImage:
-        if row is None:
-            return SourceImage(str(position), None)
-        columns = {name: as_text(row[name]) for name in self._columns}
-        image = row[self._image]
-        missing: dict[str, Any] = {"bytes": None, "path": None}
-        return SourceImage(str(position), missing if image is None else image, columns)
-
-
-class IterableSource:
-    """Pairs (key, image), or images, whose keys are then their positions."""
-
-    def __init__(self, images: Any) -> None:
-        self._images = images
-        self._pairs: Iterator[tuple[Any, Any]] | None = keyed_images(images)
-        self.pieces = [""]
-
-    def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
-        pairs, self._pairs = self._pairs, None
-        for key, image in pairs or keyed_images(self._images):
-            yield SourceImage(str(key), image)
 
 
 def open_source(

@@ -18,18 +18,16 @@ from sk_cnncodes.datasets.image_files import is_image_file, is_system_folder
 from sk_cnncodes.datasets.tables import SUFFIXES, is_image_name, open_table
 from sk_cnncodes.images.addresses import is_uri
 from sk_cnncodes.images.remote import RemoteReader
-from sk_cnncodes.scale.parquet_images import image_field
 from sk_cnncodes.scale.remote_paths import RemotePath, any_path
-from sk_cnncodes.scale.sources import (
+from sk_cnncodes.scale.sources.local import (
     FileSource,
-    Source,
-    SourceImage,
     TableSource,
-    Wanted,
     expanded_braces,
     is_archive,
     open_source,
 )
+from sk_cnncodes.scale.sources.parquet_images import image_field
+from sk_cnncodes.scale.sources.stream import Source, SourceImage, Wanted
 
 # Files whose sizes are asked for at once.
 _AT_ONCE = 16
