@@ -15,11 +15,12 @@ from sk_cnncodes import (
     Preprocessing,
     load_backbone,
 )
-from sk_cnncodes.engines.execution import Execution, has_openvino, working_precisions
+from sk_cnncodes.engines.execution import Execution, has_openvino
 from sk_cnncodes.engines.openvino import OpenVinoRunner
 from sk_cnncodes.engines.session import open_session
 from tests import networks
 from tests.conftest import run_python
+from tests.engines.arithmetic import needs_bfloat16, needs_int8
 from tests.engines.test_session import code_graph
 
 pytestmark = pytest.mark.skipif(not has_openvino(), reason="needs openvino")
@@ -37,9 +38,7 @@ def test_float32_codes_match_onnxruntime(
         assert np.abs(codes - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-@pytest.mark.skipif(
-    bool(working_precisions()["bfloat16"]), reason="needs bfloat16 in the CPU"
-)
+@needs_bfloat16
 def test_bfloat16_codes_are_close_and_cached_separately(
     photographs: list[np.ndarray],
 ) -> None:
@@ -100,7 +99,9 @@ def test_forked_child_computes_codes() -> None:
     assert run_python(program) == "ended True"
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("int8", marks=needs_int8)]
+)
 def test_fixed_batch_size_that_cannot_be_made_dynamic(
     precision: str, photographs: list[np.ndarray], plain: Preprocessing, tmp_path: Path
 ) -> None:

@@ -24,17 +24,13 @@ from sk_cnncodes import (
     load_backbone,
 )
 from sk_cnncodes.codes import calibration
-from sk_cnncodes.engines.execution import working_precisions
 from sk_cnncodes.engines.onnxruntime import import_onnxruntime
 from sk_cnncodes.engines.precision import to_float16
 from sk_cnncodes.engines.quantisation import measure_ranges, quantise
 from tests import networks
 from tests.conftest import prepared
+from tests.engines.arithmetic import needs_int8
 from tests.forwards import counted_forwards
-
-needs_int8 = pytest.mark.skipif(
-    bool(working_precisions()["int8"]), reason="needs 8-bit arithmetic in the CPU"
-)
 
 
 def int8(**parameters) -> CNNCodeTransformer:
@@ -232,6 +228,7 @@ def test_calibration_respects_max_pixels(photographs: list[np.ndarray]) -> None:
     transformer.set_params(max_pixels=None).fit([*photographs[:2], tall])
 
 
+@needs_int8
 def test_other_backbone_needs_a_new_calibration(
     photographs: list[np.ndarray], shared: Path
 ) -> None:
