@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count
+from pathlib import Path
 from typing import Any
 
 from sk_cnncodes._version import __version__
@@ -17,18 +17,15 @@ from sk_cnncodes.codes.transformer import CNNCodeTransformer
 from sk_cnncodes.datasets.tables import import_parquet
 from sk_cnncodes.images.addresses import allowed_prefixes
 from sk_cnncodes.images.remote import RemoteReader
+from sk_cnncodes.scale.manifest import PartDone, settle_plan, write_manifest
 from sk_cnncodes.scale.ray import run_parts
+from sk_cnncodes.scale.remaining import RemainingImages
 from sk_cnncodes.scale.remote_paths import AnyPath, any_path
 from sk_cnncodes.scale.shards import (
-    KeyDigest,
     ShardId,
     ShardWriter,
     check_shards,
-    read_facts,
     remove_unfinished,
-    settle_plan,
-    shards_in,
-    write_manifest,
 )
 from sk_cnncodes.scale.sources.remote import open_any_source, read_ahead
 from sk_cnncodes.scale.sources.stream import Source, SourceImage
@@ -52,7 +49,8 @@ class EmbedReport:
     n_shards : int
         Shards that it wrote.
     complete : bool
-        Whether the folder has the codes of all images: all parts are done.
+        Whether the folder has the codes of all images: all parts are done, and found
+        the same number of images in the source.
     """
 
     n_images: int
@@ -148,8 +146,10 @@ def embed_to(
     Raises
     ------
     ValueError
-        If an argument is invalid; if the folder has codes of other settings or of
-        another source; or if the source has changed since shards were written.
+        If an argument is invalid; if the source has no images; if the folder has codes
+        of other settings or of another source; or if the source has changed since
+        shards were written. A source is known by its keys and their order: that a file
+        of the same name has another content is not noticed.
     ImportError
         If pyarrow is not installed.
     OSError
@@ -201,7 +201,9 @@ def embed_to(
     opened = open_any_source(source, columns, image_column, reader)
     settle_plan(folder, _plan_of(plan, opened, shard_rows, dtype, columns))
     remove_unfinished(folder)
-    stream = _Stream(opened, folder, plan, shard_rows, part or (0, 1), reader)
+    index, n_parts = part or (0, 1)
+    spec, own_part = _spec_digest(plan), (index, n_parts)
+    stream = RemainingImages(opened, folder, spec, shard_rows, own_part, reader)
     writer = _Writer(folder, plan, dtype, columns, stream)
     with writer, read_ahead(stream, reader) as images:
         for batch in own.iter_codes(images, batch=min(_BATCH, shard_rows)):
@@ -209,8 +211,10 @@ def embed_to(
         if stream.fault is not None:
             raise stream.fault
         writer.finish()
-    known = writer.listings
-    complete = write_manifest(folder, stream.shards, part or (0, 1), known)
+    if stream.n_images == 0:
+        raise ValueError(_without_images(source))
+    done = PartDone(index, n_parts, stream.shards, writer.written, stream.n_images)
+    complete = write_manifest(folder, done)
     return EmbedReport(writer.n_images, writer.n_bad, writer.n_shards, complete)
 
 
@@ -243,6 +247,7 @@ def _plan_of(
         "dtype": dtype,
         "columns": list(columns),
         "pieces": source.pieces,
+        "image_column": getattr(source, "image_column", None),
         "specs": specs,
         "version": __version__,
     }
@@ -254,108 +259,16 @@ def _spec_digest(plan: CodePlan) -> str:
     return ",".join(spec.digest for spec in plan.specs)
 
 
-class _Stream:
-    """The images that a call has to compute, as pairs (item, element of X).
-
-    Each key is seen, also those of finished shards, which must be the same as before.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        folder: AnyPath,
-        plan: CodePlan,
-        shard_rows: int,
-        part: tuple[int, int],
-        remote: RemoteReader,
-    ) -> None:
-        self._source = source
-        self._remote = remote
-        self._spec = _spec_digest(plan)
-        self._rows = shard_rows
-        self._index, self._count = part
-        self._by_piece = len(source.pieces) >= self._count > 1
-        self._finished = shards_in(folder)
-        # Those of this part, finished ones included.
-        self.shards: list[ShardId] = []
-        # What ended the stream: raised in it, it would be named as a generator's.
-        self.fault: Exception | None = None
-        self._positions = count()
-
-    def __iter__(self) -> Iterator[tuple[tuple[ShardId, SourceImage], Any]]:
-        try:
-            for piece in range(len(self._source.pieces)):
-                if not self._by_piece or piece % self._count == self._index:
-                    yield from self._images(piece)
-        except Exception as error:
-            self.fault = error
-
-    def _is_mine(self, shard: ShardId) -> bool:
-        if self._by_piece:
-            return True
-        return (shard.piece + shard.number) % self._count == self._index
-
-    def _is_left(self, shard: ShardId) -> bool:
-        return self._is_mine(shard) and shard not in self._finished
-
-    def _images(self, piece: int) -> Iterator[Any]:
-        def wanted(position: int) -> bool:
-            return self._is_left(ShardId(piece, position // self._rows))
-
-        if self._has_all(piece):
-            return
-        images = self._source.read(piece, wanted)
-        keys = KeyDigest()
-        shard = ShardId(piece, 0)
-        is_left = self._is_left(shard)
-        for position, item in enumerate(images):
-            if position and position % self._rows == 0:
-                self._end(shard, keys)
-                shard, keys = ShardId(piece, shard.number + 1), KeyDigest()
-                is_left = self._is_left(shard)
-            keys.add(item.key)
-            if is_left:
-                item.position = next(self._positions)
-                item.remote = self._remote
-                yield (shard, item), item.element
-        if keys.count:
-            self._end(shard, keys)
-        beyond = [each for each in self._finished if each.piece == piece]
-        if beyond and (beyond[-1] > shard or not keys.count):
-            self._refuse(beyond[-1], "has fewer images than it had")
-
-    def _has_all(self, piece: int) -> bool:
-        """Whether no image of an archive is left; others may have got more files."""
-        if self._source.pieces == [""]:
-            return False
-        finished = [each for each in self._finished if each.piece == piece]
-        if not finished or finished[-1].number != len(finished) - 1:
-            return False
-        last = read_facts(self._finished[finished[-1]])
-        if last.rows == self._rows:
-            return False
-        self.shards += [shard for shard in finished if self._is_mine(shard)]
-        return True
-
-    def _end(self, shard: ShardId, keys: KeyDigest) -> None:
-        """Note a shard of this part, and check it if it was finished before."""
-        if not self._is_mine(shard):
-            return
-        self.shards.append(shard)
-        if shard not in self._finished:
-            return
-        facts = read_facts(self._finished[shard])
-        if facts.spec != self._spec:
-            self._refuse(shard, "has codes of other settings", "")
-        if (facts.rows, facts.keys_sha256) != (keys.count, keys.hexdigest()):
-            self._refuse(shard, "has other keys than it had, or another order")
-
-    def _refuse(self, shard: ShardId, what: str, whose: str = "the source ") -> None:
-        path = str(self._finished[shard])
-        raise ValueError(
-            f"{path!r}: {whose}{what} when this shard was written. Expected the same "
-            "source; for another, choose another folder."
-        )
+def _without_images(source: Any) -> str:
+    """What is said of a source that has no images."""
+    name = type(source).__name__
+    advice = "Expected at least one."
+    if isinstance(source, (str, os.PathLike)):
+        name = repr(str(source))
+        inside = Path(source)
+        if inside.is_dir() and any(inside.glob("*.parquet")):
+            advice = f"For its Parquet files: {str(inside / '*.parquet')!r}."
+    return f"source: found no images in {name}. {advice}"
 
 
 class _Writer:
@@ -367,14 +280,15 @@ class _Writer:
         plan: CodePlan,
         dtype: str,
         columns: Sequence[str],
-        stream: _Stream,
+        stream: RemainingImages,
     ) -> None:
         self._folder = folder
         self._plan = plan
         self._dtype, self._columns = dtype, columns
         self._stream = stream
         self._shard: ShardWriter | None = None
-        self.listings: dict[ShardId, dict[str, Any]] = {}
+        # Shards that were finished, with what `close` said of them.
+        self.written: dict[ShardId, dict[str, Any] | None] = {}
         self.n_images = self.n_bad = self.n_shards = 0
 
     def __enter__(self) -> _Writer:
@@ -424,8 +338,6 @@ class _Writer:
     def finish(self) -> None:
         """Finish the shard that is being written."""
         if self._shard is not None:
-            listing = self._shard.close()
-            if listing is not None:
-                self.listings[self._shard.shard] = listing
+            self.written[self._shard.shard] = self._shard.close()
             self._shard = None
             self.n_shards += 1

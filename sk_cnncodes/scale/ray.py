@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -342,7 +343,11 @@ def share_out(
         if chosen.get("num_gpus"):
             fits.append(gpus / chosen["num_gpus"])
         workers = max(1, int(min(fits, default=1)))
-    return workers, {"max_retries": _RETRIES, "name": "embed_to"} | chosen
+    if not isinstance(workers, Integral) or workers < 1:
+        raise ValueError(
+            f"ray_options: num_workers={workers!r}: expected a number from 1 on."
+        )
+    return int(workers), {"max_retries": _RETRIES, "name": "embed_to"} | chosen
 
 
 def _backbone_elsewhere(transformer: CNNCodeTransformer) -> Any:

@@ -1,4 +1,4 @@
-"""Shards: Parquet files of codes in a folder, its plan and its manifest."""
+"""Shards: Parquet files of codes in a folder."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import re
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from sk_cnncodes.base.files import atomic_write, is_running
+from sk_cnncodes.base.files import is_running
 from sk_cnncodes.datasets.tables import import_parquet
 from sk_cnncodes.scale.remote_paths import (
     AnyPath,
@@ -29,10 +28,11 @@ from sk_cnncodes.scale.remote_paths import (
 )
 
 PLAN, MANIFEST = "_plan.json", "_manifest.json"
+# Bad images that a manifest lists; the column `error` has all of them.
+MAX_LISTED = 1000
+_COLUMNS = {"key", "code", "error", "digest"}
 # Where the facts of a shard stand in its metadata.
 _KEY = b"sk_cnncodes"
-# Bad images that a manifest lists; the column `error` has all of them.
-_MAX_LISTED = 1000
 _HOST = re.sub(r"\W", "_", socket.gethostname())
 _UNFINISHED = re.compile(rf"\.codes-[\d-]+\.{_HOST}\.(\d+)\.\w+\.part")
 
@@ -47,16 +47,23 @@ def check_shards(
     ValueError
         If one is.
     """
-    if not isinstance(shard_rows, Integral) or shard_rows < 1:
+    is_number = isinstance(shard_rows, Integral) and not isinstance(shard_rows, bool)
+    if not is_number or shard_rows < 1:
         raise ValueError(
             f"shard_rows={shard_rows!r}: expected a number of images from 1 on."
         )
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype={dtype!r}: expected 'float32' or 'float16'.")
-    if isinstance(columns, str) or {*columns} & {"key", "code", "error", "digest"}:
+    names = None if columns is None or isinstance(columns, str) else [*columns]
+    if (
+        names is None
+        or not all(isinstance(name, str) for name in names)
+        or {*names} & _COLUMNS
+        or len({*names}) < len(names)
+    ):
         raise ValueError(
-            f"columns={columns!r}: expected a list of names, other than key, code, "
-            "error and digest."
+            f"columns={columns!r}: expected a list of different names, other than key, "
+            "code, error and digest."
         )
     if part is not None:
         fits = isinstance(part, (tuple, list)) and len(part) == 2
@@ -116,7 +123,10 @@ class KeyDigest:
 
     def add(self, key: str) -> None:
         """Take the next key."""
-        encoded = key.encode("utf-8", "surrogateescape")
+        try:  # bytes of names that are not UTF-8, as they are
+            encoded = key.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # of a damaged text
+            encoded = key.encode("utf-8", "surrogatepass")
         self._digest.update(b"%d:%b" % (len(encoded), encoded))
         self.count += 1
 
@@ -160,6 +170,8 @@ class ShardWriter:
         # Sent as a whole when it is finished.
         beside = folder if isinstance(folder, Path) else Path(tempfile.gettempdir())
         self._part = beside / f".{self._path.stem}.{unique}.part"
+        if beside is not folder:  # others may read the folder
+            self._part.touch(mode=0o600, exist_ok=False)
         self._spec, self._metadata = spec, metadata
         self._dtype, self._length, self._columns = dtype, length, columns
         value = pyarrow.float16() if dtype == "float16" else pyarrow.float32()
@@ -202,7 +214,7 @@ class ShardWriter:
             row = int(np.argmax(np.isinf(values).any(axis=1)))
             raise ValueError(
                 f"dtype='float16': the code of {keys[row]!r} has values beyond 65504. "
-                "Expected dtype='float32' for these codes."
+                "Expected dtype='float32' for these codes, and another folder."
             )
         arrays = [
             pyarrow.array([_utf8(key) for key in keys], pyarrow.string()),
@@ -228,7 +240,7 @@ class ShardWriter:
         self._writer.add_key_value_metadata({_KEY: json.dumps(stated).encode()})
         self._writer.close()
         if isinstance(self._path, RemotePath):
-            listing = _listing(self._part) | {"file": self.shard.file}
+            listing = listing_of(self._part) | {"file": self.shard.file}
             is_mine = self._path.upload(self._part)
             self._part.unlink()
             return listing if is_mine else None
@@ -245,14 +257,13 @@ class ShardWriter:
 
 
 def _utf8(text: str) -> str:
-    """A text with escapes for what is not UTF-8, as some names of files are not."""
+    """A text with escapes for what is not UTF-8, as in names and damaged texts."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
         return text.encode("utf-8", "surrogateescape").decode(
             "utf-8", "backslashreplace"
         )
-    return text
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_facts(path: AnyPath) -> ShardFacts:
@@ -264,18 +275,42 @@ def read_facts(path: AnyPath) -> ShardFacts:
         If it is no shard.
     """
     parquet = import_parquet(repr(str(path)))
-    import pyarrow
-
-    try:
+    with reading(path):
         metadata = parquet.read_metadata(opened(path)).metadata or {}
+    try:
         stated = json.loads(metadata[_KEY])
         fields = ShardFacts.__dataclass_fields__
         return ShardFacts(**{name: stated[name] for name in fields})
-    except (pyarrow.ArrowException, KeyError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{str(path)!r}: expected a shard written by embed_to, got another or a "
-            "damaged file. Remove it, and run embed_to again."
-        ) from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(path) from error
+
+
+@contextmanager
+def reading(path: AnyPath) -> Iterator[None]:
+    """Name the shard in what pyarrow says of damaged files."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowInvalid, EOFError) as error:
+        raise _damaged(path) from error
+    except OSError as error:
+        if error.errno is not None or not isinstance(path, Path):
+            raise
+        raise _damaged(path) from error
+
+
+def _damaged(path: AnyPath) -> ValueError:
+    return ValueError(
+        f"{str(path)!r}: expected a shard written by embed_to, got another or a "
+        "damaged file. Remove it, and run embed_to again."
+    )
+
+
+def shard_id(file: str) -> ShardId | None:
+    """Which shard a file is, by its name; None if it is none."""
+    match = re.fullmatch(r"codes-(\d+)-(\d+)\.parquet", file)
+    return ShardId(int(match[1]), int(match[2])) if match else None
 
 
 def shards_in(folder: AnyPath) -> dict[ShardId, AnyPath]:
@@ -285,12 +320,8 @@ def shards_in(folder: AnyPath) -> dict[ShardId, AnyPath]:
         paths = folder.glob("codes-*.parquet")
     else:
         paths = folder.walk("codes-")
-    found: dict[ShardId, AnyPath] = {}
-    for path in paths:
-        match = re.fullmatch(r"codes-(\d+)-(\d+)\.parquet", path.name)
-        if match:
-            found[ShardId(int(match[1]), int(match[2]))] = path
-    return dict(sorted(found.items()))
+    named = ((shard_id(path.name), path) for path in paths)
+    return dict(sorted((shard, path) for shard, path in named if shard is not None))
 
 
 def remove_unfinished(folder: AnyPath) -> None:
@@ -305,101 +336,7 @@ def remove_unfinished(folder: AnyPath) -> None:
                 path.unlink(missing_ok=True)
 
 
-def settle_plan(folder: AnyPath, plan: dict[str, Any]) -> None:
-    """Write the plan of a folder, or check that it has the same.
-
-    Raises
-    ------
-    ValueError
-        If it was made by another plan, or is no folder of shards.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / PLAN
-    if not path.exists():
-        if shards_in(folder):
-            raise ValueError(
-                f"target {str(folder)!r}: it has shards, but not their {PLAN}. "
-                "Expected an empty folder, or one that embed_to wrote."
-            )
-        _write_text(path, json.dumps(plan, indent=1))
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in plan.items():
-        if name != "version" and before.get(name) != value:
-            raise ValueError(
-                f"target {str(folder)!r}: its shards were written with {name}="
-                f"{_short(before.get(name))}, got {_short(value)}. Expected the same "
-                "settings and source; for others, choose another folder."
-            )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def write_manifest(
-    folder: AnyPath,
-    shards: list[ShardId],
-    part: tuple[int, int],
-    known: Mapping[ShardId, dict[str, Any]] = MappingProxyType({}),
-) -> bool:
-    """Write the manifest of a part, and that of all if all parts have theirs.
-
-    Parameters
-    ----------
-    folder : Path or RemotePath
-    shards : list of ShardId
-        Of this part.
-    part : tuple of int
-    known : mapping
-        What `ShardWriter.close` said of them; other shards are read.
-
-    Returns
-    -------
-    bool
-        Whether all parts are done.
-    """
-    index, count = part
-    listed = [known.get(shard) or _listing(folder / shard.file) for shard in shards]
-    if count > 1:
-        _write_text(_part_file(folder, index, count), json.dumps(listed))
-        files = [_part_file(folder, number, count) for number in range(count)]
-        if not all(file.exists() for file in files):
-            return False
-        listed = [
-            shard
-            for file in files
-            for shard in json.loads(file.read_text(encoding="utf-8"))
-        ]
-    listed.sort(key=lambda shard: shard["file"])
-    bad = [each for shard in listed for each in shard.pop("bad_images")]
-    manifest = {
-        "rows": sum(shard["rows"] for shard in listed),
-        "bad": sum(shard["bad"] for shard in listed),
-        "shards": listed,
-        "bad_images": bad[:_MAX_LISTED],
-    }
-    text = json.dumps(manifest, sort_keys=True)
-    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    _write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
-    return True
-
-
-def _write_text(path: AnyPath, text: str) -> None:
-    """Write a file, whole or not at all."""
-    if isinstance(path, RemotePath):
-        path.write_bytes(text.encode())
-        return
-    with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def _part_file(folder: AnyPath, index: int, count: int) -> AnyPath:
-    return folder / f"_part-{index:05}-of-{count:05}.json"
-
-
-def _listing(path: AnyPath) -> dict[str, Any]:
+def listing_of(path: AnyPath) -> dict[str, Any]:
     """What the manifest says of a shard."""
     facts = read_facts(path)
     bad = []
@@ -407,7 +344,7 @@ def _listing(path: AnyPath) -> dict[str, Any]:
         table = import_parquet(str(path)).read_table(
             opened(path), columns=["key", "error"]
         )
-        rows = table.filter(table["error"].is_valid()).slice(0, _MAX_LISTED)
+        rows = table.filter(table["error"].is_valid()).slice(0, MAX_LISTED)
         bad = rows.to_pylist()
     return {
         "file": path.name,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -17,8 +17,9 @@ from sk_cnncodes.codes.streaming import CodeBatch
 from sk_cnncodes.datasets.tables import import_parquet
 from sk_cnncodes.images.addresses import allowed_prefixes
 from sk_cnncodes.images.remote import RemoteReader
+from sk_cnncodes.scale.manifest import read_manifest, read_plan
 from sk_cnncodes.scale.remote_paths import AnyPath, any_path, content_sha256, opened
-from sk_cnncodes.scale.shards import MANIFEST, PLAN, read_facts, shards_in
+from sk_cnncodes.scale.shards import PLAN, read_facts, reading, shards_in
 
 # Row groups that are kept, each of at most 1,024 codes.
 _KEPT = 8
@@ -78,14 +79,14 @@ class StoredCodes:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """Rows as an array of the stored dtype."""
+        if isinstance(rows, tuple):
+            rows = _rows_of(rows)
         if isinstance(rows, slice):
             first, last, step = rows.indices(len(self))
             if step == 1:
                 return self._span(first, max(first, last))
             rows = np.arange(first, last, step)
         indices = np.asarray(rows)
-        if isinstance(rows, tuple):
-            indices = np.empty((0, 0))  # a place in a matrix, not a list of rows
         if indices.dtype == bool:
             if indices.shape != (len(self),):
                 raise IndexError(
@@ -95,10 +96,7 @@ class StoredCodes:
         if indices.shape == (0,):
             indices = indices.astype(np.intp)
         if indices.ndim > 1 or indices.dtype.kind not in "iu":
-            raise IndexError(
-                f"got {type(rows).__name__}. Expected a row, a slice, or a list of "
-                "rows; columns are chosen afterwards: codes[rows][:, columns]."
-            )
+            raise _no_rows(rows)
         wrong = (indices < -len(self)) | (indices >= len(self))
         if wrong.any():
             bad = np.atleast_1d(indices)[np.atleast_1d(wrong)][0]
@@ -168,21 +166,21 @@ class StoredCodes:
         names = ["key", "error", "digest", *self.plan["columns"]]
         if name not in names:
             raise ValueError(f"column {name!r}: expected one of {names}.")
-        parquet = import_parquet(repr(str(self._folder)))
         out = np.empty(len(self), object)
         start = 0
         for file, end in zip(self._files, self._ends, strict=True):
-            table = parquet.read_table(opened(file), columns=[name])
-            out[start:end] = table.column(name).to_pylist()
+            with self._parquet(file) as shard:
+                out[start:end] = shard.read([name]).column(name).to_pylist()
             start = end
         return out
 
     # -- row groups ----------------------------------------------------------
 
-    def _parquet(self, file: AnyPath) -> Any:
-        return import_parquet(repr(str(file))).ParquetFile(
-            opened(file), memory_map=True
-        )
+    @contextmanager
+    def _parquet(self, file: AnyPath) -> Iterator[Any]:
+        parquet = import_parquet(repr(str(file)))
+        with reading(file), parquet.ParquetFile(opened(file), memory_map=True) as shard:
+            yield shard
 
     def _matrix(self, column: Any) -> np.ndarray:
         values = column.flatten().to_numpy(zero_copy_only=False)
@@ -223,6 +221,20 @@ class StoredCodes:
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return codes, start
+
+
+def _rows_of(place: tuple[Any, ...]) -> Any:
+    """The rows of a place in a matrix, as scikit-learn indexes: ``[rows, ...]``."""
+    if len(place) == 2 and place[1] in (Ellipsis, slice(None)):
+        return place[0]
+    raise _no_rows(place)
+
+
+def _no_rows(rows: Any) -> IndexError:
+    return IndexError(
+        f"got {type(rows).__name__}. Expected a row, a slice, or a list of rows; "
+        "columns are chosen afterwards: codes[rows][:, columns]."
+    )
 
 
 @public
@@ -283,32 +295,35 @@ def open_codes(
     (1, 800)
     """
     folder = any_path(target, RemoteReader(allowed_prefixes(remote)))
-    try:
-        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"target {str(folder)!r}: expected a folder that embed_to wrote, got one "
-            f"without a readable {PLAN}."
-        ) from error
-    manifest = folder / MANIFEST
-    if not manifest.exists():
-        if not partial:
-            raise ValueError(
-                f"target {str(folder)!r}: not all codes are written. Run embed_to "
-                "again, or its other parts; partial=True opens what there is."
-            )
-        files = list(shards_in(folder).values())
-        return StoredCodes(folder, files, [read_facts(f).rows for f in files], plan)
-    shards = json.loads(manifest.read_text(encoding="utf-8"))["shards"]
+    plan = read_plan(folder)
+    manifest = read_manifest(folder)
     # Only what is called like a shard is opened, whatever the manifest names.
     there = {path.name: path for path in shards_in(folder).values()}
-    for shard in shards:
-        path = there.get(shard["file"])
+    shards = [] if manifest is None else manifest["shards"]
+    listed = {shard["file"]: shard for shard in shards}
+    for name, shard in listed.items():
+        path = there.get(name)
         if path is None or (verify and content_sha256(path) != shard["sha256"]):
             raise ValueError(
-                f"{str(folder / shard['file'])!r}: the shard is "
+                f"{str(folder / name)!r}: the shard is "
                 f"{'missing' if path is None else 'changed'}. Remove it if it is "
                 "there, and run embed_to again."
             )
-    files = [there[shard["file"]] for shard in shards]
-    return StoredCodes(folder, files, [shard["rows"] for shard in shards], plan)
+    if not partial and (manifest is None or not {*there} <= {*listed}):
+        raise ValueError(
+            f"target {str(folder)!r}: not all codes are written. Run embed_to again, "
+            "or its other parts; partial=True opens what there is."
+        )
+    counts = []
+    for name, path in there.items():
+        if name in listed and not verify:
+            counts.append(listed[name]["rows"])
+            continue
+        facts = read_facts(path)
+        if facts.spec != plan["spec"]:
+            raise ValueError(
+                f"{str(path)!r}: the shard has codes of other settings than the "
+                f"folder's {PLAN}. Remove it, and run embed_to again."
+            )
+        counts.append(facts.rows)
+    return StoredCodes(folder, [*there.values()], counts, plan)

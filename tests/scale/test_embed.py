@@ -18,9 +18,10 @@ import pytest
 from sk_cnncodes import CNNCodeTransformer, CodeCache, embed_to, open_codes
 from tests.forwards import counted_forwards
 from tests.scale.conftest import png
-from tests.scale.runs import FACTOR, check_killed, rows, shards
+from tests.scale.runs import FACTOR, check_killed, rows, shards, tar_of
 
-pytest.importorskip("pyarrow")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 
 def test_a_folder(
@@ -242,3 +243,96 @@ def test_iterables_of_any_kind(transformer: CNNCodeTransformer, tmp_path: Path) 
     pairs = zip(itertools.count(), (png(number) for number in range(9)), strict=False)
     embed_to(transformer, tmp_path, pairs, shard_rows=4)
     assert list(rows(tmp_path)) == [str(number) for number in range(9)]
+
+
+def test_a_source_that_grew_is_not_complete_by_old_parts(
+    transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    images = [(f"key {number}", png(number)) for number in range(8)]
+    for number in range(2):
+        part = (number, 2)
+        embed_to(transformer, tmp_path, images[:4], shard_rows=1, part=part)
+    assert open_codes(tmp_path).shape == (4, 5)
+    report = embed_to(transformer, tmp_path, images, shard_rows=1, part=(0, 2))
+    assert (report.n_images, report.complete) == (2, False)
+    with pytest.raises(ValueError, match="not all codes are written"):
+        open_codes(tmp_path)
+    assert embed_to(transformer, tmp_path, images, shard_rows=1, part=(1, 2)).complete
+    assert open_codes(tmp_path).keys.tolist() == [key for key, _ in images]
+
+
+def test_a_changed_shard_is_not_taken_for_a_finished_one(
+    transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    images = [(f"key {number}", png(number)) for number in range(8)]
+    embed_to(transformer, tmp_path, images, shard_rows=3)
+    before = open_codes(tmp_path)[:]
+    shard = tmp_path / "codes-00000-000001.parquet"
+    content = shard.read_bytes()
+    place = content.index(before[4].tobytes())
+    shard.write_bytes(content[:place] + bytes(4) + content[place + 4 :])
+    with pytest.raises(ValueError, match="000001.*the shard is changed"):
+        embed_to(transformer, tmp_path, images, shard_rows=3)
+    shard.unlink()
+    assert embed_to(transformer, tmp_path, images, shard_rows=3).n_images == 3
+    np.testing.assert_array_equal(open_codes(tmp_path, verify=True)[:], before)
+
+
+def test_another_column_of_images_is_refused(
+    transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    table = tmp_path / "images.parquet"
+    sides = {
+        side: [png(10 * n + row) for row in range(4)] for n, side in enumerate("ab")
+    }
+    parquet.write_table(pyarrow.table(sides), table)
+    target = tmp_path / "codes"
+    embed_to(transformer, target, table, image_column="a", shard_rows=2)
+    (target / "codes-00000-000001.parquet").unlink()
+    with pytest.raises(ValueError, match='written with image_column="a", got "b"'):
+        embed_to(transformer, target, table, image_column="b", shard_rows=2)
+
+
+@pytest.mark.parametrize("form", ["list", "iterator", "folder", "parquet folder"])
+def test_no_images(transformer: CNNCodeTransformer, tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    source: object = {"list": [], "iterator": iter([])}.get(form, folder)
+    if form == "parquet folder":
+        (folder / "part-0.parquet").write_bytes(b"x")
+    with pytest.raises(ValueError, match="found (no|0) images") as raised:
+        embed_to(transformer, tmp_path / "codes", source)
+    assert ("*.parquet" in str(raised.value)) == (form == "parquet folder")
+
+
+def test_texts_that_are_no_utf_8(
+    transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    archive = tmp_path / "samples.tar"
+    caption = rb'{"caption": "cut \ud83d"}'
+    archive.write_bytes(tar_of({"1.png": png(1), "1.json": caption, "2.png": png(2)}))
+    embed_to(transformer, tmp_path / "a", archive, columns=["caption"])
+    assert open_codes(tmp_path / "a").column("caption").tolist() == [
+        "cut \\ud83d",
+        None,
+    ]
+    pairs = [("\ud83d", png(1)), ("\udc80", "\ud83d.png"), ("c", png(3))]
+    assert embed_to(transformer, tmp_path / "b", pairs).n_bad == 1
+    assert open_codes(tmp_path / "b").keys.tolist() == ["\\ud83d", "\\x80", "c"]
+
+
+def test_a_folder_without_shards_can_be_begun_anew(
+    transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    embed_to(transformer, tmp_path, [png(1)], dtype="float16")
+    (tmp_path / "codes-00000-000000.parquet").unlink()
+    with pytest.raises(ValueError, match=r"no shards yet.*remove .*_plan\.json"):
+        embed_to(transformer, tmp_path, [png(1)])
+
+
+@pytest.mark.parametrize("columns", ["label", None, [1], ["a", "a"], ["key"]])
+def test_columns_are_different_names(
+    transformer: CNNCodeTransformer, tmp_path: Path, columns: object
+) -> None:
+    with pytest.raises(ValueError, match="expected a list of different names"):
+        embed_to(transformer, tmp_path, [png(1)], columns=columns)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score, train_test_split
 
 from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
 from sk_cnncodes.scale import stored_codes
@@ -73,3 +78,58 @@ def test_what_is_no_target(target: Path, tmp_path: Path) -> None:
     finally:
         shard.write_bytes(content)
     open_codes(target, verify=True)
+
+
+def test_in_scikit_learn(target: Path) -> None:
+    codes = open_codes(target)
+    whole, y = codes[:], np.arange(COUNT) % 2
+    split = train_test_split(codes, y, random_state=0)
+    for found, expected in zip(
+        split, train_test_split(whole, y, random_state=0), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(
+        cross_val_score(LogisticRegression(), codes, y, cv=3),
+        cross_val_score(LogisticRegression(), whole, y, cv=3),
+    )
+
+
+def test_damaged_files_are_named(target: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "codes"
+    shutil.copytree(target, folder)
+    shard, *_, last = sorted(folder.glob("codes-*"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-100])
+    codes = open_codes(folder)
+    for read in (codes.__getitem__, codes.column):
+        with pytest.raises(ValueError, match=f"{shard.name}.*a damaged file"):
+            read(0 if read == codes.__getitem__ else "key")
+    shard.write_bytes(content)
+    for name, text in itertools.product(
+        ("_plan.json", "_manifest.json"), ("", "[]", "{}", '{"shards": 3}')
+    ):
+        whole = (folder / name).read_text()
+        (folder / name).write_text(text)
+        with pytest.raises(ValueError, match=f"{folder}.*({name}|damaged)"):
+            open_codes(folder)
+        (folder / name).write_text(whole)
+    # One that says less than it did.
+    manifest = json.loads((folder / "_manifest.json").read_text())
+    manifest["shards"].pop()
+    (folder / "_manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="a damaged one"):
+        open_codes(folder)
+    (folder / "_manifest.json").unlink()
+    last.unlink()
+    assert open_codes(folder, partial=True).shape == (20, 5)
+
+
+def test_a_shard_of_other_settings_is_refused(
+    target: Path, tiny: str, tmp_path: Path
+) -> None:
+    images = [(f"k{number}", png(number)) for number in range(COUNT)]
+    embed_to(CNNCodeTransformer(tiny, norm="l2"), tmp_path, images, shard_rows=5)
+    (tmp_path / "_manifest.json").unlink()
+    shutil.copy(target / "codes-00000-000001.parquet", tmp_path)
+    with pytest.raises(ValueError, match="000001.*codes of other settings"):
+        open_codes(tmp_path, partial=True)

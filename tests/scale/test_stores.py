@@ -22,6 +22,7 @@ import pytest
 from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
 from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.scale import embed
+from sk_cnncodes.scale.manifest import digest_of
 from sk_cnncodes.scale.remote_paths import RemotePath
 from sk_cnncodes.scale.sources.archives import read_tar, read_zip
 from tests.cli.commands import invoke
@@ -214,6 +215,7 @@ def test_hostile_tables_and_archives(
     manifest = json.loads(system().cat_file("pictures/hostile/_manifest.json"))
     for name in ("../codes/codes-00000-000000.parquet", "/etc/passwd", "_plan.json"):
         manifest["shards"][0]["file"] = name
+        manifest["sha256"] = digest_of(manifest)
         put("hostile/_manifest.json", json.dumps(manifest).encode())
         with pytest.raises(ValueError, match="the shard is missing"):
             open_codes(f"{BUCKET}hostile/")
@@ -231,8 +233,8 @@ def test_a_folder_that_is_not_there(
             embed_to(transformer, tmp_path / "new", f"{base}ther/", remote=remote)
     assert not (tmp_path / "new").exists()
     # A folder without images is one.
-    report = embed_to(transformer, tmp_path / "empty", f"{BUCKET}empty", remote=remote)
-    assert (report.n_images, report.complete) == (0, True)
+    with pytest.raises(ValueError, match=f"found no images in '{BUCKET}empty'"):
+        embed_to(transformer, tmp_path / "empty", f"{BUCKET}empty", remote=remote)
 
 
 def test_names_with_two_slashes(s3: Faults) -> None:
