@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
-from sk_cnncodes.scale import lance_images
+from sk_cnncodes.scale.sources import lance_images
 from sk_cnncodes.scale.sources.local import open_source
 from tests.scale.conftest import COUNT, png
 from tests.scale.runs import check

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
-from sk_cnncodes.scale import archives
+from sk_cnncodes.scale.sources import archives
 from sk_cnncodes.scale.sources.local import open_source
 from tests.scale.conftest import COUNT, png
 from tests.scale.runs import check, tar_of
