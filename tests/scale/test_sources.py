@@ -267,6 +267,58 @@ def test_members_of_tar_archives_that_leave_it(tiny: str, tmp_path: Path) -> Non
     assert open_codes(tmp_path / "codes").shape == (3, 5)
 
 
+def tar_with_sparse(path: Path, count: int, size: int) -> Path:
+    """A tar archive whose members state a size, and store a block each (GNU)."""
+    content = b""
+    for number in range(count):
+        info = tarfile.TarInfo(f"a.{number}.png")
+        info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        header[386:410] = b"%011o\0%011o\0" % (0, 512)  # the only part with bytes
+        header[483:495] = b"%011o\0" % size
+        content += with_checksum(header) + bytes(512)
+    path.write_bytes(content + tar_of({"b.png": png(0)}))
+    return path
+
+
+def with_checksum(header: bytearray) -> bytes:
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    return bytes(header)
+
+
+def test_sparse_members_of_tar_archives_are_not_read(
+    tiny: str, tmp_path: Path
+) -> None:
+    path = tar_with_sparse(tmp_path / "x.tar", 3, 100 * 2**20)
+    tracemalloc.start()
+    bad = errors_of(tiny, tmp_path / "codes", path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert list(bad) == [f"x.tar/a.{number}.png" for number in range(3)]
+    assert all(error.startswith("a sparse file. Expected") for error in bad.values())
+    assert peak < 50e6
+
+
+@pytest.mark.parametrize("columns", [[], ["cls"]])
+def test_samples_of_many_images_are_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: list[str]
+) -> None:
+    size, count = 2**20, 40
+    monkeypatch.setattr(archives, "_HELD", 3 * size)
+    members = {"v1.cls": b"7"} | {f"v1.{i:04}.png": bytes(size) for i in range(count)}
+    write_tar(path := tmp_path / "x.tar", members)
+    tracemalloc.start()
+    rows = archives.read_tar(path, columns, lambda _: True)
+    found = [(name, values) for name, _, values in rows]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [
+        (name, {"cls": "7"} if columns else {}) for name in list(members)[1:]
+    ]
+    assert peak < 12 * size
+
+
 def test_zip_bombs(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "LARGEST_FILE", 100_000)
     path = tmp_path / "x.zip"

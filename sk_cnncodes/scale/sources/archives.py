@@ -22,8 +22,8 @@ from sk_cnncodes.scale.remote_paths import AnyPath, StoreError
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Largest member that is taken for a column, such as `cls`, `txt` or `json`.
 _LARGEST_TEXT = 2**20
-# Members of one sample of a tar archive that are held.
-_LARGEST_SAMPLE = 1000
+# Members, and bytes, of one sample of a tar archive that are held for its columns.
+_LARGEST_SAMPLE, _HELD = 1000, 2**28
 # What is raised where an archive is damaged.
 _DAMAGED: tuple[type[Exception], ...] = (
     *(EOFError, zlib.error, OSError, tarfile.TarError, zipfile.BadZipFile),
@@ -63,7 +63,9 @@ def read_tar(
 
     Members that share their name up to its first dot are a sample, as those of
     WebDataset: ``0007.jpg`` with ``0007.cls`` and ``0007.json``. A column is a member
-    with its name as the suffix, or a value in the JSON member.
+    with its name as the suffix, or a value in the JSON member. Without columns, images
+    are not held; with them, those of a sample are, up to a limit: of images beyond it,
+    columns that come later have no values.
 
     Raises
     ------
@@ -72,7 +74,7 @@ def read_tar(
     OSError
         If it is at an address, and cannot be read any more.
     """
-    position = 0
+    position = held = 0
     sample, images, texts = "", list[tuple[str, Any]](), dict[str, bytes]()
     try:
         with (
@@ -84,20 +86,24 @@ def read_tar(
                 if not member.isfile():
                     continue
                 stem, _, suffix = _sample_name(member.name)
-                if stem != sample or len(images) >= _LARGEST_SAMPLE:
+                if stem != sample:
                     yield from _rows(images, columns, texts)
-                    sample, images, texts = stem, [], {}
+                    sample, images, texts, held = stem, [], {}, 0
                 if is_image_name(member.name):
                     image = None
                     if wanted(position):
-                        read = partial(_tar_content, archive, member)
-                        image = _member(member.name, member.size, read)
+                        image = _tar_image(archive, member)
+                        held += member.size
                     images.append((member.name, image))
                     position += 1
+                    if not columns or len(images) >= _LARGEST_SAMPLE or held > _HELD:
+                        yield from _rows(images, columns, texts)
+                        images, held = [], 0
                 elif (
                     columns
                     and suffix in (*columns, "json")
                     and member.size <= _LARGEST_TEXT
+                    and not member.issparse()
                 ):
                     texts[suffix] = _tar_content(archive, member, member.size)
             _check_end(archive)
@@ -113,6 +119,15 @@ def read_tar(
 
 def _file(path: AnyPath) -> Any:
     return open(path, "rb") if isinstance(path, Path) else path.open()
+
+
+def _tar_image(archive: Any, member: tarfile.TarInfo) -> Any:
+    if member.issparse():
+        # A few bytes of the archive can state gigabytes of zeros.
+        reason = "a sparse file. Expected one that was stored without --sparse."
+        return BadMember(member.name, reason)
+    read = partial(_tar_content, archive, member)
+    return _member(member.name, member.size, read)
 
 
 def _tar_content(archive: Any, member: tarfile.TarInfo, size: int) -> bytes:
