@@ -300,6 +300,48 @@ def test_sparse_members_of_tar_archives_are_not_read(
     assert peak < 50e6
 
 
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header of a tar archive that states any size (GNU's base 256)."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    found = bytearray(info.tobuf(tarfile.GNU_FORMAT)[:512])
+    sign = b"\xff" if size < 0 else b"\x80"
+    found[124:136] = sign + size.to_bytes(11, "big", signed=True)
+    return with_checksum(found)
+
+
+def pax(size: int) -> bytes:
+    """A member whose size is stated as text, by a header before its own."""
+    text = f" size={size}\n".encode()
+    record = b"%d%b" % (len(text) + 2, text)
+    about = header("n", len(record), tarfile.XHDTYPE) + record.ljust(512, b"\0")
+    return about + header("x.png", 0)
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        *(header("n.txt", -512), header("n.png", -512), header("n.png", -(2**40))),
+        *(header("n.txt", 2**70), header("n.png", 2**62), header("n.png", 2**70)),
+        *(header("n", -1, tarfile.XHDTYPE), header("n", 2**40, tarfile.XHDTYPE)),
+        *(header("n", -1, tarfile.GNUTYPE_LONGNAME), header("n", 5, tarfile.XHDTYPE)),
+        *(pax(-2048), pax(2**70), header("n", 0, tarfile.GNUTYPE_SPARSE)),
+        header("n", 512, tarfile.XHDTYPE) + b"12 size=" * 64,
+        (header("n", 512, tarfile.XHDTYPE) + bytes(512)) * 2000,
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_hostile_sizes_in_tar_archives(
+    tmp_path: Path, member: bytes, first: bool
+) -> None:
+    one = b"" if first else tar_of({"a.png": png(0)}).rstrip(b"\0")
+    path = tmp_path / "x.tar"
+    path.write_bytes(one + bytes(-len(one) % 512) + member)
+    with pytest.raises(ValueError, match="(?s)x.tar': the archive cannot be read .*whole"):
+        for count, _ in enumerate(archives.read_tar(path, [], lambda _: True)):
+            assert count < 10
+
+
 @pytest.mark.parametrize("columns", [[], ["cls"]])
 def test_samples_of_many_images_are_not_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: list[str]

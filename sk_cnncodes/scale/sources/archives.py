@@ -22,6 +22,8 @@ from sk_cnncodes.scale.remote_paths import AnyPath, StoreError
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Largest member that is taken for a column, such as `cls`, `txt` or `json`.
 _LARGEST_TEXT = 2**20
+# Largest header of a member, and what no member reaches: an exbibyte.
+_LARGEST_HEADER, _LARGEST_MEMBER = 2**24, 2**60
 # Members, and bytes, of one sample of a tar archive that are held for its columns.
 _LARGEST_SAMPLE, _HELD = 1000, 2**28
 # What is raised where an archive is damaged.
@@ -32,11 +34,31 @@ with suppress(ImportError):  # Python can be built without it
     from lzma import LZMAError
 
     _DAMAGED += (LZMAError,)
-# And that of encrypted members of zip files, or of other methods of compression.
-_BAD_MEMBER: tuple[type[Exception], ...] = (*_DAMAGED, RuntimeError)
+# And by members with hostile headers, encrypted ones, other methods of compression, or
+# names that cannot be decoded.
+_BAD_MEMBER: tuple[type[Exception], ...] = (
+    *(*_DAMAGED, RuntimeError, ValueError, LookupError, ArithmeticError),
+)
+# Members of tar archives that say something about the next one.
+_ABOUT_NEXT = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 # Name, image, and columns as text.
 Row = tuple[str, Any, dict[str, str | None]]
+
+
+class _TarInfo(tarfile.TarInfo):
+    """A header of a tar archive; tarfile would read on from any size that it states."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: Any, errors: Any) -> Any:
+        member = super().frombuf(buf, encoding, errors)
+        most = _LARGEST_HEADER if member.type in _ABOUT_NEXT else _LARGEST_MEMBER
+        if not 0 <= member.size <= most:
+            raise tarfile.ReadError(f"a member of {member.size} bytes")
+        return member
 
 
 class BadMember:
@@ -79,10 +101,9 @@ def read_tar(
     try:
         with (
             _file(path) as file,
-            tarfile.open(fileobj=file, mode="r:*") as archive,
+            tarfile.open(fileobj=file, mode="r:*", tarinfo=_TarInfo) as archive,
         ):
-            while (member := archive.next()) is not None:
-                vars(archive)["members"].clear()  # it would keep all of them
+            for member in _tar_members(archive):
                 if not member.isfile():
                     continue
                 stem, _, suffix = _sample_name(member.name)
@@ -109,7 +130,7 @@ def read_tar(
             _check_end(archive)
     except StoreError:
         raise
-    except _DAMAGED as error:
+    except _BAD_MEMBER as error:
         raise ValueError(
             f"{str(path)!r}: the archive cannot be read ({reason_of(error)}). Expected "
             "a whole tar file."
@@ -119,6 +140,17 @@ def read_tar(
 
 def _file(path: AnyPath) -> Any:
     return open(path, "rb") if isinstance(path, Path) else path.open()
+
+
+def _tar_members(archive: Any) -> Iterator[tarfile.TarInfo]:
+    """Yield the members, each of which must end behind the one before."""
+    end = 0
+    while (member := archive.next()) is not None:
+        vars(archive)["members"].clear()  # it would keep all of them
+        if member.size < 0 or archive.offset <= end:
+            raise tarfile.ReadError(f"a member of {member.size} bytes at byte {end}")
+        end = archive.offset
+        yield member
 
 
 def _tar_image(archive: Any, member: tarfile.TarInfo) -> Any:
