@@ -162,6 +162,21 @@ def test_zip(tiny: str, tmp_path: Path, expected: np.ndarray) -> None:
     check(tiny, tmp_path / "codes", path, keys, expected)
 
 
+def test_archives_leave_out_what_folders_do(tiny: str, tmp_path: Path) -> None:
+    names = ["p/1.png", "2.png", "__MACOSX/p/._1.png", "p/.hidden/3.png", ".4.png"]
+    names += ["p/@eaDir/1.png", "p/._1.png"]
+    members = {name: png(number) for number, name in enumerate(names)}
+    write_tar(tmp_path / "x.tar", {f"./{name}": m for name, m in members.items()})
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+        archive.extractall(tmp_path / "x")
+    for suffix, start in (("", ""), (".zip", "x.zip/"), (".tar", "x.tar/./")):
+        target = tmp_path / f"codes{suffix}"
+        embed_to(CNNCodeTransformer(tiny), target, tmp_path / f"x{suffix}")
+        assert {*open_codes(target).keys} == {f"{start}p/1.png", f"{start}2.png"}
+
+
 @pytest.mark.parametrize("kind", ["struct", "binary"])
 def test_parquet(tiny: str, tmp_path: Path, expected: np.ndarray, kind: str) -> None:
     path = tmp_path / "images.parquet"
@@ -419,6 +434,27 @@ def test_damaged_members_of_zip_archives(
     bad = errors_of(tiny, tmp_path / "codes", path)
     assert list(bad) == ["x.zip/1.png"]
     assert bad["x.zip/1.png"].startswith("cannot be read (")
+
+
+def test_names_and_versions_of_zip_archives(tiny: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(3):
+            archive.writestr(f"ü{number}.png", png(number))
+    whole = path.read_bytes()
+    content = bytearray(whole)
+    content[content.index("ü1".encode())] = 0xFF  # before the member alone
+    path.write_bytes(content)
+    bad = errors_of(tiny, tmp_path / "codes", path)
+    assert list(bad) == ["x.zip/ü1.png"]
+    assert bad["x.zip/ü1.png"].startswith("cannot be read ('utf-8' codec")
+    # In the directory: a version, and a name.
+    for place, value in ((6, 99), (46, 0xFF)):
+        content = bytearray(whole)
+        content[content.index(b"PK\x01\x02") + place] = value
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="x.zip': the archive cannot be read"):
+            embed_to(CNNCodeTransformer(tiny), tmp_path / "other", path)
 
 
 def test_addresses_are_not_fetched(tiny: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sk_cnncodes.base.exceptions import ImageError, reason_of
+from sk_cnncodes.datasets.image_files import is_system_path
 from sk_cnncodes.datasets.tables import is_image_name
 from sk_cnncodes.images.safe_open import LARGEST_FILE
 from sk_cnncodes.images.sources import FileContent
@@ -104,7 +105,7 @@ def read_tar(
             tarfile.open(fileobj=file, mode="r:*", tarinfo=_TarInfo) as archive,
         ):
             for member in _tar_members(archive):
-                if not member.isfile():
+                if not member.isfile() or is_system_path(member.name):
                     continue
                 stem, _, suffix = _sample_name(member.name)
                 if stem != sample:
@@ -241,7 +242,7 @@ def read_zip(
         )
     try:
         archive = zipfile.ZipFile(path if isinstance(path, Path) else path.open())
-    except (zipfile.BadZipFile, OSError) as error:
+    except _BAD_MEMBER as error:
         for fault in (error, error.__context__):
             if isinstance(fault, StoreError):  # zipfile takes it for no archive
                 raise fault from None
@@ -252,13 +253,14 @@ def read_zip(
     position = 0
     with archive:
         for member in archive.infolist():
-            if member.is_dir() or not is_image_name(member.filename):
+            name = member.filename
+            if member.is_dir() or not is_image_name(name) or is_system_path(name):
                 continue
             image = None
             if wanted(position):
                 image = _zip_image(archive, member)
             position += 1
-            yield member.filename, image, {}
+            yield name, image, {}
 
 
 def _zip_image(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
