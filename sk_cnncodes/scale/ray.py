@@ -61,8 +61,9 @@ class BatchEmbedder:
     A batch is a dict of arrays or lists, a pyarrow table or a pandas frame, whatever
     `batch_format` is. What comes back is a pyarrow table with ``code``, a list of fixed
     size of float32, ``error``, a text that is null for good images, and the other
-    columns. The column of images is kept only if it holds texts, such as paths: copies
-    of all images would fill Ray's object store.
+    columns. The column of images becomes one of texts, whatever the batch: the paths or
+    addresses, and null for all else, as copies of images would fill Ray's object store.
+    Texts that are no valid Unicode are escaped.
 
     Outside of Ray it is an ordinary function of batches, for example for
     ``map(..., batched=True)`` of Hugging Face's datasets.
@@ -74,7 +75,7 @@ class BatchEmbedder:
     >>> X = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
     >>> embed = BatchEmbedder(CNNCodeTransformer(), "image")
     >>> embed({"name": ["a", "b", "c"], "image": X}).column_names
-    ['name', 'code', 'error']
+    ['name', 'image', 'code', 'error']
 
     With Ray, two actors of four cores each::
 
@@ -130,9 +131,11 @@ class BatchEmbedder:
                 f"image_column={self._image_column!r}: expected one of {list(columns)}."
             )
         images = _cells(columns[self._image_column])
-        if not all(isinstance(image, (str, type(None))) for image in images):
-            del columns[self._image_column]
-        if {*columns} & {"code", "error"}:
+        # The same in each batch, also where it is empty, or no image is there.
+        columns[self._image_column] = pyarrow.array(
+            [_text(image) for image in images], pyarrow.string()
+        )
+        if ({*columns} - {self._image_column}) & {"code", "error"}:
             raise ValueError(
                 f"batch: got the columns {list(columns)}. Expected other names than "
                 "code and error, which are added."
@@ -150,7 +153,7 @@ class BatchEmbedder:
         values = pyarrow.array(np.ascontiguousarray(codes, np.float32).ravel())
         table = {name: _arrow(column) for name, column in columns.items()}
         table["code"] = pyarrow.FixedSizeListArray.from_arrays(values, codes.shape[1])
-        table["error"] = pyarrow.array(errors, pyarrow.string())
+        table["error"] = pyarrow.array(map(_text, errors), pyarrow.string())
         return pyarrow.table(table)
 
     def _no_codes(self) -> np.ndarray:
@@ -162,6 +165,14 @@ class BatchEmbedder:
 
 def _key(image: Any, row: int) -> str:
     return image if isinstance(image, str) else f"image {row}"
+
+
+def _text(image: Any) -> str | None:
+    """A text, or the path of an image of a table, as UTF-8 can have it."""
+    text = image.get("path") if isinstance(image, Mapping) else image
+    if not isinstance(text, str):
+        return None
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _columns(batch: Any) -> dict[str, Any]:
@@ -189,10 +200,16 @@ def _cells(column: Any) -> list[Any]:
 
 def _arrow(column: Any) -> Any:
     """A column for a pyarrow table; arrays become lists of fixed size."""
-    if not isinstance(column, np.ndarray) or column.ndim == 1:
-        return column
     import pyarrow
 
+    if hasattr(column, "to_pylist"):
+        return column
+    if not isinstance(column, np.ndarray) or column.ndim == 1:
+        try:
+            return pyarrow.array(column)
+        except UnicodeError:  # halves of surrogates, of which a table has none
+            cells = [_text(c) if isinstance(c, str) else c for c in column]
+            return pyarrow.array(cells)
     array = pyarrow.array(column.ravel())
     for size in reversed(column.shape[1:]):
         array = pyarrow.FixedSizeListArray.from_arrays(array, size)

@@ -72,7 +72,7 @@ def test_a_batch(one_core: CNNCodeTransformer, tmp_path: Path, kind: str) -> Non
     elif kind == "pandas":
         batch = pytest.importorskip("pandas").DataFrame(batch)
     table = BatchEmbedder(one_core, "file")(batch)
-    assert table.column_names == ["number", "code", "error"]
+    assert table.column_names == ["number", "file", "code", "error"]
     assert table.schema.field("code").type == pyarrow.list_(pyarrow.float32(), 5)
     found = table_of(table)
     assert found["number"] == [0, 1, 2, 3, 4]
@@ -100,7 +100,8 @@ def test_paths_are_kept_and_arrays_are_not(
     arrays = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 3), np.uint8)
     boxes = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
     table = BatchEmbedder(one_core, "image")({"image": arrays, "box": boxes})
-    assert table.column_names == ["box", "code", "error"]
+    assert table.column_names == ["image", "box", "code", "error"]
+    assert table_of(table)["image"] == [None, None]
     assert table_of(table)["box"] == boxes.tolist()
     np.testing.assert_allclose(
         table_of(table)["code"], one_core.transform(arrays), rtol=1e-5
@@ -115,6 +116,30 @@ def test_paths_are_kept_and_arrays_are_not(
     assert BatchEmbedder(one_core, "code")({"code": arrays}).num_rows == 2
     empty = BatchEmbedder(one_core, "image")({"image": np.array([], object)})
     assert (empty.num_rows, empty.schema.field("code").type.list_size) == (0, 5)
+
+
+def test_the_schema_does_not_depend_on_the_batch(one_core: CNNCodeTransformer) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    cell = {"bytes": png(0), "path": "a.png"}
+    batches: list[Any] = [[png(0)], ["a.png"], [cell], [None], [], [None, "a.png"]]
+    batches += [np.array(["a.png"]), np.array([None]), np.zeros((2, 9, 9, 3), np.uint8)]
+    for embed in (BatchEmbedder(one_core, "x"), BatchEmbedder(one_core, "x")):
+        tables = [embed({"x": batch}) for batch in batches]
+        lists = [batch for batch in batches if isinstance(batch, list)]
+        tables += [embed(pyarrow.table({"x": batch})) for batch in lists]
+        assert len({str(table.schema) for table in tables}) == 1
+        batches.reverse()
+    assert embed({"x": [cell, "b.png", None]})["x"].to_pylist() == [
+        *("a.png", "b.png", None),
+    ]
+
+
+def test_texts_that_are_no_unicode(one_core: CNNCodeTransformer) -> None:
+    for kind in (list, np.array):
+        batch = {"x": kind(["\ud83d.png"]), "note": kind(["cut \ud83d"])}
+        found = table_of(BatchEmbedder(one_core, "x")(batch))
+        assert (found["x"], found["note"]) == (["\\ud83d.png"], ["cut \\ud83d"])
+        assert found["error"][0].startswith("not a valid path")
 
 
 def test_the_given_transformer_does_not_change(one_core: CNNCodeTransformer) -> None:

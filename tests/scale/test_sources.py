@@ -302,9 +302,7 @@ def with_checksum(header: bytearray) -> bytes:
     return bytes(header)
 
 
-def test_sparse_members_of_tar_archives_are_not_read(
-    tiny: str, tmp_path: Path
-) -> None:
+def test_sparse_members_of_tar_archives_are_not_read(tiny: str, tmp_path: Path) -> None:
     path = tar_with_sparse(tmp_path / "x.tar", 3, 100 * 2**20)
     tracemalloc.start()
     bad = errors_of(tiny, tmp_path / "codes", path)
@@ -352,7 +350,9 @@ def test_hostile_sizes_in_tar_archives(
     one = b"" if first else tar_of({"a.png": png(0)}).rstrip(b"\0")
     path = tmp_path / "x.tar"
     path.write_bytes(one + bytes(-len(one) % 512) + member)
-    with pytest.raises(ValueError, match="(?s)x.tar': the archive cannot be read .*whole"):
+    with pytest.raises(
+        ValueError, match="(?s)x.tar': the archive cannot be read .*whole"
+    ):
         for count, _ in enumerate(archives.read_tar(path, [], lambda _: True)):
             assert count < 10
 
