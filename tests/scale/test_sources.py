@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -210,6 +213,9 @@ class Streaming:
         assert name == "img"
         return type(self)(self.rows, feature.decode)
 
+    def with_format(self, name: None) -> Any:
+        return self
+
     def select_columns(self, names: list[str]) -> Any:
         rows = [{name: row[name] for name in names} for row in self.rows]
         return type(self)(rows, self.decode)
@@ -255,6 +261,82 @@ def test_data_sets_of_hugging_face(
     made = made.to_iterable_dataset() if streaming else made
     keys = [str(number) for number in range(COUNT)]
     check(tiny, tmp_path, made, keys, expected, columns=["label"])
+
+
+def hugging_face(count: int = COUNT) -> Any:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.Value("int64")}
+    )
+    return datasets.Dataset.from_list(ROWS[:count], features=features)
+
+
+@pytest.mark.parametrize("form", ["pandas", "arrow", "numpy"])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_data_sets_with_a_format(
+    tiny: str, tmp_path: Path, expected: np.ndarray, form: str, streaming: bool
+) -> None:
+    made = hugging_face()
+    made = (made.to_iterable_dataset() if streaming else made).with_format(form)
+    keys = [str(number) for number in range(COUNT)]
+    check(tiny, tmp_path, made, keys, expected, columns=["label"])
+    assert open_codes(tmp_path / "whole").column("label").tolist() == keys
+
+
+@pytest.mark.parametrize("kind", ["cells", "pixels"])
+@pytest.mark.parametrize("named", [True, False])
+def test_streams_of_unknown_features(
+    tiny: str, tmp_path: Path, expected: np.ndarray, kind: str, named: bool
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    if kind == "cells":
+        made = datasets.IterableDataset.from_generator(lambda: iter(ROWS))
+    else:  # `map` forgets the features, and images are then decoded by datasets
+        made = hugging_face().to_iterable_dataset().map(lambda row: row)
+    assert made.features is None
+    keys = [str(number) for number in range(COUNT)]
+    how = {"columns": ["label"], "image_column": "img" if named else None}
+    check(tiny, tmp_path, made, keys, expected, **how)
+    with pytest.raises(ValueError, match="column 'no': expected one of .'img', 'lab"):
+        embed_to(CNNCodeTransformer(tiny), tmp_path / "x", made, columns=["no"])
+
+
+def test_a_data_set_in_another_order_is_refused(tiny: str, tmp_path: Path) -> None:
+    made, transformer = hugging_face(), CNNCodeTransformer(tiny)
+    made.save_to_disk(str(tmp_path / "saved"))
+    saved = pytest.importorskip("datasets").load_from_disk(str(tmp_path / "saved"))
+    for name, dataset in (("memory", made), ("saved", saved)):
+        target = tmp_path / name
+        embed_to(transformer, target, dataset, shard_rows=5)
+        (target / "codes-00000-000001.parquet").unlink()
+        for other in (dataset.shuffle(seed=1), dataset.select(range(6))):
+            with pytest.raises(ValueError, match="written with pieces=.*data set"):
+                embed_to(transformer, target, other, shard_rows=5)
+        # Another process has the same.
+        copied = pickle.loads(pickle.dumps(dataset))
+        again = embed_to(transformer, target, copied, shard_rows=5)
+        assert again.n_images == 5
+    program = (
+        "import sys, datasets; from sk_cnncodes.scale.sources.local import open_source;"
+        "print(open_source(datasets.load_from_disk(sys.argv[1])).pieces[0])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "saved")]
+    pieces = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert open_source(saved).pieces == [pieces.stdout.strip()]
+
+
+def test_sources_name_the_column_of_images(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(png(0))
+    (table := tmp_path / "t.csv").write_text("y,file\n1,0.png\n")
+    images = tmp_path / "t.parquet"
+    parquet.write_table(pyarrow.table({"a": [png(0)], "b": [png(1)]}), images)
+    tar = write_tar(tmp_path / "t.tar", {"0.png": png(0)})
+    for source, given, expected in (
+        *((tmp_path, None, None), (tar, None, None), ([png(0)], None, None)),
+        *((table, None, "file"), (table, "y", "y"), (images, "b", "b")),
+        (MapStyle(ROWS), None, "img"),
+    ):
+        assert open_source(source, (), given).image_column == expected
 
 
 # -- hostile and damaged -----------------------------------------------------

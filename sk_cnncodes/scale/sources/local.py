@@ -45,6 +45,8 @@ _TRIED = 1000
 class FolderSource:
     """The image files of a folder, recursively; keys are their paths inside of it."""
 
+    image_column: str | None = None
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pieces = [""]
@@ -87,6 +89,7 @@ class TableSource:
         if names is None:
             names = [*dict.fromkeys(name for row in tried for name in row)]
         self._image = image_column or _column_of_images(tried, names, path)
+        self.image_column: str | None = self._image
         needed = [self._image, *columns]
         if self._table.columns is None and not {*needed} <= {*names}:
             # Rows name their columns: further ones may have others.
@@ -137,7 +140,8 @@ class FileSource:
         self._paths = paths
         self._lance = lance or {}
         self._columns = columns
-        self._image_column = image_column
+        self._given = image_column
+        self.image_column = self._column_of_images()
         self.pieces = [f"{path.name} ({self._state_of(path)})" for path in paths]
         if len({path.name for path in paths}) < len(paths):
             raise ValueError(
@@ -147,11 +151,11 @@ class FileSource:
 
     def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
         path = self._paths[piece]
-        if path.suffix.lower() in (".parquet", ".pq"):
-            rows = read_parquet_images(path, self._columns, self._image_column, wanted)
+        if _is_parquet(path):
+            rows = read_parquet_images(path, self._columns, self._given, wanted)
         elif isinstance(path, Path) and path in self._lance:
             rows = read_lance_images(
-                self._lance[path], path, self._columns, self._image_column, wanted
+                self._lance[path], path, self._columns, self._given, wanted
             )
         elif path.suffix.lower() == ".zip":
             rows = read_zip(path, self._columns, wanted)
@@ -159,6 +163,15 @@ class FileSource:
             rows = read_tar(path, self._columns, wanted)
         for name, image, columns in rows:
             yield SourceImage(f"{path.name}/{name}", image, columns)
+
+    def _column_of_images(self) -> str | None:
+        """That of the first file with columns; others name theirs by their schemas."""
+        for path in self._paths:
+            if isinstance(path, Path) and path in self._lance:
+                return lance_image_field(self._lance[path], path, self._given)
+            if _is_parquet(path):
+                return image_field(path, self._given)
+        return None
 
     def _state_of(self, path: AnyPath) -> str:
         """What changes with a file, or with a Lance table."""
@@ -257,6 +270,10 @@ def expanded_braces(text: str) -> list[str]:
     return [f"{text[:start]}{n:0{len(first)}}{text[end:]}" for n in numbers]
 
 
+def _is_parquet(path: AnyPath) -> bool:
+    return path.suffix.lower() in (".parquet", ".pq")
+
+
 def is_archive(path: str | os.PathLike[str]) -> bool:
     """Whether a path ends like a file that can hold many images."""
     name = os.fspath(path).lower()
@@ -265,7 +282,7 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
 
 def _holds_images(path: Path, image_column: str | None, lance: Any) -> bool:
     """Whether a file holds images itself, rather than paths."""
-    if path.suffix.lower() in (".parquet", ".pq"):
+    if _is_parquet(path):
         return image_field(path, image_column) is not None
     if lance is not None:
         return lance_image_field(lance, path, image_column) is not None

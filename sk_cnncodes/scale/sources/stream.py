@@ -107,9 +107,12 @@ class Source(Protocol):
     pieces : list of str
         Their names. Pieces that are files are listed with their sizes, and do not
         change.
+    image_column : str or None
+        The column of the images, where there are columns.
     """
 
     pieces: list[str]
+    image_column: str | None
 
     def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
         """Yield the images of a piece: all keys, but only the images that are wanted.
