@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes
+from sk_cnncodes import CNNCodeTransformer, embed_to, open_codes, read_labels
 from sk_cnncodes.scale.sources import archives
 from sk_cnncodes.scale.sources.local import open_source
 from tests.scale.conftest import COUNT, png
@@ -73,6 +73,51 @@ def test_rows_of_a_table_are_not_held(tmp_path: Path, form: str) -> None:
     assert keys == [count, count]
     # The rows themselves would take 15 MB.
     assert peak < 5e6
+
+
+@pytest.mark.parametrize(
+    ("rows", "number"),
+    [
+        (['0.png,"a 6 inch ruler', "1.png,b", "2.png,c"], 2),
+        (['0.png,"two\nlines"', '1.png,"a, 6 inch', "2.png,c"], 3),
+        (["0.png,a", '1.png,"b'], 3),
+        (['0.png,"a 6 inch', "1.png,b", '2.png,"c, d"', "3.png,d"], 2),
+        (['0.png,"a 6 inch', "1.png,b", '2.png,of 7 inch"'], 2),
+        (["0.png,a", '1.png,"' + "b" * 2**18], 3),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_quotes_that_are_not_closed(
+    tiny: str, tmp_path: Path, rows: list[str], number: int, end: str
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["file,label", *rows]) + end)
+    message = rf"table.csv.*row {number}: (a quote opens a cell|field larger)"
+    with pytest.raises(ValueError, match=message):
+        embed_to(CNNCodeTransformer(tiny), tmp_path / "codes", path)
+    with pytest.raises(ValueError, match=message):
+        read_labels(path)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_cells_of_several_lines(tmp_path: Path, end: str) -> None:
+    texts = ["two\nlines", "one, two,\n\n3.png\n", 'a 6" ruler\r\nand, 7.png, too', ""]
+    texts += ["end of the text", "\n", 'a\n"quoted, 1.png", line\nb', '"']
+    quoted = [text.replace('"', '""') for text in texts]
+    rows = [f'{number}.png,"{text}"' for number, text in enumerate(quoted)]
+    path = tmp_path / "table.csv"
+    path.write_bytes(("\n".join(["file,label", *rows]) + end).encode())
+    found = [
+        item.columns["label"] for item in open_source(path, ["label"]).read(0, all_)
+    ]
+    assert found == [text.strip() for text in texts]
+    path.write_text("0.png\nend of the text" + end)
+    keys = [item.key for item in open_source(path, (), "column 1").read(0, all_)]
+    assert keys == ["0.png", "end of the text"]
+
+
+def all_(_: int) -> bool:
+    return True
 
 
 def test_a_list_of_paths(tiny: str, tmp_path: Path, expected: np.ndarray) -> None:
