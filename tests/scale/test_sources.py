@@ -595,6 +595,46 @@ def test_addresses_are_not_fetched(tiny: str, tmp_path: Path) -> None:
     assert len(bad) == 2
 
 
+def test_lists_of_what_is_no_image(tiny: str, tmp_path: Path) -> None:
+    transformer, target = CNNCodeTransformer(tiny), tmp_path / "codes"
+    (image := tmp_path / "0.png").write_bytes(png(0))
+    (table := tmp_path / "t.csv").write_text("image,y\n0.png,a\n")
+    archive = write_tar(tmp_path / "t.tar", samples(0, 2))
+    for number, source in (
+        *((0, [table]), (0, [str(tmp_path)]), (1, [archive, tmp_path])),
+        *((1, [image, archive]), (1, (archive, str(table)))),
+    ):
+        message = rf"element {number} of the list is .*Expected images alone.*tar.gz"
+        with pytest.raises(ValueError, match=message):
+            embed_to(transformer, target, source)
+    bad = errors_of(
+        tiny, target, [str(image), "gone.csv", "s3://bucket/x.csv", "x" * 999]
+    )
+    assert list(bad) == ["1", "2", "3"]
+
+
+def test_columns_of_what_has_none(tiny: str, tmp_path: Path) -> None:
+    transformer, target = CNNCodeTransformer(tiny), tmp_path / "codes"
+    (folder := tmp_path / "x").mkdir()
+    (folder / "0.png").write_bytes(png(0))
+    tar = write_tar(tmp_path / "t.tar", samples(0, 12))
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        archive.write(folder / "0.png", "0.png")
+    for source in (folder, tar, tmp_path / "t.zip", [png(0)], iter([png(0)])):
+        with pytest.raises(ValueError, match="image_column='no': .* has no columns"):
+            embed_to(transformer, target, source, image_column="no")
+    assert not target.exists()
+    # Of an archive they are known at its end.
+    how: dict[str, Any] = {"columns": ["cls", "clas"], "shard_rows": 5}
+    with pytest.raises(ValueError, match="t.tar.*no image has a value of 'clas'"):
+        embed_to(transformer, target, tar, **how)
+    # Other archives can be without.
+    other = write_tar(tmp_path / "u.tar", {"0.png": png(0)})
+    embed_to(transformer, tmp_path / "two", [tar, other], columns=["cls"])
+    labels = open_codes(tmp_path / "two").column("cls").tolist()
+    assert labels == [*map(str, [0, 1, 2] * 4), None]
+
+
 def test_what_is_no_source(tiny: str, tmp_path: Path) -> None:
     transformer = CNNCodeTransformer(tiny)
     (tmp_path / "x.exe").write_bytes(b"")

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from sk_cnncodes.datasets.image_files import walk_images
@@ -24,6 +24,7 @@ from sk_cnncodes.scale.remote_paths import AnyPath
 from sk_cnncodes.scale.sources.archives import (
     TAR_SUFFIXES,
     BadMember,
+    Row,
     read_tar,
     read_zip,
 )
@@ -40,6 +41,7 @@ from sk_cnncodes.scale.sources.stream import Source, SourceImage, Wanted
 
 # Rows of a table by which its column of images is found.
 _TRIED = 1000
+_ARCHIVES = " ".join((*TAR_SUFFIXES, ".zip", ".parquet", ".lance"))
 
 
 class FolderSource:
@@ -141,6 +143,11 @@ class FileSource:
         self._lance = lance or {}
         self._columns = columns
         self._given = image_column
+        for path in paths if image_column else []:
+            if not _is_parquet(path) and path not in self._lance:
+                _refuse_columns(
+                    f"{str(path)!r} has no columns of images", (), image_column
+                )
         self.image_column = self._column_of_images()
         self.pieces = [f"{path.name} ({self._state_of(path)})" for path in paths]
         if len({path.name for path in paths}) < len(paths):
@@ -161,8 +168,27 @@ class FileSource:
             rows = read_zip(path, self._columns, wanted)
         else:
             rows = read_tar(path, self._columns, wanted)
+            if piece == 0:
+                rows = self._with_values(rows, path)
         for name, image, columns in rows:
             yield SourceImage(f"{path.name}/{name}", image, columns)
+
+    def _with_values(self, rows: Iterator[Row], path: AnyPath) -> Iterator[Row]:
+        """Refuse columns without a single value: most likely, there is none so called.
+
+        In the first archive only, as others may well have no values of their own.
+        """
+        missing, is_empty = {*self._columns}, True
+        for row in rows:
+            missing -= {name for name, value in row[2].items() if value is not None}
+            is_empty = False
+            yield row
+        if missing and not is_empty:
+            raise ValueError(
+                f"{str(path)!r}: columns={list(self._columns)!r}: no image has a value "
+                f"of {min(missing)!r}. Expected suffixes of members beside the images, "
+                "or keys of their JSON members."
+            )
 
     def _column_of_images(self) -> str | None:
         """That of the first file with columns; others name theirs by their schemas."""
@@ -197,15 +223,11 @@ def open_source(
         return DatasetSource(source, columns, image_column)
     paths = _paths(source)
     if not paths:
-        if columns:
-            raise ValueError(
-                f"columns={list(columns)!r}: this source has no columns. Expected a "
-                "table, archives or a data set as the source, or no columns."
-            )
+        _check_list(source)
+        _refuse_columns("this source has no columns", columns, image_column)
         return IterableSource(source)
     if len(paths) == 1 and paths[0].is_dir() and not is_lance(paths[0]):
-        if columns:
-            raise ValueError(f"columns={list(columns)!r}: a folder has no columns.")
+        _refuse_columns("a folder has no columns", columns, image_column)
         return FolderSource(paths[0])
     lance: dict[AnyPath, Any] = {p: open_lance(p) for p in paths if is_lance(p)}
     if all(_holds_images(path, image_column, lance.get(path)) for path in paths):
@@ -217,8 +239,41 @@ def open_source(
     raise ValueError(
         f"source: got {str(paths[0])!r}. Expected a folder, a table "
         f"({' '.join((*SUFFIXES, '.lance'))}), or files that hold many images each: "
-        f"{' '.join((*TAR_SUFFIXES, '.zip', '.parquet', '.lance'))}."
+        f"{_ARCHIVES}."
     )
+
+
+def _refuse_columns(
+    fault: str, columns: Sequence[str], image_column: str | None
+) -> None:
+    for name, value in (("columns", list(columns)), ("image_column", image_column)):
+        if value:
+            raise ValueError(
+                f"{name}={value!r}: {fault}. Expected none, or a table or a data set "
+                "as the source."
+            )
+
+
+def _check_list(source: Any) -> None:
+    """Refuse a list with a folder, a table or an archive among its beginnings."""
+    if not isinstance(source, (list, tuple)):
+        return
+    found = list[tuple[bool, int, str]]()
+    for number, each in enumerate(source[:_TRIED]):
+        text = str(each) if isinstance(each, (str, PurePath)) else ""
+        if not text or "://" in text or is_image_name(text):
+            continue
+        may_be = text.lower().endswith(SUFFIXES) or is_archive(text)
+        if os.path.isdir(text) or (may_be and os.path.isfile(text)):  # noqa: PTH112, PTH113
+            found.append((is_archive(text), number, text))
+    if found:
+        # An archive is at fault only where all else is images.
+        _, number, text = min(found)
+        raise ValueError(
+            f"source: element {number} of the list is {text!r}. Expected images alone, "
+            f"or files alone that hold many images each: {_ARCHIVES}. A folder or a "
+            "table is a source by itself."
+        )
 
 
 def _paths(source: Any) -> list[Path]:
