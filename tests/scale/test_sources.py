@@ -225,6 +225,56 @@ def test_archives_leave_out_what_folders_do(tiny: str, tmp_path: Path) -> None:
         assert {*open_codes(target).keys} == {f"{start}p/1.png", f"{start}2.png"}
 
 
+@pytest.mark.parametrize("kind", ["fixed", "view"])
+@pytest.mark.parametrize("named", [True, False])
+def test_other_binary_columns_of_parquet(
+    tiny: str, tmp_path: Path, expected: np.ndarray, kind: str, named: bool
+) -> None:
+    contents = [png(number).ljust(600, b"\0") for number in range(COUNT)]
+    image = pyarrow.binary(600) if kind == "fixed" else pyarrow.binary_view()
+    digest = [bytes([number]) * 64 for number in range(COUNT)]
+    columns = {
+        "digest": pyarrow.array(digest, pyarrow.binary(64)),
+        "image": pyarrow.array(contents, image),
+    }
+    path = tmp_path / "images.parquet"
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=5)
+    keys = [f"images.parquet/{number}" for number in range(COUNT)]
+    how = {"image_column": "image" if named else None}
+    check(tiny, tmp_path / "codes", path, keys, expected, **how)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "lance"])
+def test_rows_without_a_path(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "0.png").write_bytes(png(0))
+    names = ["0.png", "gone.png", "", None, "0.png"]
+    path = Path("x") / f"t.{form}"
+    monkeypatch.chdir(tmp_path)
+    first = 1
+    if form == "csv":
+        first = 2  # the header is a row
+        path.write_text("\n".join(["file,y", *(f"{name or ''},1" for name in names)]))
+    else:
+        table = pyarrow.table({"file": pyarrow.array(names).dictionary_encode()})
+        if form == "parquet":
+            parquet.write_table(table, path)
+        else:
+            pytest.importorskip("lance").write_dataset(table, path)
+    bad = errors_of(tiny, tmp_path / "codes", path)
+    keys = [f"row {first + 2}", f"row {first + 3}"]
+    assert open_codes(tmp_path / "codes").keys.tolist() == [
+        *("0.png", "gone.png", *keys, "0.png"),
+    ]
+    joined = str(tmp_path / "x" / "gone.png")
+    assert bad == {
+        "gone.png": f"no such file: {joined!r}. Expected the path of an image.",
+        **{key: f"{key} of the table has no path in column 'file'." for key in keys},
+    }
+
+
 @pytest.mark.parametrize("kind", ["struct", "binary"])
 def test_parquet(tiny: str, tmp_path: Path, expected: np.ndarray, kind: str) -> None:
     path = tmp_path / "images.parquet"

@@ -63,6 +63,8 @@ class FolderSource:
 class TableSource:
     """The files that a table lists, from its folder on; keys are its own paths.
 
+    Rows without a path have their number as the key, ``row 7``.
+
     Rows are read as they are asked for, in each `read` anew.
 
     Parameters
@@ -103,19 +105,25 @@ class TableSource:
     def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
         rows = self._table.read([self._image, *self._columns])
         for position, (number, row, is_broken) in enumerate(rows):
-            name = row.get(self._image)
+            path = as_text(row.get(self._image)) or ""
+            key = path or f"row {number}"
             if not wanted(position):
-                yield SourceImage(str(name), None)
+                yield SourceImage(key, None)
                 continue
             columns = {each: as_text(row.get(each)) for each in self._columns}
+            reason = ""
             if is_broken:
                 reason = f"row {number} of the table has more cells than its header."
-                yield SourceImage(str(name), BadMember(str(name), reason), columns)
+            elif not path:
+                reason = (
+                    f"row {number} of the table has no path in column {self._image!r}."
+                )
+            if reason:
+                yield SourceImage(key, BadMember(key, reason), columns)
                 continue
-            image = None if name is None else str(name)
-            if image is not None and not is_uri(image):
-                image = os.path.join(self._folder, image)  # noqa: PTH118
-            yield SourceImage(str(name), {"bytes": None, "path": image}, columns)
+            if not is_uri(path):
+                path = os.path.join(self._folder, path)  # noqa: PTH118
+            yield SourceImage(key, {"bytes": None, "path": path}, columns)
 
 
 class FileSource:
