@@ -170,6 +170,8 @@ def _key(image: Any, row: int) -> str:
 def _text(image: Any) -> str | None:
     """A text, or the path of an image of a table, as UTF-8 can have it."""
     text = image.get("path") if isinstance(image, Mapping) else image
+    if isinstance(text, Path):
+        text = str(text)
     if not isinstance(text, str):
         return None
     return text.encode("utf-8", "backslashreplace").decode()

@@ -129,9 +129,8 @@ def test_the_schema_does_not_depend_on_the_batch(one_core: CNNCodeTransformer) -
         tables += [embed(pyarrow.table({"x": batch})) for batch in lists]
         assert len({str(table.schema) for table in tables}) == 1
         batches.reverse()
-    assert embed({"x": [cell, "b.png", None]})["x"].to_pylist() == [
-        *("a.png", "b.png", None),
-    ]
+    found = embed({"x": [cell, "b.png", None, Path("c.png")]})["x"]
+    assert found.to_pylist() == ["a.png", "b.png", None, "c.png"]
 
 
 def test_texts_that_are_no_unicode(one_core: CNNCodeTransformer) -> None:
