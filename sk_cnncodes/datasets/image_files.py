@@ -263,6 +263,16 @@ def _is_system_file(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
+def is_system_path(path: str) -> bool:
+    """Whether a path inside of a folder or an archive is left out as a system's own.
+
+    Its folders are between slashes; "." and ".." are none.
+    """
+    *folders, name = path.replace("\\", "/").split("/")
+    names = [each for each in folders if each not in (".", "..")]
+    return _is_system_file(name) or any(map(is_system_folder, names))
+
+
 def is_system_folder(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 

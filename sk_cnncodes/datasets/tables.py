@@ -24,6 +24,8 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _TRIED = 100
 # Bytes of a text that are decoded at once, and rows of Parquet that are read at once.
 _PART, _BATCH = 2**20, 1024
+# Follows the last line of a text.
+_END = "end of the text"
 _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -34,6 +36,10 @@ _BOMS = {
 # What a row is: its number, as a reader of the file counts, and its values by column,
 # some of which can be missing; True if it has more cells than there are columns.
 Row = tuple[int, dict[str, Any], bool]
+
+
+# Of a text of cells: the number of a row, its cells, and its lines, until the next.
+_Record = tuple[int, list[str], list[str]]
 
 
 @dataclass(frozen=True)
@@ -156,22 +162,27 @@ def _open_cells(path: Path, place: str, suffix: str) -> TableStream:
         given = re.match(r"sep=(.)\s*$", file.readline())  # as Excel writes
     skipped = 1 if given else 0
 
-    def records(separator: str) -> Iterator[tuple[int, list[str]]]:
+    def records(separator: str) -> Iterator[_Record]:
+        number = skipped
         try:
             with open(path, encoding=encoding, newline="") as file:
-                lines = islice(file, skipped, None)
-                reader = csv.reader(lines, delimiter=separator)
-                for number, cells in enumerate(reader, 1 + skipped):
+                lines = list[str]()
+                noted = _noted(islice(file, skipped, None), lines)
+                for cells in csv.reader(noted, delimiter=separator):
+                    if lines[0] is _END:
+                        return
+                    number += 1
                     if any(cell.strip() for cell in cells):
-                        yield number, [cell.strip() for cell in cells]
+                        yield number, [cell.strip() for cell in cells], lines
+                    lines.clear()
         except csv.Error as error:
             raise ValueError(
                 f"{place}: expected a table of text, got one that cannot be "
-                f"read: {error}."
+                f"read, in row {number + 1}: {error}."
             ) from error
 
     separator = given[1] if given else _separator(records, suffix)
-    header = next((cells for _, cells in records(separator)), [])
+    header = next((cells for _, cells, _ in records(separator)), [])
     form = f"{encoding}, cells between {_SEPARATORS.get(separator, repr(separator))}"
     has_header = not any(is_image_name(cell) for cell in header)
     if not has_header:
@@ -186,11 +197,49 @@ def _open_cells(path: Path, place: str, suffix: str) -> TableStream:
 
     def read(_: Sequence[str] | None) -> Iterator[Row]:
         width = len(header)
-        for number, cells in islice(records(separator), int(has_header), None):
+        for position, (number, cells, lines) in enumerate(records(separator)):
+            if len(lines) > 1 and _swallows_rows(lines, separator, width):
+                raise ValueError(
+                    f"{place}: row {number}: a quote opens a cell, and the rows behind "
+                    "it are in that cell. Expected a second quote that ends the cell. "
+                    'Write a quote inside of a cell twice (""), or save the table as '
+                    "JSON lines or Parquet."
+                )
+            if position == 0 and has_header:
+                continue
             row = dict(zip(header, cells, strict=False))
             yield number, row, len(cells) > width and any(cells[width:])
 
     return TableStream([name for name in header if name], form, read, separator)
+
+
+def _noted(source: Iterable[str], lines: list[str]) -> Iterator[str]:
+    """The same lines, also added to a list, and `_END`.
+
+    A row that takes it in has a quote that was not closed.
+    """
+    for line in source:
+        lines.append(line)
+        yield line
+    lines.append(_END)
+    yield _END
+
+
+def _swallows_rows(lines: Sequence[str], separator: str, width: int) -> bool:
+    """Whether the lines of one row are several: a quote in it was not closed.
+
+    Either it is open at the end, or each line behind the first is a row by itself, with
+    an image. Lines of a text in a cell are none.
+    """
+    if lines[-1] is _END:
+        return True
+    # By itself, each line: quotes that one of them opens end with it.
+    rows = (next(csv.reader([line], delimiter=separator)) for line in lines[1:])
+    return all(
+        len(cells) == width and any(is_image_name(cell.strip()) for cell in cells)
+        for cells in rows
+        if cells
+    )
 
 
 def _encoding(path: Path, place: str) -> str:
@@ -228,14 +277,12 @@ def _first_other_byte(path: Path, encoding: str) -> int | None:
                 return None
 
 
-def _separator(
-    records: Callable[[str], Iterator[tuple[int, list[str]]]], suffix: str
-) -> str:
+def _separator(records: Callable[[str], Iterator[_Record]], suffix: str) -> str:
     """What separates cells: what cuts most lines into as many cells as the first."""
     best, separator = (-1.0, 0), ","
     tabs_first = sorted(_SEPARATORS, key=lambda each: each != "\t")
     for each in tabs_first if suffix in (".tsv", ".tab") else _SEPARATORS:
-        widths = [len(cells) for _, cells in islice(records(each), _TRIED)]
+        widths = [len(cells) for _, cells, _ in islice(records(each), _TRIED)]
         if not widths or max(widths) < 2:
             continue
         width, count = Counter(widths).most_common(1)[0]

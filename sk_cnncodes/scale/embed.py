@@ -247,7 +247,7 @@ def _plan_of(
         "dtype": dtype,
         "columns": list(columns),
         "pieces": source.pieces,
-        "image_column": getattr(source, "image_column", None),
+        "image_column": source.image_column,
         "specs": specs,
         "version": __version__,
     }

@@ -63,7 +63,8 @@ class BatchEmbedder:
     `batch_format` is. What comes back is a pyarrow table with ``code``, a list of fixed
     size of float32, ``error``, a text that is null for good images, and the other
     columns. The column of images is kept only if it holds texts, such as paths: copies
-    of all images would fill Ray's object store.
+    of all images would fill Ray's object store. Texts that are no valid Unicode are
+    escaped.
 
     Outside of Ray it is an ordinary function of batches, for example for
     ``map(..., batched=True)`` of Hugging Face's datasets.
@@ -131,7 +132,11 @@ class BatchEmbedder:
                 f"image_column={self._image_column!r}: expected one of {list(columns)}."
             )
         images = _cells(columns[self._image_column])
-        if not all(isinstance(image, (str, type(None))) for image in images):
+        if _holds_texts(columns[self._image_column], images):
+            columns[self._image_column] = pyarrow.array(
+                [_text(image) for image in images], pyarrow.string()
+            )
+        else:
             del columns[self._image_column]
         if {*columns} & {"code", "error"}:
             raise ValueError(
@@ -151,7 +156,7 @@ class BatchEmbedder:
         values = pyarrow.array(np.ascontiguousarray(codes, np.float32).ravel())
         table = {name: _arrow(column) for name, column in columns.items()}
         table["code"] = pyarrow.FixedSizeListArray.from_arrays(values, codes.shape[1])
-        table["error"] = pyarrow.array(errors, pyarrow.string())
+        table["error"] = pyarrow.array(map(_text, errors), pyarrow.string())
         return pyarrow.table(table)
 
     def _no_codes(self) -> np.ndarray:
@@ -163,6 +168,23 @@ class BatchEmbedder:
 
 def _key(image: Any, row: int) -> str:
     return image if isinstance(image, str) else f"image {row}"
+
+
+def _holds_texts(column: Any, cells: list[Any]) -> bool:
+    """Whether a column is one of texts, by its type, or by a text if it has no type.
+
+    Without a text, such as where all cells are null, the column is of images as others
+    of its data set may be.
+    """
+    kind = str(getattr(column, "type", ""))
+    return "string" in kind or any(isinstance(cell, str) for cell in cells)
+
+
+def _text(cell: Any) -> str | None:
+    """A text as UTF-8 can have it; None for anything else."""
+    if not isinstance(cell, str):
+        return None
+    return cell.encode("utf-8", "backslashreplace").decode()
 
 
 def _columns(batch: Any) -> dict[str, Any]:
@@ -190,10 +212,16 @@ def _cells(column: Any) -> list[Any]:
 
 def _arrow(column: Any) -> Any:
     """A column for a pyarrow table; arrays become lists of fixed size."""
-    if not isinstance(column, np.ndarray) or column.ndim == 1:
-        return column
     import pyarrow
 
+    if hasattr(column, "to_pylist"):
+        return column
+    if not isinstance(column, np.ndarray) or column.ndim == 1:
+        try:
+            return pyarrow.array(column)
+        except UnicodeError:  # halves of surrogates, of which a table has none
+            cells = [_text(c) if isinstance(c, str) else c for c in column]
+            return pyarrow.array(cells)
     array = pyarrow.array(column.ravel())
     for size in reversed(column.shape[1:]):
         array = pyarrow.FixedSizeListArray.from_arrays(array, size)

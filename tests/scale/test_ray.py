@@ -117,6 +117,28 @@ def test_paths_are_kept_and_arrays_are_not(
     assert (empty.num_rows, empty.schema.field("code").type.list_size) == (0, 5)
 
 
+def test_the_schema_does_not_depend_on_the_batch(one_core: CNNCodeTransformer) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    embed = BatchEmbedder(one_core, "x")
+    cell = {"bytes": png(0), "path": "a.png"}
+    images: list[Any] = [[png(0)], [cell], [cell, None], [None], []]
+    images += [np.array([None]), np.zeros((2, 9, 9, 3), np.uint8)]
+    texts: list[Any] = [["a.png"], [None, "a.png"], np.array(["a.png"])]
+    texts += [pyarrow.array(each, pyarrow.string()) for each in ([None], [])]
+    for batches, names in ((images, []), (texts, ["x"])):
+        tables = [embed({"x": batch}) for batch in batches]
+        assert len({str(table.schema) for table in tables}) == 1
+        assert tables[0].column_names == [*names, "code", "error"]
+
+
+def test_texts_that_are_no_unicode(one_core: CNNCodeTransformer) -> None:
+    for kind in (list, np.array):
+        batch = {"x": kind(["\ud83d.png"]), "note": kind(["cut \ud83d"])}
+        found = table_of(BatchEmbedder(one_core, "x")(batch))
+        assert (found["x"], found["note"]) == (["\\ud83d.png"], ["cut \\ud83d"])
+        assert found["error"][0].startswith("not a valid path")
+
+
 def test_the_given_transformer_does_not_change(one_core: CNNCodeTransformer) -> None:
     before = dict(vars(one_core))
     BatchEmbedder(one_core, "image")({"image": [png(0), b""]})

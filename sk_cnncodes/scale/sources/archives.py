@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sk_cnncodes.base.exceptions import ImageError, reason_of
+from sk_cnncodes.datasets.image_files import is_system_path
 from sk_cnncodes.datasets.tables import is_image_name
 from sk_cnncodes.images.safe_open import LARGEST_FILE
 from sk_cnncodes.images.sources import FileContent
@@ -22,8 +23,10 @@ from sk_cnncodes.scale.remote_paths import AnyPath, StoreError
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Largest member that is taken for a column, such as `cls`, `txt` or `json`.
 _LARGEST_TEXT = 2**20
-# Members of one sample of a tar archive that are held.
-_LARGEST_SAMPLE = 1000
+# Largest header of a member, and what no member reaches: an exbibyte.
+_LARGEST_HEADER, _LARGEST_MEMBER = 2**24, 2**60
+# Members, and bytes, of one sample of a tar archive that are held for its columns.
+_LARGEST_SAMPLE, _HELD = 1000, 2**28
 # What is raised where an archive is damaged.
 _DAMAGED: tuple[type[Exception], ...] = (
     *(EOFError, zlib.error, OSError, tarfile.TarError, zipfile.BadZipFile),
@@ -32,11 +35,31 @@ with suppress(ImportError):  # Python can be built without it
     from lzma import LZMAError
 
     _DAMAGED += (LZMAError,)
-# And that of encrypted members of zip files, or of other methods of compression.
-_BAD_MEMBER: tuple[type[Exception], ...] = (*_DAMAGED, RuntimeError)
+# And by members with hostile headers, encrypted ones, other methods of compression, or
+# names that cannot be decoded.
+_BAD_MEMBER: tuple[type[Exception], ...] = (
+    *(*_DAMAGED, RuntimeError, ValueError, LookupError, ArithmeticError),
+)
+# Members of tar archives that say something about the next one.
+_ABOUT_NEXT = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 # Name, image, and columns as text.
 Row = tuple[str, Any, dict[str, str | None]]
+
+
+class _TarInfo(tarfile.TarInfo):
+    """A header of a tar archive; tarfile would read on from any size that it states."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: Any, errors: Any) -> Any:
+        member = super().frombuf(buf, encoding, errors)
+        most = _LARGEST_HEADER if member.type in _ABOUT_NEXT else _LARGEST_MEMBER
+        if not 0 <= member.size <= most:
+            raise tarfile.ReadError(f"a member of {member.size} bytes")
+        return member
 
 
 class BadMember:
@@ -63,7 +86,9 @@ def read_tar(
 
     Members that share their name up to its first dot are a sample, as those of
     WebDataset: ``0007.jpg`` with ``0007.cls`` and ``0007.json``. A column is a member
-    with its name as the suffix, or a value in the JSON member.
+    with its name as the suffix, or a value in the JSON member. Without columns, images
+    are not held; with them, those of a sample are, up to a limit: of images beyond it,
+    columns that come later have no values.
 
     Raises
     ------
@@ -72,38 +97,41 @@ def read_tar(
     OSError
         If it is at an address, and cannot be read any more.
     """
-    position = 0
+    position = held = 0
     sample, images, texts = "", list[tuple[str, Any]](), dict[str, bytes]()
     try:
         with (
             _file(path) as file,
-            tarfile.open(fileobj=file, mode="r:*") as archive,
+            tarfile.open(fileobj=file, mode="r:*", tarinfo=_TarInfo) as archive,
         ):
-            while (member := archive.next()) is not None:
-                vars(archive)["members"].clear()  # it would keep all of them
-                if not member.isfile():
+            for member in _tar_members(archive):
+                if not member.isfile() or is_system_path(member.name):
                     continue
                 stem, _, suffix = _sample_name(member.name)
-                if stem != sample or len(images) >= _LARGEST_SAMPLE:
+                if stem != sample:
                     yield from _rows(images, columns, texts)
-                    sample, images, texts = stem, [], {}
+                    sample, images, texts, held = stem, [], {}, 0
                 if is_image_name(member.name):
                     image = None
                     if wanted(position):
-                        read = partial(_tar_content, archive, member)
-                        image = _member(member.name, member.size, read)
+                        image = _tar_image(archive, member)
+                        held += member.size
                     images.append((member.name, image))
                     position += 1
+                    if not columns or len(images) >= _LARGEST_SAMPLE or held > _HELD:
+                        yield from _rows(images, columns, texts)
+                        images, held = [], 0
                 elif (
                     columns
                     and suffix in (*columns, "json")
                     and member.size <= _LARGEST_TEXT
+                    and not member.issparse()
                 ):
                     texts[suffix] = _tar_content(archive, member, member.size)
             _check_end(archive)
     except StoreError:
         raise
-    except _DAMAGED as error:
+    except _BAD_MEMBER as error:
         raise ValueError(
             f"{str(path)!r}: the archive cannot be read ({reason_of(error)}). Expected "
             "a whole tar file."
@@ -113,6 +141,26 @@ def read_tar(
 
 def _file(path: AnyPath) -> Any:
     return open(path, "rb") if isinstance(path, Path) else path.open()
+
+
+def _tar_members(archive: Any) -> Iterator[tarfile.TarInfo]:
+    """Yield the members, each of which must end behind the one before."""
+    end = 0
+    while (member := archive.next()) is not None:
+        vars(archive)["members"].clear()  # it would keep all of them
+        if member.size < 0 or archive.offset <= end:
+            raise tarfile.ReadError(f"a member of {member.size} bytes at byte {end}")
+        end = archive.offset
+        yield member
+
+
+def _tar_image(archive: Any, member: tarfile.TarInfo) -> Any:
+    if member.issparse():
+        # A few bytes of the archive can state gigabytes of zeros.
+        reason = "a sparse file. Expected one that was stored without --sparse."
+        return BadMember(member.name, reason)
+    read = partial(_tar_content, archive, member)
+    return _member(member.name, member.size, read)
 
 
 def _tar_content(archive: Any, member: tarfile.TarInfo, size: int) -> bytes:
@@ -194,7 +242,7 @@ def read_zip(
         )
     try:
         archive = zipfile.ZipFile(path if isinstance(path, Path) else path.open())
-    except (zipfile.BadZipFile, OSError) as error:
+    except _BAD_MEMBER as error:
         for fault in (error, error.__context__):
             if isinstance(fault, StoreError):  # zipfile takes it for no archive
                 raise fault from None
@@ -205,13 +253,14 @@ def read_zip(
     position = 0
     with archive:
         for member in archive.infolist():
-            if member.is_dir() or not is_image_name(member.filename):
+            name = member.filename
+            if member.is_dir() or not is_image_name(name) or is_system_path(name):
                 continue
             image = None
             if wanted(position):
                 image = _zip_image(archive, member)
             position += 1
-            yield member.filename, image, {}
+            yield name, image, {}
 
 
 def _zip_image(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:

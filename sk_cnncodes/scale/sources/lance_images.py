@@ -87,6 +87,7 @@ def lance_table(dataset: Any) -> TableStream:
         for field in dataset.schema
         if types.is_string(field.type)
         or types.is_large_string(field.type)
+        or types.is_dictionary(field.type)
         or types.is_primitive(field.type)
     ]
 

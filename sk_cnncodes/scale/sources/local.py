@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from sk_cnncodes.datasets.image_files import walk_images
@@ -24,6 +24,7 @@ from sk_cnncodes.scale.remote_paths import AnyPath
 from sk_cnncodes.scale.sources.archives import (
     TAR_SUFFIXES,
     BadMember,
+    Row,
     read_tar,
     read_zip,
 )
@@ -40,10 +41,13 @@ from sk_cnncodes.scale.sources.stream import Source, SourceImage, Wanted
 
 # Rows of a table by which its column of images is found.
 _TRIED = 1000
+_ARCHIVES = " ".join((*TAR_SUFFIXES, ".zip", ".parquet", ".lance"))
 
 
 class FolderSource:
     """The image files of a folder, recursively; keys are their paths inside of it."""
+
+    image_column: str | None = None
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,6 +62,8 @@ class FolderSource:
 
 class TableSource:
     """The files that a table lists, from its folder on; keys are its own paths.
+
+    Rows without a path have their number as the key, ``row 7``.
 
     Rows are read as they are asked for, in each `read` anew.
 
@@ -87,6 +93,7 @@ class TableSource:
         if names is None:
             names = [*dict.fromkeys(name for row in tried for name in row)]
         self._image = image_column or _column_of_images(tried, names, path)
+        self.image_column: str | None = self._image
         needed = [self._image, *columns]
         if self._table.columns is None and not {*needed} <= {*names}:
             # Rows name their columns: further ones may have others.
@@ -98,19 +105,25 @@ class TableSource:
     def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
         rows = self._table.read([self._image, *self._columns])
         for position, (number, row, is_broken) in enumerate(rows):
-            name = row.get(self._image)
+            path = as_text(row.get(self._image)) or ""
+            key = path or f"row {number}"
             if not wanted(position):
-                yield SourceImage(str(name), None)
+                yield SourceImage(key, None)
                 continue
             columns = {each: as_text(row.get(each)) for each in self._columns}
+            reason = ""
             if is_broken:
                 reason = f"row {number} of the table has more cells than its header."
-                yield SourceImage(str(name), BadMember(str(name), reason), columns)
+            elif not path:
+                reason = (
+                    f"row {number} of the table has no path in column {self._image!r}."
+                )
+            if reason:
+                yield SourceImage(key, BadMember(key, reason), columns)
                 continue
-            image = None if name is None else str(name)
-            if image is not None and not is_uri(image):
-                image = os.path.join(self._folder, image)  # noqa: PTH118
-            yield SourceImage(str(name), {"bytes": None, "path": image}, columns)
+            if not is_uri(path):
+                path = os.path.join(self._folder, path)  # noqa: PTH118
+            yield SourceImage(key, {"bytes": None, "path": path}, columns)
 
 
 class FileSource:
@@ -137,7 +150,13 @@ class FileSource:
         self._paths = paths
         self._lance = lance or {}
         self._columns = columns
-        self._image_column = image_column
+        self._given = image_column
+        for path in paths if image_column else []:
+            if not _is_parquet(path) and path not in self._lance:
+                _refuse_columns(
+                    f"{str(path)!r} has no columns of images", (), image_column
+                )
+        self.image_column = self._column_of_images()
         self.pieces = [f"{path.name} ({self._state_of(path)})" for path in paths]
         if len({path.name for path in paths}) < len(paths):
             raise ValueError(
@@ -147,18 +166,46 @@ class FileSource:
 
     def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:
         path = self._paths[piece]
-        if path.suffix.lower() in (".parquet", ".pq"):
-            rows = read_parquet_images(path, self._columns, self._image_column, wanted)
+        if _is_parquet(path):
+            rows = read_parquet_images(path, self._columns, self._given, wanted)
         elif isinstance(path, Path) and path in self._lance:
             rows = read_lance_images(
-                self._lance[path], path, self._columns, self._image_column, wanted
+                self._lance[path], path, self._columns, self._given, wanted
             )
         elif path.suffix.lower() == ".zip":
             rows = read_zip(path, self._columns, wanted)
         else:
             rows = read_tar(path, self._columns, wanted)
+            if piece == 0:
+                rows = self._with_values(rows, path)
         for name, image, columns in rows:
             yield SourceImage(f"{path.name}/{name}", image, columns)
+
+    def _with_values(self, rows: Iterator[Row], path: AnyPath) -> Iterator[Row]:
+        """Refuse columns without a single value: most likely, there is none so called.
+
+        In the first archive only, as others may well have no values of their own.
+        """
+        missing, is_empty = {*self._columns}, True
+        for row in rows:
+            missing -= {name for name, value in row[2].items() if value is not None}
+            is_empty = False
+            yield row
+        if missing and not is_empty:
+            raise ValueError(
+                f"{str(path)!r}: columns={list(self._columns)!r}: no image has a value "
+                f"of {min(missing)!r}. Expected suffixes of members beside the images, "
+                "or keys of their JSON members."
+            )
+
+    def _column_of_images(self) -> str | None:
+        """That of the first file with columns; others name theirs by their schemas."""
+        for path in self._paths:
+            if isinstance(path, Path) and path in self._lance:
+                return lance_image_field(self._lance[path], path, self._given)
+            if _is_parquet(path):
+                return image_field(path, self._given)
+        return None
 
     def _state_of(self, path: AnyPath) -> str:
         """What changes with a file, or with a Lance table."""
@@ -184,15 +231,11 @@ def open_source(
         return DatasetSource(source, columns, image_column)
     paths = _paths(source)
     if not paths:
-        if columns:
-            raise ValueError(
-                f"columns={list(columns)!r}: this source has no columns. Expected a "
-                "table, archives or a data set as the source, or no columns."
-            )
+        _check_list(source)
+        _refuse_columns("this source has no columns", columns, image_column)
         return IterableSource(source)
     if len(paths) == 1 and paths[0].is_dir() and not is_lance(paths[0]):
-        if columns:
-            raise ValueError(f"columns={list(columns)!r}: a folder has no columns.")
+        _refuse_columns("a folder has no columns", columns, image_column)
         return FolderSource(paths[0])
     lance: dict[AnyPath, Any] = {p: open_lance(p) for p in paths if is_lance(p)}
     if all(_holds_images(path, image_column, lance.get(path)) for path in paths):
@@ -204,8 +247,41 @@ def open_source(
     raise ValueError(
         f"source: got {str(paths[0])!r}. Expected a folder, a table "
         f"({' '.join((*SUFFIXES, '.lance'))}), or files that hold many images each: "
-        f"{' '.join((*TAR_SUFFIXES, '.zip', '.parquet', '.lance'))}."
+        f"{_ARCHIVES}."
     )
+
+
+def _refuse_columns(
+    fault: str, columns: Sequence[str], image_column: str | None
+) -> None:
+    for name, value in (("columns", list(columns)), ("image_column", image_column)):
+        if value:
+            raise ValueError(
+                f"{name}={value!r}: {fault}. Expected none, or a table or a data set "
+                "as the source."
+            )
+
+
+def _check_list(source: Any) -> None:
+    """Refuse a list with a folder, a table or an archive among its beginnings."""
+    if not isinstance(source, (list, tuple)):
+        return
+    found = list[tuple[bool, int, str]]()
+    for number, each in enumerate(source[:_TRIED]):
+        text = str(each) if isinstance(each, (str, PurePath)) else ""
+        if not text or "://" in text or is_image_name(text):
+            continue
+        may_be = text.lower().endswith(SUFFIXES) or is_archive(text)
+        if os.path.isdir(text) or (may_be and os.path.isfile(text)):  # noqa: PTH112, PTH113
+            found.append((is_archive(text), number, text))
+    if found:
+        # An archive is at fault only where all else is images.
+        _, number, text = min(found)
+        raise ValueError(
+            f"source: element {number} of the list is {text!r}. Expected images alone, "
+            f"or files alone that hold many images each: {_ARCHIVES}. A folder or a "
+            "table is a source by itself."
+        )
 
 
 def _paths(source: Any) -> list[Path]:
@@ -257,6 +333,10 @@ def expanded_braces(text: str) -> list[str]:
     return [f"{text[:start]}{n:0{len(first)}}{text[end:]}" for n in numbers]
 
 
+def _is_parquet(path: AnyPath) -> bool:
+    return path.suffix.lower() in (".parquet", ".pq")
+
+
 def is_archive(path: str | os.PathLike[str]) -> bool:
     """Whether a path ends like a file that can hold many images."""
     name = os.fspath(path).lower()
@@ -265,7 +345,7 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
 
 def _holds_images(path: Path, image_column: str | None, lance: Any) -> bool:
     """Whether a file holds images itself, rather than paths."""
-    if path.suffix.lower() in (".parquet", ".pq"):
+    if _is_parquet(path):
         return image_field(path, image_column) is not None
     if lance is not None:
         return lance_image_field(lance, path, image_column) is not None

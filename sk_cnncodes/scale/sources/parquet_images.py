@@ -11,6 +11,8 @@ from sk_cnncodes.scale.sources.archives import Row
 
 # Rows that are read at once.
 _ROWS = 64
+# Bytes of the longest digest; columns of fixed size that are no longer hold no images.
+_LONGEST_DIGEST = 64
 
 
 def image_field(path: AnyPath, name: str | None) -> str | None:
@@ -42,7 +44,10 @@ def image_field_of(schema: Any, name: str | None, path: AnyPath) -> str | None:
             return any(
                 each.name == "bytes" and holds_images(each.type) for each in kind
             )
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+        if types.is_fixed_size_binary(kind):
+            return bool(kind.byte_width > _LONGEST_DIGEST)
+        tests = (types.is_binary, types.is_large_binary, types.is_binary_view)
+        return any(test(kind) for test in tests)
 
     found = [field.name for field in schema if holds_images(field.type)]
     if name is not None:

@@ -52,6 +52,8 @@ class PrefixSource:
         If its files cannot be listed.
     """
 
+    image_column: str | None = None
+
     def __init__(self, folder: RemotePath) -> None:
         self._folder = folder
         self.pieces = [""]
@@ -106,6 +108,7 @@ class RemoteTableSource:
             shutil.copyfileobj(source, target, 2**20)
         table = open_table(copy, path.uri)
         self._table = TableSource(table, path, columns, image_column)
+        self.image_column = self._table.image_column
         self.pieces = [""]
 
     def read(self, piece: int, wanted: Wanted) -> Iterator[SourceImage]:

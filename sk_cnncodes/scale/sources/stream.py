@@ -8,7 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sk_cnncodes.base.exceptions import ImageError, is_scarcity, reason_of
+from sk_cnncodes.base.exceptions import (
+    ImageError,
+    ImageNotFoundError,
+    is_scarcity,
+    reason_of,
+    shorten,
+)
 from sk_cnncodes.images.addresses import is_uri
 from sk_cnncodes.images.containers import as_element
 from sk_cnncodes.images.remote import RemoteReader, TooLarge
@@ -84,9 +90,17 @@ class SourceImage:
             image = as_element(self.image, self.position, self.remote)
             content = read_content(image, self.position)
         except ImageError as error:
+            name = describe_image(self, self.position)
+            path = _path_in_table(self.image)
+            if path and isinstance(error, ImageNotFoundError):
+                # Not from the working folder on, as of a path in X.
+                raise ImageNotFoundError(
+                    f"{name}: no such file: {shorten(repr(path))}. Expected the path "
+                    "of an image.",
+                    self.position,
+                ) from error
             if error.index is not None:
                 raise
-            name = describe_image(self, self.position)
             raise ImageError(f"{name}: {error}", self.position) from error
         self.digest = hashlib.sha256(content).hexdigest()
         return content
@@ -97,6 +111,14 @@ class SourceImage:
         files = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, FileContent)
         is_content = isinstance(self.image, files) or is_opener(self.image)
         return self if is_content else self.image
+
+
+def _path_in_table(image: Any) -> str:
+    """The whole path of a file of this machine that a table names; "" of all else."""
+    path = image.get("path") if isinstance(image, Mapping) else None
+    if not isinstance(path, str) or is_uri(path):
+        return ""
+    return os.path.abspath(path)  # noqa: PTH100 - keeps symlinks
 
 
 class Source(Protocol):
