@@ -50,7 +50,10 @@ LATE_MODULES = {
     "cli.benchmark": {"cli.measurement"},
     "cli.diagnosis": {"codes.sessions"},
     "cli.doctor": {"cli.diagnosis"},
-    "cli.embed": {"codes.transformer", "scale.embed", "scale.sources.local"},
+    "cli.embed": {
+        *("codes.transformer", "images.addresses", "images.remote"),
+        *("scale.embed", "scale.remote_paths", "scale.shards", "scale.sources.local"),
+    },
     "cli.common.held_out": {"inspection.intervals", "inspection.reliability"},
     "cli.common.pages": {
         *("codes.transformer", "inspection.audit", "inspection.predicting"),
