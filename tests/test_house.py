@@ -52,7 +52,7 @@ LATE_MODULES = {
     "cli.doctor": {"cli.diagnosis"},
     "cli.embed": {
         *("codes.transformer", "images.addresses", "images.remote"),
-        *("scale.embed", "scale.remote_paths", "scale.shards", "scale.sources.local"),
+        *("scale.embed", "scale.manifest", "scale.remote_paths", "scale.sources.local"),
     },
     "cli.common.held_out": {"inspection.intervals", "inspection.reliability"},
     "cli.common.pages": {
@@ -86,7 +86,7 @@ LATE_MODULES = {
     "cli.similar": {
         *("base.exceptions", "codes.transformer"),
         *("export.loading", "export.onnx_classifier"),
-        *("scale.index", "scale.index_file", "scale.shards"),
+        *("scale.index", "scale.index_file", "scale.manifest", "scale.shards"),
     },
     "cli.train": {
         *("codes.transformer", "export.model_card", "export.pipeline"),

@@ -113,7 +113,7 @@ def similar(
     """
     from sk_cnncodes.scale.index import CodeIndex
     from sk_cnncodes.scale.index_file import is_index
-    from sk_cnncodes.scale.shards import MANIFEST, PLAN
+    from sk_cnncodes.scale.shards import PLAN
 
     if as_csv and as_json:
         raise typer.BadParameter("--csv, --json: expected only one of them.")
@@ -127,11 +127,8 @@ def similar(
             )
         _check_outside(save_index, given)
         check_output(save_index, inputs=[model, cache, *query])
-    if in_shards and not (given / MANIFEST).is_file():
-        raise ValueError(
-            f"--among {str(given)!r}: not all codes are written. Run embed --shards "
-            "again as before, or its other parts."
-        )
+    if in_shards:
+        _check_complete(given)
     transformer = _transformer(model, layer).set_params(
         cache=cache,
         device=device,
@@ -189,6 +186,26 @@ def _check_outside(index: Path, shards: Path) -> None:
         raise ValueError(
             f"output {str(index)!r}: it is inside of --among {str(shards)!r}, whose "
             "files could be replaced. Expected a file outside of it."
+        )
+
+
+def _check_complete(shards: Path) -> None:
+    """Refuse a folder of shards that are not all written; this command takes no part.
+
+    Raises
+    ------
+    ValueError
+        If some are missing.
+    """
+    from sk_cnncodes.scale.manifest import read_manifest
+    from sk_cnncodes.scale.shards import shards_in
+
+    listed = (read_manifest(shards) or {"shards": []})["shards"]
+    found = {path.name for path in shards_in(shards).values()}
+    if not listed or not found <= {shard["file"] for shard in listed}:
+        raise ValueError(
+            f"--among {str(shards)!r}: not all codes are written. Run embed --shards "
+            "again as before, or its other parts."
         )
 
 

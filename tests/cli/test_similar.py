@@ -224,8 +224,12 @@ def test_among_codes_that_are_not_complete(photos: Path, tmp_path: Path) -> None
     codes = tmp_path / "codes"
     invoke("embed", photos, "-o", codes, "--shards", "--part", "0/2")
     image = photos / "china" / "0000.jpg"
-    result = invoke("similar", "cnncodes-mini", image, "--among", codes)
-    assert result.exit_code == 1
-    message = " ".join(result.stderr.split())
-    assert "not all codes are written. Run embed --shards again as before" in message
-    assert "partial" not in message
+    for _ in range(2):
+        result = invoke("similar", "cnncodes-mini", image, "--among", codes)
+        assert result.exit_code == 1
+        message = " ".join(result.stderr.split())
+        assert "not all codes are written. Run embed --shards again as" in message
+        assert "partial" not in message
+        # Now a shard that the manifest does not list.
+        invoke("embed", photos, "-o", codes, "--shards")
+        shutil.copy(*(codes / f"codes-00000-00000{n}.parquet" for n in (0, 9)))
