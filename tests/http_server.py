@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from collections import Counter
@@ -21,13 +22,16 @@ class Server(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
         """A client that went away."""
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        is_ipv6 = ":" in host
+        self.address_family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+        super().__init__((host, 0), Handler)
         self.asked = Counter[str]()
         # Content by path, for which parts can be asked.
         self.files = dict[str, bytes]()
         self.headers = list[dict[str, str]]()
-        self.address = f"http://127.0.0.1:{self.server_port}/"
+        host = f"[{host}]" if is_ipv6 else host
+        self.address = f"http://{host}:{self.server_port}/"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -65,6 +69,9 @@ class Handler(BaseHTTPRequestHandler):
                 "file": "file:///etc/passwd",
                 "other": f"http://localhost:{self.server.server_port}/secret",
                 "metadata": "http://169.254.169.254/latest",
+                "signed": f"http://bob:s3cret@localhost:{self.server.server_port}/x?sig=1",
+                "inside": f"http://localhost:{self.server.server_port}/x?sig=1",
+                "secret": "http://bob:s3cret\u2100@[::1/x?sig=1",
                 "store": "s3://bucket/secret.png",
                 "loop": "/redirect-loop",
                 "good": "/image-3",
@@ -93,9 +100,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running() -> Iterator[Server]:
+def running(host: str = "127.0.0.1") -> Iterator[Server]:
     """A server that answers while the block lasts."""
-    with Server() as made:
+    with Server(host) as made:
         thread = threading.Thread(target=made.serve_forever, args=(0.05,))
         thread.start()
         yield made

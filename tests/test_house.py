@@ -50,7 +50,10 @@ LATE_MODULES = {
     "cli.benchmark": {"cli.measurement"},
     "cli.diagnosis": {"codes.sessions"},
     "cli.doctor": {"cli.diagnosis"},
-    "cli.embed": {"codes.transformer", "scale.embed", "scale.sources.local"},
+    "cli.embed": {
+        *("codes.transformer", "images.addresses", "images.remote"),
+        *("scale.embed", "scale.manifest", "scale.remote_paths", "scale.sources.local"),
+    },
     "cli.common.held_out": {"inspection.intervals", "inspection.reliability"},
     "cli.common.pages": {
         *("codes.transformer", "inspection.audit", "inspection.predicting"),
@@ -83,7 +86,7 @@ LATE_MODULES = {
     "cli.similar": {
         *("base.exceptions", "codes.transformer"),
         *("export.loading", "export.onnx_classifier"),
-        *("scale.index", "scale.index_file", "scale.shards"),
+        *("scale.index", "scale.index_file", "scale.manifest", "scale.shards"),
     },
     "cli.train": {
         *("codes.transformer", "export.model_card", "export.pipeline"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -151,7 +152,7 @@ def embed(
         raise typer.BadParameter(f"--engine {engine!r}: expected 'local' or 'ray'.")
     file = Path(output)
     if shards:
-        if file.exists() and not file.is_dir():
+        if not output or (file.exists() and not file.is_dir()):
             raise typer.BadParameter(f"{output!r}: expected a folder.")
     elif part or column or image_column or remote or engine != "local":
         raise typer.BadParameter(
@@ -244,4 +245,25 @@ def _write_shards(
         f"Wrote {report.n_images} codes in {report.n_shards} shards to {output}"
         + (", which is complete." if report.complete else "; other parts are missing.")
     )
-    end_with(report.n_bad)
+    end_with(_count_bad(output, how))
+
+
+def _count_bad(output: str, how: dict[str, Any]) -> int:
+    """Count the bad images of a folder, or of a part; an earlier run may have met them.
+
+    A run that resumes then ends with the exit code of one that was never interrupted.
+    """
+    from sk_cnncodes.images.addresses import allowed_prefixes
+    from sk_cnncodes.images.remote import RemoteReader
+    from sk_cnncodes.scale.manifest import read_manifest
+    from sk_cnncodes.scale.remote_paths import any_path
+
+    folder = any_path(output, RemoteReader(allowed_prefixes(how["remote"])))
+    index, count = how["part"] or (0, 1)
+    if count == 1:
+        manifest = read_manifest(folder)
+        assert manifest is not None  # `embed_to` wrote it
+        return int(manifest["bad"])
+    listing = folder / f"_part-{index:05}-of-{count:05}.json"
+    shards = json.loads(listing.read_text(encoding="utf-8"))["shards"]
+    return sum(int(shard["bad"]) for shard in shards)

@@ -16,6 +16,7 @@ import typer
 from sk_cnncodes.cli.common.frame import (
     CacheOption,
     DeviceOption,
+    check_output,
     end_with,
     interruptible,
     parse_layer,
@@ -116,6 +117,18 @@ def similar(
 
     if as_csv and as_json:
         raise typer.BadParameter("--csv, --json: expected only one of them.")
+    given = Path(among[0]) if len(among) == 1 else Path()
+    in_shards, in_index = (given / PLAN).is_file(), is_index(given)
+    if save_index is not None:
+        if not in_shards:
+            raise typer.BadParameter(
+                "--save-index: expected --among with a folder that embed --shards "
+                "wrote."
+            )
+        _check_outside(save_index, given)
+        check_output(save_index, inputs=[model, cache, *query])
+    if in_shards:
+        _check_complete(given)
     transformer = _transformer(model, layer).set_params(
         cache=cache,
         device=device,
@@ -123,13 +136,11 @@ def similar(
         cache_layers=None,
         **pixel_limit(max_pixels),
     )
+    if save_index is not None:
+        # Of a name or a saved model, it is known only now.
+        backbone = getattr(transformer, "fitted_backbone_", {}).get("path")
+        check_output(save_index, inputs=[backbone])
     kept: list[str] = []
-    given = Path(among[0]) if len(among) == 1 else Path()
-    in_shards, in_index = (given / PLAN).is_file(), is_index(given)
-    if save_index is not None and not in_shards:
-        raise typer.BadParameter(
-            "--save-index: expected --among with a folder that embed --shards wrote."
-        )
     paths = [] if in_shards or in_index else listed_paths(among)
     index = CodeIndex(metric.value, n_jobs=-1)
     with interruptible(cache, "Nothing was written."):
@@ -161,6 +172,41 @@ def similar(
     ]
     _print(rows, as_csv, as_json)
     end_with(len(query) - len(readable_queries) + len(paths) - len(kept))
+
+
+def _check_outside(index: Path, shards: Path) -> None:
+    """Refuse an index among the files of a folder of shards.
+
+    Raises
+    ------
+    ValueError
+        If it would be there.
+    """
+    if index.resolve().is_relative_to(shards.resolve()):
+        raise ValueError(
+            f"output {str(index)!r}: it is inside of --among {str(shards)!r}, whose "
+            "files could be replaced. Expected a file outside of it."
+        )
+
+
+def _check_complete(shards: Path) -> None:
+    """Refuse a folder of shards that are not all written; this command takes no part.
+
+    Raises
+    ------
+    ValueError
+        If some are missing.
+    """
+    from sk_cnncodes.scale.manifest import read_manifest
+    from sk_cnncodes.scale.shards import shards_in
+
+    listed = (read_manifest(shards) or {"shards": []})["shards"]
+    found = {path.name for path in shards_in(shards).values()}
+    if not listed or not found <= {shard["file"] for shard in listed}:
+        raise ValueError(
+            f"--among {str(shards)!r}: not all codes are written. Run embed --shards "
+            "again as before, or its other parts."
+        )
 
 
 def _transformer(model: str, layer: str | None) -> CNNCodeTransformer:

@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from sk_cnncodes.base.exceptions import ImageError
 
@@ -22,6 +22,16 @@ _LOCAL = {
     *("zip", "tar", "libarchive", "root", "dask", "generic", "asynclocal"),
     *("cached", "blockcache", "filecache", "simplecache"),
 }
+# Schemes whose host may have a user before it, and a password; in abfs://x@y, x is a
+# container.
+_WITH_USERS = ("http", "https", "ftp", "sftp", "ssh", "smb")
+_USER = re.compile(r"([^:/?#]+)://([^/?#]*)@")
+# What fsspec would take apart as a chain: `zip::x`, `x::file://y`. The `::` of a name
+# or of IPv6 is none.
+_PROTOCOL = r"[A-Za-z][A-Za-z0-9+.-]*"
+_CHAIN = re.compile(rf"{_PROTOCOL}::|.*::{_PROTOCOL}(::|://)", re.DOTALL)
+# What needs no quotes in a path, beside letters and digits.
+_PLAIN = "/!$&'()*+,;=:@"
 # Addresses of IPv6 that stand for one of IPv4.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -34,6 +44,41 @@ def is_uri(text: Any) -> bool:
 def is_http(uri: str) -> bool:
     """Whether an address is read by HTTP or HTTPS."""
     return uri.lower().startswith(("http://", "https://"))
+
+
+def shown(uri: str) -> str:
+    """An address for messages, without its password."""
+    found = _USER.match(uri)
+    if found is None or not (found[1].lower() in _WITH_USERS or ":" in found[2]):
+        return uri
+    return f"{found[1]}://***@{uri[found.end() :]}"
+
+
+def shown_without_query(uri: str) -> str:
+    """An address that a server named, for messages: signatures stand in its query."""
+    return re.split(r"[?#]", shown(uri), maxsplit=1)[0]
+
+
+def in_folder(folder: str, name: str) -> str:
+    """The address of a file that a table in a folder names.
+
+    In HTTP, signs such as ``#`` and ``?`` of a name would end the path. A name that
+    leads out of the folder stays as it is, and is refused.
+
+    Parameters
+    ----------
+    folder : str
+        With a slash at its end.
+    name : str
+    """
+    if is_http(folder) and not _leads_back(name) and "\\" not in name:
+        name = quote(name, safe=_PLAIN, errors="surrogatepass")
+    return folder + name
+
+
+def _leads_back(text: str) -> bool:
+    # Clients turn %2e into a dot, and leave out what `..` leads back from.
+    return ".." in re.split(r"[/\\]", unquote(text))
 
 
 def allowed_prefixes(remote: bool | Sequence[str] | None) -> tuple[str, ...]:
@@ -73,9 +118,15 @@ def prefixes_of(variable: str) -> tuple[str, ...]:
 def _checked(remote: bool | Sequence[str], name: str) -> tuple[str, ...]:
     if isinstance(remote, bool):
         return _USUAL if remote else ()
+    for prefix in remote:  # first: other messages repeat all of them
+        if shown(prefix) != prefix:
+            raise ValueError(
+                f"{name.partition('=')[0]}: {shown(prefix)!r} has a user name or "
+                "password. Expected the beginning of a URI without one."
+            )
     for prefix in remote:
         scheme = _URI.match(prefix)
-        if scheme is None or scheme[1].lower() in _LOCAL or "::" in prefix:
+        if scheme is None or scheme[1].lower() in _LOCAL or _CHAIN.match(prefix):
             raise ValueError(
                 f"{name}: got {prefix!r}. Expected the beginnings of URIs, such as "
                 "'https://images.example.org/' or 's3://bucket/'."
@@ -85,27 +136,51 @@ def _checked(remote: bool | Sequence[str], name: str) -> tuple[str, ...]:
     return tuple(remote)
 
 
-def check_uri(uri: str, prefixes: Sequence[str]) -> None:
+def check_uri(uri: str, prefixes: Sequence[str], name: str | None = None) -> None:
     """Refuse an address that was not allowed.
+
+    Parameters
+    ----------
+    uri : str
+    prefixes : sequence of str
+    name : str or None
+        The address as messages show it; by default without its password.
 
     Raises
     ------
     ImageError
         If it begins with none of `prefixes`, or could mean another than it says.
     """
-    try:
-        user = urlsplit(uri).username
-    except ValueError as error:
-        raise ImageError(f"{uri!r} is not a valid address ({error}).") from error
-    # Clients turn %2e into a dot, and leave out what `..` leads back from.
-    plain = "\\" not in uri and "::" not in uri
-    plain = plain and ".." not in re.split(r"[/\\]", unquote(uri))
-    if not plain or user or not uri.startswith(tuple(prefixes)):
+    name = shown(uri) if name is None else name
+    reason = _reason_to_refuse(uri)
+    if reason:
+        raise ImageError(f"the address {name!r} is not read: {reason}.")
+    if not uri.startswith(tuple(prefixes)):
+        allowed = " or ".join(map(shown, prefixes)) or "none"
         raise ImageError(
-            f"the address {uri!r} is not among those that may be read. Expected one "
-            f"that begins with {' or '.join(prefixes) or 'none'}; remote=[...] or "
-            f"{VARIABLE} allows others."
+            f"the address {name!r} is not among those that may be read. Expected one "
+            f"that begins with {allowed}; remote=[...] or {VARIABLE} allows others."
         )
+
+
+def _reason_to_refuse(uri: str) -> str:
+    """Why an address is refused whatever is allowed, if it is."""
+    try:
+        parts = urlsplit(shown(uri))  # errors repeat what they are about
+        user, host = parts.username, parts.hostname
+    except ValueError as error:
+        return f"it is not valid ({error})"
+    if parts.scheme in _WITH_USERS and user is not None:
+        return "it has a user name or password. Expected one without"
+    if parts.scheme in _WITH_USERS and not host:
+        return "it has no host. Expected one, as in https://images.example.org/1.png"
+    if _leads_back(uri):
+        return "it has a .. that leads to another folder. Expected one without"
+    if "\\" in uri:
+        return "it has a backslash, which clients read as a slash. Expected one without"
+    if _CHAIN.match(uri):
+        return "it has another address or protocol after ::. Expected a single one"
+    return ""
 
 
 def named_hosts(prefixes: Sequence[str]) -> set[tuple[str, int]]:

@@ -28,6 +28,7 @@ from sk_cnncodes.images.addresses import (
     named_hosts,
     prefixes_of,
     public_addresses,
+    shown_without_query,
 )
 from sk_cnncodes.images.safe_open import LARGEST_FILE
 
@@ -171,14 +172,15 @@ class RemoteReader:
         headers = {"Accept-Encoding": "identity"}
         if bounds is not None:
             headers["Range"] = f"bytes={bounds[0]}-{bounds[1] - 1}"
+        name = None
         try:
             for _ in range(_MOST_REDIRECTS + 1):
-                self.check(uri)
+                check_uri(uri, self.prefixes, name)
                 if not is_http(uri):
                     raise ImageError(
-                        f"redirected to {uri!r}. Expected an address of HTTP there."
+                        f"redirected to {name!r}. Expected an address of HTTP there."
                     )
-                self._check_host(uri)
+                self._check_host(uri, name or uri)
                 with self._session().get(
                     uri,
                     stream=True,
@@ -187,7 +189,8 @@ class RemoteReader:
                     headers=headers,
                 ) as answer:
                     if answer.is_redirect:
-                        uri = urljoin(uri, answer.headers["location"])
+                        uri = _redirection(uri, answer.headers["location"])
+                        name = shown_without_query(uri)
                         continue
                     _check_status(answer.status_code, bounds)
                     size = None
@@ -199,7 +202,7 @@ class RemoteReader:
             raise PassingFault(type(error).__name__) from error
         except ImageError:
             raise
-        except ValueError as error:  # of a redirection
+        except ValueError as error:  # of a port or a host's name
             raise ImageError(f"cannot be read ({reason_of(error)}).") from error
         raise ImageError(f"redirected more than {_MOST_REDIRECTS} times.")
 
@@ -210,7 +213,7 @@ class RemoteReader:
             self._sessions = {os.getpid(): session}
         return session
 
-    def _check_host(self, uri: str) -> None:
+    def _check_host(self, uri: str, name: str) -> None:
         """Refuse hosts inside of a network that no prefix names."""
         parts = urlsplit(uri)
         host = parts.hostname or ""
@@ -222,7 +225,7 @@ class RemoteReader:
         except OSError as error:
             raise PassingFault(f"no address of {host!r} found") from error
         if not public:
-            raise _inside(uri, f"{parts.scheme}://{parts.netloc}/")
+            raise _inside(name, f"{parts.scheme}://{parts.netloc}/")
 
     def _check_peer(self, host: str, port: int, address: str) -> None:
         """Refuse a connection: the name may have been looked up differently."""
@@ -359,6 +362,15 @@ def _inside(name: str, prefix: str) -> ImageError:
         f"the host of {name!r} is inside of a network. Expected a public one; "
         f"remote=[{prefix!r}] allows it."
     )
+
+
+def _redirection(uri: str, location: str) -> str:
+    try:
+        return urljoin(uri, location)
+    except ValueError as error:  # whose text can have what is secret in the address
+        raise ImageError(
+            "cannot be read (redirected to an address that is not valid)."
+        ) from error
 
 
 def _check_status(status: int, bounds: tuple[int, int] | None) -> None:

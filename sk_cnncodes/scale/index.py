@@ -157,7 +157,8 @@ class CodeIndex:
         Parameters
         ----------
         codes : array-like of shape (n_images, n_features), StoredCodes, str or path
-            A path is that of a folder that `embed_to` wrote. Rows with values that are
+            A path is that of a folder that `embed_to` wrote; if its keys are positions
+            and replace others, a warning says how many. Rows with values that are
             not finite are left out and counted; what their keys had stays.
         keys : iterable of str, default=None
             One for each row; stored codes have their own.
@@ -190,12 +191,22 @@ class CodeIndex:
         if len(self) and self.spec is None:
             spec = None  # some codes there have no known spec
         self._check_spec(spec)
+        n_replaced, has_positions = 0, stored
         for part_keys, part in code_batches(codes, keys):
-            self._add(part_keys, np.asarray(part, np.float32), spec)
+            n_replaced += self._add(part_keys, np.asarray(part, np.float32), spec)
+            has_positions = has_positions and all(map(str.isdecimal, part_keys))
         self.spec, self.code_length = spec, codes.shape[1]
+        if n_replaced and has_positions:
+            warnings.warn(
+                f"{n_replaced:,} codes of the index were replaced: keys of {codes!r} "
+                "are positions, such as '0', which other codes have too. To keep all, "
+                "add(codes[:], keys) with keys of your own.",
+                stacklevel=2,
+            )
         return self
 
-    def _add(self, keys: list[str], codes: np.ndarray, spec: str | None) -> None:
+    def _add(self, keys: list[str], codes: np.ndarray, spec: str | None) -> int:
+        """Add a part; return how many codes it replaced."""
         finite = np.isfinite(codes).all(axis=1)
         # The last row of a key.
         rows = {key: row for row, key in enumerate(keys) if finite[row]}
@@ -205,7 +216,7 @@ class CodeIndex:
         self.spec, self.code_length = spec, codes.shape[1]
         self.n_left_out += int((~finite).sum())
         if not rows:
-            return
+            return 0
         names, numbers = self._own_keys()
         replaced = [numbers[key] for key in rows if key in numbers]
         if replaced:
@@ -219,6 +230,7 @@ class CodeIndex:
         order = np.argsort(added)
         self._store().add(added[order], codes[list(rows.values())][order])
         self._choose_search()
+        return len(replaced)
 
     def _store(self) -> ExactCodes | GraphCodes:
         if self._codes is None:

@@ -18,6 +18,8 @@ _DISTANCES = 2**25
 _ROWS = 2**16
 # By how much products in float32 may be wrong, relative to the lengths of the codes.
 _SLACK = 1e-5
+# Lengths of codes beyond which squares in float32 vanish or overflow.
+_SHORTEST, _LONGEST = 1e-15, 1e18
 # The graph: neighbours of a code, and codes that are compared when one is added and in
 # a search. `tests/benchmarks/index.py` measures what they give.
 _CONNECTIVITY, _EXPANSION_ADD, _EXPANSION_SEARCH = 16, 128, 128
@@ -72,6 +74,24 @@ def _in_order(
     far = distances(query, codes, metric)
     order = np.lexsort((numbers, far))[:k]
     return numbers[order], far[order]
+
+
+def _lengths(codes: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        found: np.ndarray = np.linalg.norm(codes, axis=1)
+    return found
+
+
+def _for_cosines(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes, the extreme ones scaled, and their lengths, by which they are divided."""
+    lengths = _lengths(codes)
+    extreme = (lengths < _SHORTEST) | (lengths > _LONGEST)
+    if extreme.any():
+        largest = np.abs(codes[extreme]).max(axis=1, keepdims=True)
+        codes = codes.copy()
+        codes[extreme] /= np.where(largest == 0, 1, largest)
+        lengths[extreme] = _lengths(codes[extreme])
+    return codes, np.where(lengths == 0, 1, lengths)
 
 
 class ExactCodes:
@@ -137,21 +157,26 @@ class ExactCodes:
     def _candidates(self, queries: np.ndarray, k: int) -> list[np.ndarray]:
         """Rows that can be among the k nearest, by products in float32."""
         near = np.empty((len(queries), self._count), np.float32)
-        sizes = np.linalg.norm(queries, axis=1, keepdims=True)
         slack = np.full((len(queries), 1), _SLACK)
         if self._metric == "cosine":
-            queries = queries / np.where(sizes == 0, 1, sizes)
+            queries, sizes = _for_cosines(queries)
+            queries = queries / sizes[:, None]
+        else:
+            sizes = _lengths(queries)
         for start in range(0, self._count, _ROWS):
             part = slice(start, min(start + _ROWS, self._count))
-            codes = self.codes[part]
-            lengths = np.linalg.norm(codes, axis=1)
-            products = queries @ codes.T
             if self._metric == "cosine":
-                near[:, part] = -products / np.where(lengths == 0, 1, lengths)
-            else:
-                near[:, part] = lengths**2 - 2 * products
-                largest = sizes**2 + lengths.max() ** 2
-                slack = np.maximum(slack, _SLACK * largest)
+                codes, lengths = _for_cosines(self.codes[part])
+                near[:, part] = -(queries @ codes.T) / lengths
+                continue
+            codes = self.codes[part]
+            lengths = _lengths(codes)
+            if max(lengths.max(), sizes.max()) > _LONGEST:
+                # Only float64 can tell.
+                return [np.arange(self._count)] * len(queries)
+            near[:, part] = lengths**2 - 2 * (queries @ codes.T)
+            largest = sizes[:, None] ** 2 + lengths.max() ** 2
+            slack = np.maximum(slack, _SLACK * largest)
         kth = np.partition(near, k - 1, axis=1)[:, k - 1 : k]
         return [np.flatnonzero(row) for row in near <= kth + slack]
 
@@ -292,8 +317,8 @@ class GraphCodes:
     def _stored(self, codes: np.ndarray) -> np.ndarray:
         """Codes as the graph has them."""
         if self._metric == "cosine":
-            lengths = np.linalg.norm(codes, axis=1, keepdims=True)
-            codes = codes / np.where(lengths == 0, 1, lengths)
+            codes, lengths = _for_cosines(codes)
+            codes = codes / lengths[:, None]
         else:
             self.check(codes)
             codes = codes * np.float32(self._scale)
@@ -313,7 +338,9 @@ class GraphCodes:
 def graph_of(codes: ExactCodes, metric: Metric, n_jobs: int | None) -> GraphCodes:
     """A graph of codes that were compared exactly."""
     largest = float(np.abs(codes.codes).max(initial=0)) or 1.0
-    scale = 1.0 if metric == "cosine" else 2.0 ** np.floor(np.log2(_LARGEST / largest))
+    # A factor that float32 can hold.
+    power = min(np.floor(np.log2(_LARGEST / largest)), 126)
+    scale = 1.0 if metric == "cosine" else 2.0**power
     length = codes.codes.shape[1]
     graph = GraphCodes(metric, length, float(scale), usable_threads(n_jobs))
     for start in range(0, len(codes), _ROWS):

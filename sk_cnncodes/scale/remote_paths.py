@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from sk_cnncodes.base.exceptions import ImageError, ImageNotFoundError
 from sk_cnncodes.base.files import file_sha256
-from sk_cnncodes.images.addresses import is_http, is_uri
+from sk_cnncodes.images.addresses import is_http, is_uri, shown
 from sk_cnncodes.images.remote import RemoteReader
 
 # What is read at once of a file that is read from its start to its end.
@@ -355,7 +355,7 @@ def naming(path: RemotePath) -> Iterator[None]:
     except ImageError as error:
         is_missing = isinstance(error, ImageNotFoundError)
         kind = StoreNotFoundError if is_missing else StoreError
-        raise kind(f"{path.uri!r}: {error}") from error
+        raise kind(f"{shown(path.uri)!r}: {error}") from error
 
 
 def _part_of(path: str) -> str:

@@ -195,9 +195,31 @@ def test_shards_of_listed_paths(photos: Path, tmp_path: Path) -> None:
     assert codes.errors[3].startswith("no such file")
 
 
+@pytest.mark.parametrize("part", [[], ["--part", "1/2"]])
+def test_a_run_that_goes_on_counts_bad_images_of_finished_shards(
+    photos: Path, tmp_path: Path, part: list[str]
+) -> None:
+    pytest.importorskip("pyarrow")
+    images = sorted(photos.glob("*/*.jpg"))[:8]
+    given = "".join(f"{path}\n" for path in [*images, tmp_path / "gone.jpg"])
+    options = ["-o", f"{tmp_path / 'codes'}", "--shards", "--shard-rows", "3"]
+    for shard in (None, "codes-00000-000001.parquet"):
+        if shard is not None:
+            (tmp_path / "codes" / shard).unlink()
+        result = invoke("embed", "-", *options, *part, given=given)
+        bad = 0 if part else 1
+        assert result.exit_code == (3 if bad else 0)
+        assert ("1 image could not be read." in result.stderr) == bool(bad)
+    # The other part has the bad image, whenever it runs.
+    for _ in range(2 if part else 0):
+        result = invoke("embed", "-", *options, "--part", "0/2", given=given)
+        assert result.exit_code == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["-o", "", "--shards"], "'': expected a folder"),
         (["-o", "codes.npz", "--part", "0/2"], "expected with --shards"),
         (["-o", "codes.npz", "--engine", "ray"], "expected with --shards"),
         (["-o", "codes", "--shards", "--engine", "x"], "expected 'local' or 'ray'"),

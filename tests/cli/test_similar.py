@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import joblib
@@ -15,7 +16,7 @@ from sklearn.metrics.pairwise import pairwise_distances
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
-from sk_cnncodes import CNNCodeTransformer, to_onnx
+from sk_cnncodes import CNNCodeTransformer, embed_to, load_backbone, to_onnx
 from tests.cli.commands import invoke
 from tests.forwards import counted_forwards
 
@@ -187,3 +188,48 @@ def test_a_saved_index(photos: Path, tmp_path: Path) -> None:
     result = invoke(*first[:-1], photos, "--save-index", tmp_path / "none.index")
     assert result.exit_code == 2
     assert not (tmp_path / "none.index").exists()
+
+
+def test_an_index_that_would_replace_an_input(photos: Path, tmp_path: Path) -> None:
+    """Refused before any image is read, for a backbone by path, name and model."""
+    pytest.importorskip("pyarrow")
+    query, codes = tmp_path / "query.jpg", tmp_path / "codes"
+    backbone, cache = tmp_path / "net.onnx", tmp_path / "codes.sqlite3"
+    shutil.copy(photos / "flower" / "0001.jpg", query)
+    shutil.copy(load_backbone("cnncodes-mini").path, backbone)
+    cache.touch()
+    model = CNNCodeTransformer(backbone).fit([query])
+    joblib.dump(model, tmp_path / "model.joblib")
+    embed_to(model, codes, [query])
+    (tmp_path / "link").symlink_to(codes)
+    (shard,) = codes.glob("*.parquet")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    own = tmp_path / "model.joblib"
+    inputs = [(backbone, query), (backbone, backbone), (backbone, cache)]
+    inputs += [(own, own), (own, backbone)]
+    inside = [shard, codes / "new.index", tmp_path / "link" / shard.name]
+    for used, index in [*inputs, *((backbone, each) for each in inside)]:
+        options = ("--among", codes, "--cache", cache, "--save-index", index)
+        with counted_forwards() as count:
+            result = invoke("similar", used, query, *options)
+        assert (result.exit_code, count.images) == (1, 0)
+        what = "is inside of --among" if index in inside else "is one of the inputs"
+        assert f"output '{index}': it {what}" in result.stderr
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert after == before
+
+
+def test_among_codes_that_are_not_complete(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    codes = tmp_path / "codes"
+    invoke("embed", photos, "-o", codes, "--shards", "--part", "0/2")
+    image = photos / "china" / "0000.jpg"
+    for _ in range(2):
+        result = invoke("similar", "cnncodes-mini", image, "--among", codes)
+        assert result.exit_code == 1
+        message = " ".join(result.stderr.split())
+        assert "not all codes are written. Run embed --shards again as" in message
+        assert "partial" not in message
+        # Now a shard that the manifest does not list.
+        invoke("embed", photos, "-o", codes, "--shards")
+        shutil.copy(*(codes / f"codes-00000-00000{n}.parquet" for n in (0, 9)))

@@ -16,7 +16,7 @@ from sklearn.base import clone
 
 from sk_cnncodes import CNNCodeTransformer, CodeCache, ImageError, ImageNotFoundError
 from sk_cnncodes.base import remote_calls
-from sk_cnncodes.images.addresses import allowed_prefixes, is_public
+from sk_cnncodes.images.addresses import allowed_prefixes, check_uri, is_public
 from sk_cnncodes.images.remote import RemoteReader
 from tests.forwards import counted_forwards
 from tests.http_server import Server, running
@@ -56,9 +56,9 @@ def test_faults_that_pass(server: Server, kind: str) -> None:
         ("redirect-metadata", "169.254.169.254.*is not among"),
         ("redirect-loop", "redirected more than 5 times"),
         ("redirect-broken", "cannot be read"),
-        ("a/../../secret", "is not among"),
-        ("a/%2e%2E/secret", "is not among"),
-        ("a\\secret", "is not among"),
+        ("a/../../secret", r"is not read: it has a \.\. that leads to another"),
+        ("a/%2e%2E/secret", r"is not read: it has a \.\. that leads to another"),
+        ("a\\secret", "is not read: it has a backslash"),
     ],
 )
 def test_what_is_refused(server: Server, name: str, message: str) -> None:
@@ -66,6 +66,75 @@ def test_what_is_refused(server: Server, name: str, message: str) -> None:
         reader(server).read(server.address + name)
     assert server.asked["secret"] == 0
     assert sum(server.asked.values()) <= 6
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("abfss://container@account.dfs.core.windows.net/photos/1.jpg", None),
+        ("https://[2001:db8::1]/x.jpg", None),
+        ("https://[2001:db8::cafe]:8080/x.jpg", None),
+        ("s3://bucket/a/x::y.png", None),
+        ("s3://bucket/x::file:///etc/passwd", "after ::"),
+        ("s3://bucket/x::zip::y", "after ::"),
+        ("s3://bucket/\nx::zip://y", "after ::"),
+        ("simplecache::s3://bucket/x", "after ::"),
+        ("https://bob@host.example/1.png", "has a user name or password"),
+        ("sftp://bob:s3cret@host.example/1.png", "has a user name or password"),
+        ("https://bob:s3cret@[::1/1.png", "is not valid"),
+        ("https://host\u2100.example/1.png", "is not valid"),
+        ("https:///1.png", "has no host"),
+    ],
+)
+def test_each_refusal_says_its_rule(uri: str, reason: str | None) -> None:
+    prefixes = allowed_prefixes(
+        [
+            "https://",
+            "s3://",
+            "sftp://",
+            "abfss://container@account.dfs.core.windows.net/",
+        ]
+    )
+    if reason is None:
+        check_uri(uri, prefixes)
+        return
+    with pytest.raises(ImageError, match=f"is not read: it.* {reason}") as error:
+        check_uri(uri, prefixes)
+    assert "s3cret" not in str(error.value)
+
+
+def test_a_host_of_ipv6() -> None:
+    assert allowed_prefixes(["https://[2001:db8::1]/"]) == ("https://[2001:db8::1]/",)
+    if not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    with running("::1") as made:
+        uri = f"{made.address}image-3"
+        assert RemoteReader([made.address]).read(uri) == png(3)
+        with pytest.raises(ImageError, match="is inside of a network"):
+            RemoteReader(["http://"]).read(uri)
+
+
+def test_no_secrets_of_redirections_and_passwords(server: Server) -> None:
+    """Messages have neither; they are kept beside the codes."""
+    asking = RemoteReader([server.address, "http://localhost:"], pause=0.01)
+    for kind in ("signed", "secret", "inside"):
+        with pytest.raises(ImageError) as error:
+            asking.read(f"{server.address}redirect-{kind}")
+        assert not any(part in str(error.value) for part in ("bob", "s3cret", "sig"))
+    with pytest.raises(ImageError, match="has a user name") as error:
+        asking.read("http://bob:s3cret@localhost/?sig=1")
+    assert "://***@localhost/?sig=1" in str(error.value)
+    with pytest.raises(ValueError, match="remote: 'sftp://.*has a user name") as wrong:
+        allowed_prefixes(["images", "sftp://bob:s3cret@host.example/"])
+    assert "s3cret" not in str(wrong.value)
+
+
+def test_an_address_without_a_host_is_tried_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it was tried again"))
+    with pytest.raises(ImageError, match="has no host"):
+        RemoteReader(["http://"]).read("http:///1.png")
 
 
 def test_a_redirection_to_a_store(server: Server) -> None:

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,6 +100,40 @@ def test_codes_of_any_size(size: float, exact: bool) -> None:
     assert (keys[:, 0] == keys_of(300)).all()
     true = np.linalg.norm(codes[:, None] - codes, axis=2)
     np.testing.assert_allclose(distances[:, 1], np.sort(true)[:, 1], atol=5e-3 * size)
+
+
+@all_kinds
+@all_metrics
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e20, 1e36])
+@pytest.mark.filterwarnings("error")
+def test_codes_whose_squares_are_too_large_or_too_small(
+    size: float, metric: str, exact: bool
+) -> None:
+    """In float32; some are compared with usual ones where it is about angles."""
+    codes = codes_like(200)
+    if metric == "cosine":
+        codes[::2] *= np.float32(size)
+    else:
+        codes = codes * np.float32(size)
+    codes[3] = 0
+    index = CodeIndex(metric, exact=exact).add(codes, keys_of(200))
+    true = codes.astype(float)
+    far = distances_between(true, metric)
+    keys, distances = index.search(codes, 2)
+    rows = np.vectorize(lambda key: int(key[1:]))(keys)
+    found = np.take_along_axis(far, rows, axis=1)
+    unit = 1 if metric == "cosine" else far.max()
+    close = 1e-6 if exact else 2e-3
+    np.testing.assert_allclose(found / unit, np.sort(far)[:, :2] / unit, atol=close)
+    np.testing.assert_allclose(distances / unit, found / unit, atol=close)
+
+
+def distances_between(codes: np.ndarray, metric: str) -> np.ndarray:
+    if metric == "euclidean":
+        return np.linalg.norm(codes[:, None] - codes, axis=2)
+    lengths = np.linalg.norm(codes, axis=1, keepdims=True)
+    unit = codes / np.where(lengths == 0, 1, lengths)
+    return np.clip(1 - unit @ unit.T, 0, 2)
 
 
 @pytest.mark.skipif(not INSTALLED, reason="usearch is not installed")
@@ -312,6 +347,22 @@ def test_codes_of_shards(shards: Path, tiny: str) -> None:
     assert (
         index.search(open_codes(shards)[8:12], 1)[0][:, 0].tolist() == keys_of(12)[8:]
     )
+
+
+def test_positions_as_keys_that_replace_others(tiny: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    for name, first in (("a", 0), ("b", 3)):
+        images = [png(number) for number in range(first, first + 3)]
+        embed_to(CNNCodeTransformer(tiny), tmp_path / name, images)
+    index = CodeIndex().add(tmp_path / "a")
+    with pytest.warns(UserWarning, match=r"^3 codes of the index were replaced") as got:
+        index.add(tmp_path / "b")
+    assert (len(got), got[0].filename, len(index)) == (1, __file__, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index.add(open_codes(tmp_path / "a")[:], ["a", "b", "c"])
+        index.add(open_codes(tmp_path / "a")[:], ["0", "1", "2"])  # their own choice
+    assert len(index) == 6
 
 
 def test_codes_of_another_spec_are_refused(shards: Path, tiny: str) -> None:

@@ -246,6 +246,50 @@ def test_names_with_two_slashes(s3: Faults) -> None:
     assert reader.read(found[0]) == png(2)
 
 
+def test_names_in_a_table_over_http(
+    transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    """Signs that end the path of an address are those of a name."""
+    names = {"a#1.png": "a%231.png", "b?2.png": "b%3F2.png", "10%25.png": "10%2525.png"}
+    names |= {"ü &+=.png": "%C3%BC%20&+=.png"}
+    with running() as server:
+        server.files |= {f"d/{name}": png(9) for name in ("a", "b", "10%25.png")}
+        for number, name in enumerate(names.values()):
+            server.files[f"d/{name}"] = png(number)
+        absolute = f"{server.address}d/b%3F2.png?version=1"
+        outside = ["%2e%2e/d/a", "x\\..\\a"]
+        lines = ["file", *names, absolute, *outside]
+        server.files["d/table.csv"] = "\n".join(lines).encode()
+        source, remote = f"{server.address}d/table.csv", [server.address]
+        embed_to(transformer, tmp_path, source, remote=remote, image_column="file")
+    codes = open_codes(tmp_path)
+    assert codes.keys.tolist() == lines[1:]
+    expected = transformer.transform([png(number) for number in (0, 1, 2, 3, 1)])
+    np.testing.assert_allclose(codes[:5], expected, rtol=1e-5)
+    assert all("is not read: it has a" in error for error in codes.errors[5:])
+
+
+@pytest.mark.parametrize("name", ["br[1]", "what?", "{1..2}", "a*"])
+def test_folders_that_are_called_like_patterns(
+    s3: Faults, name: str, transformer: CNNCodeTransformer, tmp_path: Path
+) -> None:
+    memory = fsspec.filesystem("memory")
+    tars = {"x.tar": tar_of({"1.png": png(1)}), "1.png": png(1), "br1/2.png": png(2)}
+    for file, content in tars.items():
+        memory.pipe_file(f"/like/{name}/{file}", content)
+        put(f"like/{name}/{file}", content)
+    memory.pipe_file(f"/like/{name}.tar", tars["x.tar"])
+    put(f"like/{name}.tar", tars["x.tar"])
+    for number, base in enumerate(("memory://like/", f"{BUCKET}like/")):
+        for source, keys in (
+            (f"{name}/", ["1.png", "br1/2.png"]),
+            (f"{name}.tar", [f"{name}.tar/1.png"]),
+        ):
+            target = tmp_path / f"{number}-{len(keys)}"
+            embed_to(transformer, target, f"{base}{source}", remote=[base])
+            assert open_codes(target).keys.tolist() == keys
+
+
 class Hosted(stores.MemoryFileSystem):
     """Paths without the host, as those of FTP, SFTP and WebHDFS."""
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from sk_cnncodes.base.threads import OrderedThreadPool
 from sk_cnncodes.datasets.image_files import is_image_file, is_system_folder
 from sk_cnncodes.datasets.tables import SUFFIXES, is_image_name, open_table
-from sk_cnncodes.images.addresses import is_uri
+from sk_cnncodes.images.addresses import in_folder, is_uri
 from sk_cnncodes.images.remote import RemoteReader
 from sk_cnncodes.scale.remote_paths import RemotePath, any_path
 from sk_cnncodes.scale.sources.local import (
@@ -115,8 +115,8 @@ class RemoteTableSource:
         for item in self._table.read(piece, wanted):
             cell = item.image
             if isinstance(cell, dict) and cell["path"] is not None:
-                is_relative = not is_uri(item.key)
-                uri = f"{self._folder}{item.key}" if is_relative else item.key
+                is_absolute = is_uri(item.key)
+                uri = item.key if is_absolute else in_folder(self._folder, item.key)
                 item.image = {"bytes": None, "path": uri}
             yield item
 
@@ -199,7 +199,17 @@ def open_any_source(
 
 
 def _expanded(uri: str, reader: RemoteReader) -> list[RemotePath]:
-    """The files of a pattern: ``shard-{000..012}.tar``, or with ``*`` and ``?``."""
+    """The files of a pattern: ``shard-{000..012}.tar``, or with ``*`` and ``?``.
+
+    A file or folder whose own name looks like a pattern is itself, as on this machine.
+    """
+    literal = any_path(uri, reader)
+    assert isinstance(literal, RemotePath)
+    if not literal.is_http and ("{" in uri or glob.has_magic(uri)):
+        # Who may read, but not list, does not learn what is there.
+        with suppress(OSError):
+            literal.stat()
+            return [literal]
     found = []
     for text in expanded_braces(uri):
         path = any_path(text, reader)
