@@ -25,7 +25,7 @@ from sk_cnncodes.base.exceptions import (
 )
 from sk_cnncodes.base.files import is_open_database, working_folder
 from sk_cnncodes.base.forks import fork_safe_lock
-from sk_cnncodes.images.addresses import VARIABLE, is_uri
+from sk_cnncodes.images.addresses import VARIABLE, is_uri, shown
 from sk_cnncodes.images.remote import RemoteReader, environment_reader
 from sk_cnncodes.images.safe_open import LARGEST_FILE
 
@@ -68,11 +68,11 @@ def describe_source(image: Any) -> str:
 
 def _description(image: Any) -> str:
     if isinstance(image, (str, PurePath)):
-        return shorten(repr(str(image)))
+        return _named(str(image))
     if isinstance(image, (bytes, bytearray)):
         return f"{len(image)} bytes"
     if isinstance(image, FileContent):
-        named = shorten(repr(image.name)) if image.name else ""
+        named = _named(image.name) if image.name else ""
         return named or f"{len(image.content)} bytes"
     if isinstance(image, np.ndarray):
         return f"array of shape {image.shape}, dtype {image.dtype}"
@@ -85,17 +85,21 @@ def _description(image: Any) -> str:
     if isinstance(image, Mapping):
         path = image.get("path")
         keys = shorten(str(list(image)))
-        return shorten(repr(path)) if isinstance(path, str) else f"{kind} {keys}"
+        return _named(path) if isinstance(path, str) else f"{kind} {keys}"
     if is_sample(image):
         return _description(image[0])
     if _is_opener(image):
-        return shorten(repr(opener_name(image)))
+        return _named(opener_name(image))
     name = getattr(image, "name", None)
     if isinstance(name, str):
-        return shorten(repr(name))
+        return _named(name)
     if hasattr(image, "__array__") and hasattr(image, "shape"):
         return f"{kind} of shape {tuple(image.shape)}, dtype {image.dtype}"
     return kind
+
+
+def _named(name: str) -> str:
+    return shorten(repr(shown(name)))
 
 
 def is_file(image: Any) -> bool:

@@ -369,3 +369,12 @@ def test_a_saved_model_brings_no_permission(
     with pytest.raises(ImageError, match="not downloaded"):
         joblib.load(tmp_path / "model.joblib").transform(uris)
     assert not server.asked
+
+
+def test_no_password_in_the_name_of_an_image() -> None:
+    uri = "https://bob:s3cret@host.example/1.png"
+    for image in (uri, {"bytes": None, "path": uri}):
+        with pytest.raises(ImageError) as raised:
+            CNNCodeTransformer().transform([image])
+        assert "s3cret" not in str(raised.value)
+        assert "'https://***@host.example/1.png'" in str(raised.value)
