@@ -46,9 +46,10 @@ from sk_cnncodes.tuning.tuned_codes import opened, tuned_name, tuned_transformer
 from sk_cnncodes.tuning.validation import Decision, Parts
 
 # Images whose codes torch and ONNX Runtime both compute after training, and how much
-# they may differ, relative to the largest value: maps of float16 differ by 3e-4.
+# they may differ without norm, relative to the largest value: maps of float16, and
+# networks of float16, differ by up to 2e-3, and a fault of an operator by 0.5.
 _COMPARED = 8
-_TOLERANCE = 1e-2
+_TOLERANCE = 3e-2
 # Epochs, at most, in which a head with hidden layers is trained before the tail is.
 _PROBE_EPOCHS, _PROBE_PATIENCE = 20, 5
 
@@ -359,10 +360,14 @@ def _tuned_codes(
     layer = backbone.layer(task.parameters["layer"])
     which = layer.name if layer.position is None else layer.position
     with opened(model, tuned_name(backbone), None) as tuned:
-        found = tuned_transformer(tuned, _transformer(task), which)
+        found, plain = (
+            tuned_transformer(tuned, _transformer(task, norm=norm), which)
+            for norm in ("power", None)
+        )
     some = task.parts.valid[:_COMPARED]
-    wanted = apply_norm(run_tail(tail.module, maps, some, device), "power")
-    got = found.transform([task.images[number] for number in some])
+    # Without norm: near zero, a root makes large differences of small ones.
+    wanted = run_tail(tail.module, maps, some, device)
+    got = plain.transform([task.images[number] for number in some])
     error = float(np.abs(got - wanted).max() / np.abs(wanted).max())
     if not error <= _TOLERANCE:
         raise BackboneError(
