@@ -137,14 +137,16 @@ def fine_tune(task: Task) -> Result:
     given = task.parameters
     device = torch_device(given["device"])
     backbone = load_backbone(given["backbone"], given["preprocessing"])
+    n_threads = usable_threads(given["n_jobs"])
     # Faults of parameters and operators show before anything is computed.
-    tail = _tail(given, backbone)
+    with repeatable(device, n_threads):
+        tail = _tail(given, backbone)
     _rates(given, backbone, tail)
     _check_previous(task.previous, backbone, tail)
     with (
         _timed(timings, "all"),
         _maps_of(task, tail, timings) as maps,
-        repeatable(usable_threads(given["n_jobs"])),
+        repeatable(device, n_threads),
     ):
         with _timed(timings, "frozen"):
             module, every = tail.module.to(device).eval(), np.arange(len(task.images))

@@ -423,6 +423,31 @@ def test_how_it_is_trained(path: str) -> None:
     assert torch.get_num_threads() == threads
 
 
+def test_what_a_caller_set_for_torch_changes_nothing(path: str) -> None:
+    def losses() -> list[float]:
+        model = FineTunedClassifier(path, **ONCE).fit(IMAGES[:100], Y[:100])
+        return model.history_["loss"][1:]
+
+    plain = losses()
+    for setting in (
+        torch.no_grad(),
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16),
+        torch.device("meta"),  # stands for a GPU
+    ):
+        with setting:
+            assert losses() == plain
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert losses() == plain
+        assert torch.get_default_dtype() == torch.float64
+        assert not torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("can", [True, False])
 def test_precision_suits_the_machine(
     path: str, can: bool, monkeypatch: pytest.MonkeyPatch
