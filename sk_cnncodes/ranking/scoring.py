@@ -191,7 +191,8 @@ def sample_scores(
     scoring : str
         One of `SCORINGS` for the kind of `targets`. "accuracy" of labels counts images
         whose labels are all right; "average_precision" is the mean over the labels
-        that occur; those of values are means over the targets. For "neg_log_loss", the
+        that occur; those of values are means over the targets, R2 over those that
+        vary. For "neg_log_loss", the
         predictions are multiplied by the `temperature_factors` that suit them best.
 
     Returns
@@ -225,6 +226,10 @@ def sample_scores(
 
 
 def _r2(predictions: np.ndarray, values: np.ndarray) -> np.ndarray:
+    varies = np.ptp(values, axis=0) > 0
+    if not varies.any():
+        return np.zeros(predictions.shape[:-1])  # there is nothing to explain
+    predictions, values = predictions[..., varies], values[:, varies]
     errors = (predictions - values) ** 2
     spreads = (values - values.mean(axis=0)) ** 2
     total = spreads.mean(axis=0)

@@ -17,6 +17,9 @@ from sk_cnncodes.ranking.scoring import (
     standard_error,
 )
 
+# Images with values to regress, half of them to train: one alone does not vary.
+_FEWEST = 4
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -151,36 +154,61 @@ def make_parts(
     Raises
     ------
     ValueError
-        If the validation part would be empty, or have one class only.
+        If a part would be empty, or have only one class or value.
     """
     if groups is not None:
         groups = group_numbers(groups, len(y))
+    # What has no weight is neither trained on nor counted, and takes no other's place.
+    used = np.flatnonzero(weights > 0)
+    some = targets.take(used)
     if targets.kind == "classification":
-        sizes = np.bincount(targets.numbers[weights > 0])
+        sizes = np.bincount(some.numbers)
         if sizes.max() < 2:
             raise ValueError(
                 f"y: expected at least 2 images of two or more of the {len(sizes)} "
                 "classes, one to train and one to validate, got one of each."
             )
+    elif len(used) < _FEWEST:
+        raise ValueError(
+            f"y: expected values of at least {_FEWEST} images, 2 to train and 2 to "
+            f"validate, got {len(used)}."
+        )
     splits = make_splits(
-        round(1 / fraction), targets, y, groups, seed, all_classes=False
+        round(1 / fraction),
+        *(some, y[used], None if groups is None else groups[used], seed),
+        all_classes=False,
     )
     train, valid = splits[0]
     valid = np.setdiff1d(valid, train)
-    # What has no weight is neither trained on nor counted.
-    train, valid = (rows[weights[rows] > 0] for rows in (train, valid))
-    if targets.kind == "classification":
-        found = targets.classes[np.unique(targets.numbers[valid])].tolist()
-        if len(found) < 2:
-            got = f"only {found[0]!r}" if found else "none"
-            cure = "several groups of each class" if groups is not None else ""
-            raise ValueError(
-                f"y: the validation part of {len(valid)} images needs at least 2 "
-                f"classes, got {got}. Expected "
-                f"{cure or 'at least 2 images of two or more classes'}, or another "
-                "validation_fraction or random_state."
-            )
+    train, valid = used[train], used[valid]
+    _check_part("validation", valid, targets, fraction, groups)
+    _check_part("training", train, targets, fraction, groups)
     return Parts(train, valid, targets, weights, groups)
+
+
+def _check_part(
+    name: str, rows: np.ndarray, targets: Targets, fraction: float, groups: Any
+) -> None:
+    """Refuse a part in which there is nothing to tell apart."""
+    if targets.kind == "regression":
+        values = targets.values[rows]
+        if len(rows) and (np.ptp(values, axis=0) > 0).any():
+            return
+        raise ValueError(
+            f"y: the {name} part of {len(rows)} images needs at least 2 different "
+            f"values, got fewer with validation_fraction={fraction:g}. Expected more "
+            f"images{'' if groups is None else ' or groups'}, or another "
+            "validation_fraction (up to 0.5) or random_state."
+        )
+    found = targets.classes[np.unique(targets.numbers[rows])].tolist()
+    if len(found) < 2:
+        got = f"only {found[0]!r}" if found else "none"
+        cure = "several groups of each class" if groups is not None else ""
+        raise ValueError(
+            f"y: the {name} part of {len(rows)} images needs at least 2 classes, got "
+            f"{got}. Expected {cure or 'at least 2 images of two or more classes'}, or "
+            "another validation_fraction or random_state."
+        )
 
 
 def decide(

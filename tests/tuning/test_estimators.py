@@ -367,6 +367,35 @@ def test_images_of_weight_zero_are_left_out(path: str) -> None:
             FineTunedClassifier(path, **FEW).fit(X, y, bad)
 
 
+def test_images_of_weight_zero_take_no_place(path: str) -> None:
+    """The split is drawn of the others, of which few are enough."""
+    for seed in range(3):
+        weights = np.zeros(20)
+        weights[np.random.default_rng(seed).permutation(20)[:4]] = 1
+        few = {**ONCE, "random_state": seed, "validation_fraction": 0.5}
+        one = FineTunedRegressor(path, **few)
+        one.fit(IMAGES[:20], np.arange(20.0), sample_weight=weights)
+        assert weights[one.validation_rows_].tolist() == [1, 1]
+        weights = np.zeros(20)
+        weights[[0, 1, 10, 11]] = 1
+        two = FineTunedClassifier(path, **few)
+        two.fit(IMAGES[:20], np.arange(20) > 9, sample_weight=weights)
+        assert set(two.validation_rows_ > 9) == {False, True}
+
+
+def test_a_value_that_does_not_vary_in_the_validation_part(path: str) -> None:
+    values = np.c_[Y[:60], np.arange(60) == 3].astype(float)
+    found = FineTunedRegressor(path, **ONCE).fit(IMAGES[:60], values)
+    assert 3 not in found.validation_rows_
+    assert np.isfinite([found.frozen_score_, found.tuned_score_]).all()
+
+
+@pytest.mark.parametrize("number", [2, 3, 5])
+def test_too_few_values(path: str, number: int) -> None:
+    with pytest.raises(ValueError, match=r"y: .*, got fewer|y: .*images.*, got \d"):
+        FineTunedRegressor(path, **ONCE).fit(IMAGES[:number], np.arange(number))
+
+
 def test_class_weights_count_in_the_validation(path: str) -> None:
     rows = np.r_[np.flatnonzero(Y == 0)[:100], np.flatnonzero(Y == 8)[:20]]
     X, y = [IMAGES[row] for row in rows], Y[rows]
