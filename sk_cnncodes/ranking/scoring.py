@@ -12,7 +12,9 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -93,7 +95,7 @@ def read_targets(
     Raises
     ------
     ValueError
-        If there is only one class, `y` is of another kind, or `scoring` does not fit.
+        If there is one class, `y` is of another kind, `scoring` or weights do not fit.
     """
     y = y.toarray() if hasattr(y, "toarray") else np.asarray(y)
     if y.ndim == 2 and y.shape[1] == 1:
@@ -133,8 +135,25 @@ def read_targets(
         )
     weights = None
     if class_weight is not None:
-        weights = compute_sample_weight(class_weight, y)
+        weights = _weights_by_class(class_weight, y)
     return Targets(kind, values, classes, np.argmax(values, axis=1), weights), scoring
+
+
+def _weights_by_class(class_weight: Any, y: np.ndarray) -> np.ndarray:
+    """Weights of the samples: those of their classes."""
+    if isinstance(class_weight, Mapping):
+        for name, weight in class_weight.items():
+            if not (isinstance(weight, Real) and 0 <= weight < np.inf):
+                raise ValueError(
+                    f"class_weight[{name!r}]: expected a finite number from 0 on, got "
+                    f"{weight!r}."
+                )
+    elif not (isinstance(class_weight, str) and class_weight == "balanced"):
+        raise ValueError(
+            "class_weight: expected a dict of the weights of the classes, 'balanced' "
+            f"or None, got {class_weight!r}."
+        )
+    return np.asarray(compute_sample_weight(class_weight, y))
 
 
 def signed_targets(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

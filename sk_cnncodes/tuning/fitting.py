@@ -237,9 +237,24 @@ def image_weights(targets: Targets, sample_weight: Any, n_images: int) -> np.nda
     weights: np.ndarray = np.ones(n_images)
     if targets.weights is not None:
         weights = targets.weights
-    if sample_weight is None:
-        return weights
-    own = np.asarray(sample_weight, float)
+    if sample_weight is not None:
+        weights = weights * _own_weights(sample_weight, n_images)
+    if not weights.any():
+        raise ValueError(
+            "class_weight and sample_weight: expected a weight above 0 for some images, "
+            "got 0 for all."
+        )
+    return weights
+
+
+def _own_weights(sample_weight: Any, n_images: int) -> np.ndarray:
+    try:
+        own = np.asarray(sample_weight, float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"sample_weight: expected numbers, one for each of the {n_images} images: "
+            f"{error}."
+        ) from error
     own = np.full(n_images, float(own)) if own.ndim == 0 else own
     if own.shape != (n_images,):
         raise ValueError(
@@ -251,8 +266,7 @@ def image_weights(targets: Targets, sample_weight: Any, n_images: int) -> np.nda
             "sample_weight: expected finite numbers from 0 on, and some above, got "
             f"{own.min()} to {own.max()}."
         )
-    both: np.ndarray = weights * own
-    return both
+    return own
 
 
 def require_torch() -> None:

@@ -202,3 +202,14 @@ def test_r2_leaves_out_targets_that_do_not_vary() -> None:
     )
     constant = replace(targets, values=values[:, 1:])
     assert not sample_scores(predictions[..., 1:], constant, "r2").any()
+
+
+@pytest.mark.parametrize("weight", [-1, np.nan, np.inf, "2"])
+def test_bad_weights_of_classes(weight: Any) -> None:
+    with pytest.raises(ValueError, match=r"class_weight\['b'\]: expected a finite num"):
+        read_targets(["a", "b"] * 3, class_weight={"a": 1, "b": weight})
+
+
+def test_an_unknown_name_of_class_weights() -> None:
+    with pytest.raises(ValueError, match="class_weight: expected .* got 'balance'"):
+        read_targets(["a", "b"] * 3, class_weight="balance")

@@ -365,6 +365,11 @@ def test_images_of_weight_zero_are_left_out(path: str) -> None:
     for bad in (-weights, weights * np.nan, weights * 0, weights[:3]):
         with pytest.raises(ValueError, match="sample_weight: expected"):
             FineTunedClassifier(path, **FEW).fit(X, y, bad)
+    with pytest.raises(ValueError, match="sample_weight: expected numbers.*'x'"):
+        FineTunedClassifier(path, **FEW).fit(X, y, ["x"] * len(X))
+    without = dict.fromkeys(range(10), 0)
+    with pytest.raises(ValueError, match="class_weight.* got 0 for all"):
+        FineTunedClassifier(path, **FEW, class_weight=without).fit(X, y)
 
 
 def test_images_of_weight_zero_take_no_place(path: str) -> None:
