@@ -284,6 +284,16 @@ def test_rates_grow_from_early_to_late_layers(path: str) -> None:
         block_rates({-4: 1e-3}, 0.5, backbone, -3, blocks)
 
 
+def test_numbers_of_layers_may_be_those_of_numpy(path: str) -> None:
+    rates = {number: 1e-3 for number in np.arange(-2, 0)}
+    few = {**ONCE, "train_from": np.int64(-3), "learning_rate": rates}
+    found = FineTunedClassifier(path, **few, layer=np.int64(-1))
+    plain = FineTunedClassifier(path, **{**ONCE, "learning_rate": 1e-3}, layer_decay=1)
+    found.fit(IMAGES[:100], Y[:100])
+    plain.fit(IMAGES[:100], Y[:100])
+    assert found.history_["loss"][1:] == plain.history_["loss"][1:]
+
+
 def test_warm_start_continues(path: str) -> None:
     found = FineTunedClassifier(path, **FEW, warm_start=True)
     found.fit(IMAGES[:400], Y[:400])
