@@ -32,6 +32,8 @@ class FineTuning(PipelineModel):
     decision_: str
     # The tuned ONNX model, an array of bytes; None if the network is as it was.
     _tuned_model: np.ndarray | None = None
+    # The tensor after which a model that was taken was trained.
+    _trained_after: str | None = None
 
     def __init__(
         self,
@@ -123,18 +125,19 @@ class FineTuning(PipelineModel):
 
         from sk_cnncodes.tuning.run import Task, fine_tune
 
-        previous = None
-        if self.warm_start and self._tuned_model is not None:
-            previous = self._tuned_model.tobytes()
-        weighted = sample_weight is not None
-        found = fine_tune(
-            Task(parameters, images, y, parts, weighted, others, previous)
-        )
+        previous = trained_after = None
+        if self.warm_start:
+            trained_after = self._trained_after
+            if self._tuned_model is not None:
+                previous = self._tuned_model.tobytes()
+        given = parameters, images, y, parts, sample_weight is not None, others
+        found = fine_tune(Task(*given, previous, trained_after))
         outcome, frozen = found.outcome, found.frozen
         self.pipeline_ = found.pipeline
         self._tuned_model = None
         if found.model is not None:
             self._tuned_model = np.frombuffer(found.model, np.uint8)
+        self._trained_after = found.trained_after if found.decision.tuned else None
         self.is_tuned_ = found.decision.tuned
         self.history_ = outcome.history
         self.n_iter_, self.best_epoch_ = outcome.n_epochs, outcome.best_epoch

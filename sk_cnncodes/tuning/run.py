@@ -72,6 +72,9 @@ class Task:
         Of the training, and of folds.
     previous : bytes or None
         The tuned model to continue from.
+    trained_after : str or None
+        The tensor after which the fit to continue from trained. Where that was the
+        head alone, there is no model of it.
     """
 
     parameters: Mapping[str, Any]
@@ -81,6 +84,7 @@ class Task:
     weighted: bool
     seeds: Sequence[int]
     previous: bytes | None
+    trained_after: str | None
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class Result:
     pipeline : Pipeline
     model : bytes or None
         The tuned ONNX model; None if the network is as it was.
+    trained_after : str
+        The tensor after which everything was trained.
     decision : Decision
     frozen : FrozenHeads
     outcome : Outcome
@@ -104,6 +110,7 @@ class Result:
 
     pipeline: Pipeline
     model: bytes | None
+    trained_after: str
     decision: Decision
     frozen: FrozenHeads
     outcome: Outcome
@@ -116,6 +123,7 @@ class Result:
 class _HeadAlone:
     """Stands for a tail where no layer of the network is trained."""
 
+    input_name: str
     input_shape: tuple[int, ...]
     module: nn.Module
     blocks: Mapping[str, int]
@@ -142,7 +150,7 @@ def fine_tune(task: Task) -> Result:
     with repeatable(device, n_threads):
         tail = _tail(given, backbone)
     _rates(given, backbone, tail)
-    _check_previous(task.previous, backbone, tail)
+    _check_previous(task, backbone, tail)
     with (
         _timed(timings, "all"),
         _maps_of(task, tail, timings) as maps,
@@ -180,7 +188,7 @@ def fine_tune(task: Task) -> Result:
                     *(given.get("class_weight"), task.seeds[1]),
                 )
         pipeline = Pipeline([("codes", transformer), ("head", last)])
-    fitted = pipeline, model, decision, frozen, outcome
+    fitted = pipeline, model, tail.input_name, decision, frozen, outcome
     return Result(*fitted, notes, maps.n_bytes, timings)
 
 
@@ -199,22 +207,18 @@ def _tail(given: Mapping[str, Any], backbone: Backbone) -> Tail | _HeadAlone:
     layer, train_from = given["layer"], given["train_from"]
     spec = backbone.spec(layer, given["pooling"], None)
     if train_from != "all" and backbone.layer(train_from).name == spec.layer:
-        return _HeadAlone((backbone.code_length(spec),), nn.Identity(), {})
+        return _HeadAlone(spec.layer, (backbone.code_length(spec),), nn.Identity(), {})
     return read_tail(backbone, train_from, layer, given["pooling"])
 
 
-def _check_previous(
-    previous: bytes | None, backbone: Backbone, tail: Tail | _HeadAlone
-) -> None:
+def _check_previous(task: Task, backbone: Backbone, tail: Tail | _HeadAlone) -> None:
     """Refuse to continue from the tail of another network, or from another layer."""
-    if previous is None or not isinstance(tail, Tail):
-        return
-    origin = json.loads(metadata_of(previous)[TUNING_KEY])
-    for name, before, now in (
-        ("backbone", origin["backbone_sha256"], backbone.sha256),
-        ("train_from", origin["trained_after"], tail.input_name),
-    ):
-        if before != now:
+    checked = [("train_from", task.trained_after, tail.input_name)]
+    if task.previous is not None:
+        origin = json.loads(metadata_of(task.previous)[TUNING_KEY])
+        checked.insert(0, ("backbone", origin["backbone_sha256"], backbone.sha256))
+    for name, before, now in checked:
+        if before not in (None, now):
             raise ValueError(
                 f"warm_start: expected the {name} of the last fit, {before!r}, got "
                 f"{now!r}. Set warm_start=False to begin anew."

@@ -307,6 +307,18 @@ def test_warm_start_continues(path: str) -> None:
         found.fit(IMAGES[:400], Y[:400])
 
 
+@pytest.mark.usefixtures("always_taken")
+@pytest.mark.parametrize("start", [-3, -1])
+def test_warm_start_refuses_the_head_alone(path: str, start: int) -> None:
+    """It would drop the tuned layers; and a tuned head where layers follow."""
+    found = FineTunedClassifier(path, **{**ONCE, "train_from": start}, warm_start=True)
+    found.fit(IMAGES[:100], Y[:100]).fit(IMAGES[:100], Y[:100])
+    found.set_params(train_from=-4 - start)
+    with pytest.raises(ValueError, match="warm_start: expected the train_from"):
+        found.fit(IMAGES[:100], Y[:100])
+    found.set_params(warm_start=False).fit(IMAGES[:100], Y[:100])
+
+
 def test_warm_start_keeps_what_is_not_trained_again(path: str) -> None:
     found = FineTunedClassifier(path, **{**FEW, "max_epochs": 3}, warm_start=True)
     found.fit(IMAGES[:1000], Y[:1000])
