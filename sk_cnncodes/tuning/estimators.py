@@ -98,7 +98,8 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
     verbose : bool, default=False
         Whether to show progress bars on standard error.
     warm_start : bool, default=False
-        Whether `fit` continues from the layers that the last `fit` trained.
+        Whether `fit` continues from the layers that the last `fit` trained. With the
+        same images, `y` and `random_state`, the validation part is the same, too.
     label_smoothing : float, default=0
         Part of a label that is given to all classes alike.
     class_weight : dict, "balanced" or None, default=None
@@ -135,7 +136,8 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
         "learning_rate", "head_learning_rate" (at its end) and "seconds" from the start
         of the training. Of epoch 0, "loss" is NaN.
     notes_ : list of str
-        What makes the scores optimistic: images that are copies of others.
+        What makes the scores optimistic: images that are copies of others, and with
+        `warm_start` those that an earlier fit trained on and this one validates with.
     precision_ : {"float32", "bfloat16"}
         The number format of the training.
     maps_bytes_ : int

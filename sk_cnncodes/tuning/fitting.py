@@ -34,6 +34,8 @@ class FineTuning(PipelineModel):
     _tuned_model: np.ndarray | None = None
     # The tensor after which a model that was taken was trained.
     _trained_after: str | None = None
+    # Digests of the images that the tuned model was trained on.
+    _trained_on: np.ndarray | None = None
 
     def __init__(
         self,
@@ -125,19 +127,20 @@ class FineTuning(PipelineModel):
 
         from sk_cnncodes.tuning.run import Task, fine_tune
 
-        previous = trained_after = None
+        previous = trained_after = trained_on = None
         if self.warm_start:
-            trained_after = self._trained_after
+            trained_after, trained_on = self._trained_after, self._trained_on
             if self._tuned_model is not None:
                 previous = self._tuned_model.tobytes()
         given = parameters, images, y, parts, sample_weight is not None, others
-        found = fine_tune(Task(*given, previous, trained_after))
+        found = fine_tune(Task(*given, previous, trained_after, trained_on))
         outcome, frozen = found.outcome, found.frozen
         self.pipeline_ = found.pipeline
         self._tuned_model = None
         if found.model is not None:
             self._tuned_model = np.frombuffer(found.model, np.uint8)
         self._trained_after = found.trained_after if found.decision.tuned else None
+        self._trained_on = found.trained_on
         self.is_tuned_ = found.decision.tuned
         self.history_ = outcome.history
         self.n_iter_, self.best_epoch_ = outcome.n_epochs, outcome.best_epoch

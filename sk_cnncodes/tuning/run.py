@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -75,6 +76,8 @@ class Task:
     trained_after : str or None
         The tensor after which the fit to continue from trained. Where that was the
         head alone, there is no model of it.
+    trained_on : ndarray of int or None
+        Digests of the images that the model to continue from was trained on.
     """
 
     parameters: Mapping[str, Any]
@@ -85,6 +88,7 @@ class Task:
     seeds: Sequence[int]
     previous: bytes | None
     trained_after: str | None
+    trained_on: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,13 @@ class Result:
         The tuned ONNX model; None if the network is as it was.
     trained_after : str
         The tensor after which everything was trained.
+    trained_on : ndarray of int or None
+        Digests of all images that the model was trained on, by earlier fits too.
     decision : Decision
     frozen : FrozenHeads
     outcome : Outcome
     notes : list of str
-        On copies among the images.
+        On copies among the images, and on those that earlier fits trained on.
     maps_bytes : int
     timings : dict of str to float
         Seconds.
@@ -111,6 +117,7 @@ class Result:
     pipeline: Pipeline
     model: bytes | None
     trained_after: str
+    trained_on: np.ndarray | None
     decision: Decision
     frozen: FrozenHeads
     outcome: Outcome
@@ -161,6 +168,7 @@ def fine_tune(task: Task) -> Result:
             plain = run_tail(module, maps, every, device)
             codes = apply_norm(plain, "power")
             notes = notes_on_copies(plain, task.parts.groups)
+            notes += _note_on_seen(task, maps)
             frozen = compare_frozen(
                 *(codes, task.parts, task.y, given.get("class_weight")),
                 kernel=not task.weighted,
@@ -188,7 +196,12 @@ def fine_tune(task: Task) -> Result:
                     *(given.get("class_weight"), task.seeds[1]),
                 )
         pipeline = Pipeline([("codes", transformer), ("head", last)])
-    fitted = pipeline, model, tail.input_name, decision, frozen, outcome
+        trained_on = None
+        if model is not None:
+            trained_on = maps.digests(task.parts.train)
+            if task.trained_on is not None:
+                trained_on = np.union1d(trained_on, task.trained_on)
+    fitted = pipeline, model, tail.input_name, trained_on, decision, frozen, outcome
     return Result(*fitted, notes, maps.n_bytes, timings)
 
 
@@ -264,6 +277,25 @@ def _maps_of(
     ) as maps:
         timings["maps"] = time.perf_counter() - start
         yield maps
+
+
+def _note_on_seen(task: Task, maps: Maps) -> list[str]:
+    """Validation images that the model to continue from was trained on."""
+    if task.trained_on is None:
+        return []
+    train, valid = (maps.digests(rows) for rows in (task.parts.train, task.parts.valid))
+    # Copies of what is trained on now have a note of their own.
+    seen = np.isin(valid, task.trained_on) & ~np.isin(valid, train)
+    if not seen.any():
+        return []
+    note = (
+        f"warm_start: {seen.sum()} of the {len(valid)} validation images were trained "
+        "on by an earlier fit, which makes the scores of the tuned model optimistic: "
+        "fit to the same images and y with the same random_state and "
+        "validation_fraction, or set warm_start=False."
+    )
+    warnings.warn(note, UserWarning, stacklevel=5)  # the caller of `fit`
+    return [note]
 
 
 # -- training ------------------------------------------------------------------

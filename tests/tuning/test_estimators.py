@@ -319,6 +319,29 @@ def test_warm_start_refuses_the_head_alone(path: str, start: int) -> None:
     found.set_params(warm_start=False).fit(IMAGES[:100], Y[:100])
 
 
+@pytest.mark.usefixtures("always_taken")
+def test_warm_start_says_what_was_trained_on_before(path: str) -> None:
+    found = FineTunedClassifier(path, **ONCE, warm_start=True)
+    first = found.fit(IMAGES[:100], Y[:100]).validation_rows_
+    assert found.fit(IMAGES[:100], Y[:100]).notes_ == []
+    found.set_params(random_state=1)
+    with pytest.warns(UserWarning, match="were trained on by an earlier fit") as caught:
+        found.fit(IMAGES[:100], Y[:100])
+    n_seen, n_valid = (
+        len(np.setdiff1d(found.validation_rows_, first)),
+        len(found.validation_rows_),
+    )
+    assert found.notes_[0].startswith(f"warm_start: {n_seen} of the {n_valid} val")
+    assert [Path(each.filename).name for each in caught] == ["test_estimators.py"]
+    # Other images, and none of an earlier fit.
+    assert found.fit(IMAGES[100:200], Y[100:200]).notes_ == []
+    # Both fits before count, and a fit that begins anew forgets them.
+    with pytest.warns(UserWarning, match="were trained on by an earlier fit"):
+        found.fit(IMAGES[:100], Y[:100])
+    found.set_params(warm_start=False, random_state=2)
+    assert found.fit(IMAGES[:100], Y[:100]).notes_ == []
+
+
 def test_warm_start_keeps_what_is_not_trained_again(path: str) -> None:
     found = FineTunedClassifier(path, **{**FEW, "max_epochs": 3}, warm_start=True)
     found.fit(IMAGES[:1000], Y[:1000])
