@@ -35,7 +35,7 @@ from sk_cnncodes.tuning.head_weights import HeadWeights, random_hidden
 from sk_cnncodes.tuning.interpreter.writing import TUNING_KEY
 from sk_cnncodes.tuning.maps import Maps, computed_maps
 from sk_cnncodes.tuning.parameters import block_rates, hidden_sizes
-from sk_cnncodes.tuning.tail import Tail, read_tail, tuned_model
+from sk_cnncodes.tuning.tail import Tail, read_tail, start_layer, tuned_model
 from sk_cnncodes.tuning.torch_head import TorchHead
 from sk_cnncodes.tuning.torch_settings import (
     repeatable,
@@ -219,7 +219,7 @@ def _tail(given: Mapping[str, Any], backbone: Backbone) -> Tail | _HeadAlone:
     """The part of the network that is trained."""
     layer, train_from = given["layer"], given["train_from"]
     spec = backbone.spec(layer, given["pooling"], None)
-    if train_from != "all" and backbone.layer(train_from).name == spec.layer:
+    if train_from != "all" and start_layer(backbone, train_from).name == spec.layer:
         return _HeadAlone(spec.layer, (backbone.code_length(spec),), nn.Identity(), {})
     return read_tail(backbone, train_from, layer, given["pooling"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +158,9 @@ def make_parts(
         If a part would be empty, or have only one class or value.
     """
     if groups is not None:
+        check_given(
+            "groups", groups, "Give images that belong to none one of their own"
+        )
         groups = group_numbers(groups, len(y))
     # What has no weight is neither trained on nor counted, and takes no other's place.
     used = np.flatnonzero(weights > 0)
@@ -184,6 +188,23 @@ def make_parts(
     _check_part("validation", valid, targets, fraction, groups)
     _check_part("training", train, targets, fraction, groups)
     return Parts(train, valid, targets, weights, groups)
+
+
+def check_given(name: str, values: Any, cure: str) -> None:
+    """Refuse None and NaN beside names: they cannot be sorted."""
+    values = np.atleast_1d(np.asarray(values))
+    if values.dtype != object:
+        return
+    missing = [
+        row
+        for row, value in enumerate(values)
+        if value is None or (isinstance(value, float) and math.isnan(value))
+    ]
+    if missing:
+        raise ValueError(
+            f"{name}: expected one for each image, got {values[missing[0]]} for "
+            f"{len(missing)} of {len(values)}, first at position {missing[0]}. {cure}."
+        )
 
 
 def _check_part(

@@ -236,7 +236,7 @@ def test_store_backbone_works(model: FineTunedClassifier, tmp_path: Path) -> Non
 @pytest.mark.parametrize("two", [False, True])
 def test_hidden_layers(path: str, two: bool, tmp_path: Path) -> None:
     y = Y % 2 if two else Y
-    found = FineTunedClassifier(path, **FEW, head="mlp", hidden=(24, 16))
+    found = FineTunedClassifier(path, **FEW, head="mlp", hidden=np.array([24, 16]))
     found.fit(IMAGES[:1000], y[:1000])
     assert found.is_tuned_, found.decision_
     assert found.score(IMAGES[500:700], y[500:700]) > found.frozen_score_
@@ -532,7 +532,9 @@ def test_precision_suits_the_machine(
     path: str, can: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = frozenset({"bfloat16"} if can else ())
-    monkeypatch.setattr("sk_cnncodes.tuning.torch_settings.cpu_features", lambda: features)
+    monkeypatch.setattr(
+        "sk_cnncodes.tuning.torch_settings.cpu_features", lambda: features
+    )
     few = {**FEW, "max_epochs": 1, "device": "cpu"}
     found = FineTunedClassifier(path, **few, precision="auto")
     found.fit(IMAGES[:200], Y[:200])
@@ -656,9 +658,14 @@ def test_a_disk_that_fills_up(path: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_loss_that_is_not_finite(path: str) -> None:
     found = FineTunedClassifier(path, **FEW | {"learning_rate": 1e30})
-    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"lower learning_rate .*1e\+30\) or"):
         found.fit(IMAGES[:200], Y[:200])
     assert not hasattr(found, "pipeline_")
+    alone = FEW | {"head_learning_rate": 1e38, "train_from": -1}
+    found = FineTunedClassifier(path, **alone, weight_decay=1e20)
+    cure = r"lower head_learning_rate \(1e\+38\)\.$"
+    with pytest.raises(FloatingPointError, match=cure):
+        found.fit(IMAGES[:200], Y[:200])
 
 
 def test_one_class_in_the_validation_part(path: str) -> None:
@@ -760,7 +767,10 @@ def test_a_bad_image_is_named(path: str, tmp_path: Path) -> None:
         ({"validation_fraction": 0.9}, ValueError, "validation_fraction: expected"),
         ({"hidden": ()}, ValueError, "hidden: expected at least one"),
         ({"train_from": 1.5}, TypeError, "train_from: expected"),
-        ({"train_from": -99}, LayerError, "-99"),
+        ({"train_from": -99}, LayerError, "^train_from=-99 is not.* Set train_from=-5"),
+        ({"train_from": "x"}, LayerError, "^train_from='x' is not.* train_from='all'"),
+        ({"learning_rate": {-99: 1}}, ValueError, "learning_rate: -99 is not among"),
+        ({"hidden": np.array([4, 0])}, ValueError, "hidden: expected an int"),
         ({"train_from": -1, "layer": -2}, BackboneError, "train_from"),
         ({"device": ["cuda:0"]}, TypeError, "device: expected one"),
     ],
@@ -779,3 +789,24 @@ def test_several_labels_are_refused(path: str) -> None:
         FineTunedClassifier(path, **FEW).fit(IMAGES[:100], labels)
     with pytest.raises(ValueError, match="use FineTunedRegressor"):
         FineTunedClassifier(path, **FEW).fit(IMAGES[:100], Y[:100] + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "y", "groups", "message"),
+    [
+        (FineTunedRegressor, ["a", "b"], None, "y: FineTunedRegressor takes numbers"),
+        (FineTunedRegressor, [None, 1], None, "y: .* got None for 5 of 10, first at"),
+        (FineTunedRegressor, [{}, 1], None, "y: FineTunedRegressor takes numbers"),
+        (FineTunedClassifier, ["a", None], None, "got None for 5 of 10.*position 1"),
+        (FineTunedClassifier, [1, 2], None, r"objects\. Give y\.astype\(int\)"),
+        (FineTunedClassifier, ["a", "b"], [None, "g"], "groups: .* got None for 5"),
+        (FineTunedClassifier, ["a", "b"], [np.nan, "g"], "groups: .* got nan for 5"),
+    ],
+)
+def test_bad_targets_and_groups(
+    path: str, kind: Any, y: list[Any], groups: list[Any] | None, message: str
+) -> None:
+    targets = np.array(y * 5, str if "b" in y else object)
+    given = None if groups is None else np.array(groups * 5, object)
+    with pytest.raises(ValueError, match=message):
+        kind(path, **ONCE).fit(IMAGES[:10], targets, groups=given)
