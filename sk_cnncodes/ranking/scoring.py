@@ -143,7 +143,7 @@ def _weights_by_class(class_weight: Any, y: np.ndarray) -> np.ndarray:
     """Weights of the samples: those of their classes."""
     if isinstance(class_weight, Mapping):
         for name, weight in class_weight.items():
-            if not (isinstance(weight, Real) and 0 <= weight < np.inf):
+            if not (isinstance(weight, Real) and 0 <= float(weight) < np.inf):
                 raise ValueError(
                     f"class_weight[{name!r}]: expected a finite number from 0 on, got "
                     f"{weight!r}."

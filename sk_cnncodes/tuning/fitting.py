@@ -247,8 +247,8 @@ def image_weights(targets: Targets, sample_weight: Any, n_images: int) -> np.nda
         weights = weights * _own_weights(sample_weight, n_images)
     if not weights.any():
         raise ValueError(
-            "class_weight and sample_weight: expected a weight above 0 for some images, "
-            "got 0 for all."
+            "class_weight and sample_weight: expected a weight above 0 for some "
+            "images, got 0 for all."
         )
     return weights
 

@@ -285,7 +285,7 @@ def test_rates_grow_from_early_to_late_layers(path: str) -> None:
 
 
 def test_numbers_of_layers_may_be_those_of_numpy(path: str) -> None:
-    rates = {number: 1e-3 for number in np.arange(-2, 0)}
+    rates = dict.fromkeys(np.arange(-2, 0), 1e-3)
     few = {**ONCE, "train_from": np.int64(-3), "learning_rate": rates}
     found = FineTunedClassifier(path, **few, layer=np.int64(-1))
     plain = FineTunedClassifier(path, **{**ONCE, "learning_rate": 1e-3}, layer_decay=1)
