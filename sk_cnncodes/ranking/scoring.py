@@ -211,8 +211,8 @@ def sample_scores(
         One of `SCORINGS` for the kind of `targets`. "accuracy" of labels counts images
         whose labels are all right; "average_precision" is the mean over the labels
         that occur; those of values are means over the targets, R2 over those that
-        vary. For "neg_log_loss", the
-        predictions are multiplied by the `temperature_factors` that suit them best.
+        vary. For "neg_log_loss", the predictions are multiplied by the
+        `temperature_factors` that suit them best.
 
     Returns
     -------

@@ -71,9 +71,9 @@ def start_layer(backbone: Backbone, train_from: int | str) -> Layer:
         return backbone.layer(train_from)
     except LayerError as error:
         text = re.sub("^layer=", "train_from=", str(error))
-        cure = "train_from='all' is everything after the image."
+        cure = "Or 'all' for everything after the image."
         if not isinstance(train_from, str):
-            cure = f"Set train_from={-len(backbone.layers)}, or {cure[11:]}"
+            cure = f"Set train_from={-len(backbone.layers)}, or{cure[2:]}"
         raise LayerError(f"{text} {cure}") from error
 
 
