@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,8 +100,8 @@ class Backbone:
         if isinstance(which, str):
             return named_layer(self, which)
         layers = self.layers
-        if isinstance(which, int) and -len(layers) <= which <= -1:
-            return layers[which]
+        if isinstance(which, Integral) and -len(layers) <= which <= -1:
+            return layers[int(which)]
         raise no_layer(self, which, layers)
 
     def spec(

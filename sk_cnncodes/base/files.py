@@ -113,7 +113,8 @@ def _naming(path: Path, part: Path) -> Iterator[None]:
         # Write errors of open files carry no name.
         is_full = error.filename is None and error.errno in _DISK_FULL_ERRORS
         if is_full or error.filename == str(part):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            del error.filename2  # None would be printed, as "-> None"
         raise
 
 

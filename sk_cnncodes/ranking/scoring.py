@@ -12,7 +12,9 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -93,7 +95,7 @@ def read_targets(
     Raises
     ------
     ValueError
-        If there is only one class, `y` is of another kind, or `scoring` does not fit.
+        If there is one class, `y` is of another kind, `scoring` or weights do not fit.
     """
     y = y.toarray() if hasattr(y, "toarray") else np.asarray(y)
     if y.ndim == 2 and y.shape[1] == 1:
@@ -133,8 +135,25 @@ def read_targets(
         )
     weights = None
     if class_weight is not None:
-        weights = compute_sample_weight(class_weight, y)
+        weights = _weights_by_class(class_weight, y)
     return Targets(kind, values, classes, np.argmax(values, axis=1), weights), scoring
+
+
+def _weights_by_class(class_weight: Any, y: np.ndarray) -> np.ndarray:
+    """Weights of the samples: those of their classes."""
+    if isinstance(class_weight, Mapping):
+        for name, weight in class_weight.items():
+            if not (isinstance(weight, Real) and 0 <= float(weight) < np.inf):
+                raise ValueError(
+                    f"class_weight[{name!r}]: expected a finite number from 0 on, got "
+                    f"{weight!r}."
+                )
+    elif not (isinstance(class_weight, str) and class_weight == "balanced"):
+        raise ValueError(
+            "class_weight: expected a dict of the weights of the classes, 'balanced' "
+            f"or None, got {class_weight!r}."
+        )
+    return np.asarray(compute_sample_weight(class_weight, y))
 
 
 def signed_targets(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -191,8 +210,9 @@ def sample_scores(
     scoring : str
         One of `SCORINGS` for the kind of `targets`. "accuracy" of labels counts images
         whose labels are all right; "average_precision" is the mean over the labels
-        that occur; those of values are means over the targets. For "neg_log_loss", the
-        predictions are multiplied by the `temperature_factors` that suit them best.
+        that occur; those of values are means over the targets, R2 over those that
+        vary. For "neg_log_loss", the predictions are multiplied by the
+        `temperature_factors` that suit them best.
 
     Returns
     -------
@@ -225,6 +245,10 @@ def sample_scores(
 
 
 def _r2(predictions: np.ndarray, values: np.ndarray) -> np.ndarray:
+    varies = np.ptp(values, axis=0) > 0
+    if not varies.any():
+        return np.zeros(predictions.shape[:-1])  # there is nothing to explain
+    predictions, values = predictions[..., varies], values[:, varies]
     errors = (predictions - values) ** 2
     spreads = (values - values.mean(axis=0)) ** 2
     total = spreads.mean(axis=0)

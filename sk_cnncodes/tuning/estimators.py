@@ -18,6 +18,7 @@ from sk_cnncodes.heads.pipeline_models import PipelineRegressor
 from sk_cnncodes.images.preprocessing import Preprocessing
 from sk_cnncodes.ranking.scoring import read_targets
 from sk_cnncodes.tuning.fitting import FineTuning
+from sk_cnncodes.tuning.validation import check_given
 
 
 @public
@@ -98,7 +99,8 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
     verbose : bool, default=False
         Whether to show progress bars on standard error.
     warm_start : bool, default=False
-        Whether `fit` continues from the layers that the last `fit` trained.
+        Whether `fit` continues from the layers that the last `fit` trained. With the
+        same images, `y` and `random_state`, the validation part is the same, too.
     label_smoothing : float, default=0
         Part of a label that is given to all classes alike.
     class_weight : dict, "balanced" or None, default=None
@@ -135,7 +137,8 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
         "learning_rate", "head_learning_rate" (at its end) and "seconds" from the start
         of the training. Of epoch 0, "loss" is NaN.
     notes_ : list of str
-        What makes the scores optimistic: images that are copies of others.
+        What makes the scores optimistic: images that are copies of others, and with
+        `warm_start` those that an earlier fit trained on and this one validates with.
     precision_ : {"float32", "bfloat16"}
         The number format of the training.
     maps_bytes_ : int
@@ -273,12 +276,19 @@ class FineTunedClassifier(ClassifierMixin, FineTuning):
             If the loss becomes infinite or NaN.
         """
         y = as_targets(self, y)
+        check_given("y", y, "Leave these images out, or name their class")
         kind = type_of_target(y, input_name="y")
         if kind.startswith("multilabel") or y.ndim == 2:
             raise ValueError(
                 "y: FineTunedClassifier takes one class for each image, got a matrix "
                 f"of shape {y.shape}. For several labels of an image, use "
                 "CNNCodeClassifier."
+            )
+        if y.dtype == object and kind == "unknown":
+            raise ValueError(
+                "Unknown label type: unknown. Expected a class for each image, got an "
+                "array of objects. Give y.astype(int) for whole numbers, or "
+                "y.astype(str) for text."
             )
         if kind.startswith("continuous") or kind == "unknown":
             raise ValueError(
@@ -349,8 +359,23 @@ class FineTunedRegressor(PipelineRegressor, FineTuning):
         self
         """
         y = as_targets(self, y)
-        y = y.astype(float) if y.dtype.kind in "Obiu" else y
+        check_given("y", y, "Leave these images out")
+        y = _as_numbers(y)
         images = at_least_two(X)
         targets, _ = read_targets(y, "r2")
         self.tune(images, targets, y, sample_weight, groups)
         return self
+
+
+def _as_numbers(y: np.ndarray) -> np.ndarray:
+    """Values to regress as floats."""
+    got = f"the type {y.dtype}"
+    if y.dtype.kind in "fObiu":
+        try:
+            return y if y.dtype.kind == "f" else y.astype(float)
+        except (TypeError, ValueError) as error:
+            got = f"others: {error}"
+    raise ValueError(
+        f"y: FineTunedRegressor takes numbers, got {got}. For classes, use "
+        "FineTunedClassifier."
+    )

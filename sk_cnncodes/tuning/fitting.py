@@ -32,6 +32,10 @@ class FineTuning(PipelineModel):
     decision_: str
     # The tuned ONNX model, an array of bytes; None if the network is as it was.
     _tuned_model: np.ndarray | None = None
+    # The tensor after which a model that was taken was trained.
+    _trained_after: str | None = None
+    # Digests of the images that the tuned model was trained on.
+    _trained_on: np.ndarray | None = None
 
     def __init__(
         self,
@@ -123,18 +127,20 @@ class FineTuning(PipelineModel):
 
         from sk_cnncodes.tuning.run import Task, fine_tune
 
-        previous = None
-        if self.warm_start and self._tuned_model is not None:
-            previous = self._tuned_model.tobytes()
-        weighted = sample_weight is not None
-        found = fine_tune(
-            Task(parameters, images, y, parts, weighted, others, previous)
-        )
+        previous = trained_after = trained_on = None
+        if self.warm_start:
+            trained_after, trained_on = self._trained_after, self._trained_on
+            if self._tuned_model is not None:
+                previous = self._tuned_model.tobytes()
+        given = parameters, images, y, parts, sample_weight is not None, others
+        found = fine_tune(Task(*given, previous, trained_after, trained_on))
         outcome, frozen = found.outcome, found.frozen
         self.pipeline_ = found.pipeline
         self._tuned_model = None
         if found.model is not None:
             self._tuned_model = np.frombuffer(found.model, np.uint8)
+        self._trained_after = found.trained_after if found.decision.tuned else None
+        self._trained_on = found.trained_on
         self.is_tuned_ = found.decision.tuned
         self.history_ = outcome.history
         self.n_iter_, self.best_epoch_ = outcome.n_epochs, outcome.best_epoch
@@ -237,9 +243,24 @@ def image_weights(targets: Targets, sample_weight: Any, n_images: int) -> np.nda
     weights: np.ndarray = np.ones(n_images)
     if targets.weights is not None:
         weights = targets.weights
-    if sample_weight is None:
-        return weights
-    own = np.asarray(sample_weight, float)
+    if sample_weight is not None:
+        weights = weights * _own_weights(sample_weight, n_images)
+    if not weights.any():
+        raise ValueError(
+            "class_weight and sample_weight: expected a weight above 0 for some "
+            "images, got 0 for all."
+        )
+    return weights
+
+
+def _own_weights(sample_weight: Any, n_images: int) -> np.ndarray:
+    try:
+        own = np.asarray(sample_weight, float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"sample_weight: expected numbers, one for each of the {n_images} images: "
+            f"{error}."
+        ) from error
     own = np.full(n_images, float(own)) if own.ndim == 0 else own
     if own.shape != (n_images,):
         raise ValueError(
@@ -251,8 +272,7 @@ def image_weights(targets: Targets, sample_weight: Any, n_images: int) -> np.nda
             "sample_weight: expected finite numbers from 0 on, and some above, got "
             f"{own.min()} to {own.max()}."
         )
-    both: np.ndarray = weights * own
-    return both
+    return own
 
 
 def require_torch() -> None:

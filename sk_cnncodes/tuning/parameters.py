@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from sk_cnncodes.backbones.backbone import Backbone
 from sk_cnncodes.base.exceptions import LayerError
 from sk_cnncodes.engines.devices import check_device, check_n_jobs
@@ -87,7 +89,8 @@ def _check_number(
 
 def hidden_sizes(hidden: Any) -> tuple[int, ...]:
     """Sizes of the new hidden layers."""
-    sizes = tuple(hidden) if isinstance(hidden, Sequence) else (hidden,)
+    given = hidden.tolist() if isinstance(hidden, np.ndarray) else hidden
+    sizes = tuple(given) if isinstance(given, Sequence) else (given,)
     for size in sizes:
         if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
             raise ValueError(
@@ -145,13 +148,16 @@ def block_rates(
     numbers = range(first, first + last + 1)
     found: dict[int, float] = {}
     for key, rate in learning_rate.items():
-        layer = backbone.layer(key)
-        if layer.position is None or layer.position not in numbers:
+        try:
+            number = backbone.layer(key).position
+        except LayerError:
+            number = None
+        if number is None or number not in numbers:
             raise ValueError(
                 f"learning_rate: {key!r} is not among the trained layers, "
                 f"{list(numbers)}."
             )
-        found[numbers.index(layer.position)] = float(rate)
+        found[numbers.index(number)] = float(rate)
     missing = [numbers[n] for n in sorted(set(blocks.values()) - found.keys())]
     if missing:
         raise ValueError(

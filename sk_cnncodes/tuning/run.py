@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from sk_cnncodes.tuning.head_weights import HeadWeights, random_hidden
 from sk_cnncodes.tuning.interpreter.writing import TUNING_KEY
 from sk_cnncodes.tuning.maps import Maps, computed_maps
 from sk_cnncodes.tuning.parameters import block_rates, hidden_sizes
-from sk_cnncodes.tuning.tail import Tail, read_tail, tuned_model
+from sk_cnncodes.tuning.tail import Tail, read_tail, start_layer, tuned_model
 from sk_cnncodes.tuning.torch_head import TorchHead
 from sk_cnncodes.tuning.torch_settings import (
     repeatable,
@@ -46,9 +47,10 @@ from sk_cnncodes.tuning.tuned_codes import opened, tuned_name, tuned_transformer
 from sk_cnncodes.tuning.validation import Decision, Parts
 
 # Images whose codes torch and ONNX Runtime both compute after training, and how much
-# they may differ, relative to the largest value: maps of float16 differ by 3e-4.
+# they may differ without norm, relative to the largest value: maps of float16, and
+# networks of float16, differ by up to 2e-3, and a fault of an operator by 0.5.
 _COMPARED = 8
-_TOLERANCE = 1e-2
+_TOLERANCE = 3e-2
 # Epochs, at most, in which a head with hidden layers is trained before the tail is.
 _PROBE_EPOCHS, _PROBE_PATIENCE = 20, 5
 
@@ -71,6 +73,11 @@ class Task:
         Of the training, and of folds.
     previous : bytes or None
         The tuned model to continue from.
+    trained_after : str or None
+        The tensor after which the fit to continue from trained. Where that was the
+        head alone, there is no model of it.
+    trained_on : ndarray of int or None
+        Digests of the images that the model to continue from was trained on.
     """
 
     parameters: Mapping[str, Any]
@@ -80,6 +87,8 @@ class Task:
     weighted: bool
     seeds: Sequence[int]
     previous: bytes | None
+    trained_after: str | None
+    trained_on: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -91,11 +100,15 @@ class Result:
     pipeline : Pipeline
     model : bytes or None
         The tuned ONNX model; None if the network is as it was.
+    trained_after : str
+        The tensor after which everything was trained.
+    trained_on : ndarray of int or None
+        Digests of all images that the model was trained on, by earlier fits too.
     decision : Decision
     frozen : FrozenHeads
     outcome : Outcome
     notes : list of str
-        On copies among the images.
+        On copies among the images, and on those that earlier fits trained on.
     maps_bytes : int
     timings : dict of str to float
         Seconds.
@@ -103,6 +116,8 @@ class Result:
 
     pipeline: Pipeline
     model: bytes | None
+    trained_after: str
+    trained_on: np.ndarray | None
     decision: Decision
     frozen: FrozenHeads
     outcome: Outcome
@@ -115,6 +130,7 @@ class Result:
 class _HeadAlone:
     """Stands for a tail where no layer of the network is trained."""
 
+    input_name: str
     input_shape: tuple[int, ...]
     module: nn.Module
     blocks: Mapping[str, int]
@@ -136,20 +152,23 @@ def fine_tune(task: Task) -> Result:
     given = task.parameters
     device = torch_device(given["device"])
     backbone = load_backbone(given["backbone"], given["preprocessing"])
+    n_threads = usable_threads(given["n_jobs"])
     # Faults of parameters and operators show before anything is computed.
-    tail = _tail(given, backbone)
+    with repeatable(device, n_threads):
+        tail = _tail(given, backbone)
     _rates(given, backbone, tail)
-    _check_previous(task.previous, backbone, tail)
+    _check_previous(task, backbone, tail)
     with (
         _timed(timings, "all"),
         _maps_of(task, tail, timings) as maps,
-        repeatable(usable_threads(given["n_jobs"])),
+        repeatable(device, n_threads),
     ):
         with _timed(timings, "frozen"):
             module, every = tail.module.to(device).eval(), np.arange(len(task.images))
             plain = run_tail(module, maps, every, device)
             codes = apply_norm(plain, "power")
             notes = notes_on_copies(plain, task.parts.groups)
+            notes += _note_on_seen(task, maps)
             frozen = compare_frozen(
                 *(codes, task.parts, task.y, given.get("class_weight")),
                 kernel=not task.weighted,
@@ -177,7 +196,12 @@ def fine_tune(task: Task) -> Result:
                     *(given.get("class_weight"), task.seeds[1]),
                 )
         pipeline = Pipeline([("codes", transformer), ("head", last)])
-    fitted = pipeline, model, decision, frozen, outcome
+        trained_on = None
+        if model is not None:
+            trained_on = maps.digests(task.parts.train)
+            if task.trained_on is not None:
+                trained_on = np.union1d(trained_on, task.trained_on)
+    fitted = pipeline, model, tail.input_name, trained_on, decision, frozen, outcome
     return Result(*fitted, notes, maps.n_bytes, timings)
 
 
@@ -195,23 +219,19 @@ def _tail(given: Mapping[str, Any], backbone: Backbone) -> Tail | _HeadAlone:
     """The part of the network that is trained."""
     layer, train_from = given["layer"], given["train_from"]
     spec = backbone.spec(layer, given["pooling"], None)
-    if train_from != "all" and backbone.layer(train_from).name == spec.layer:
-        return _HeadAlone((backbone.code_length(spec),), nn.Identity(), {})
+    if train_from != "all" and start_layer(backbone, train_from).name == spec.layer:
+        return _HeadAlone(spec.layer, (backbone.code_length(spec),), nn.Identity(), {})
     return read_tail(backbone, train_from, layer, given["pooling"])
 
 
-def _check_previous(
-    previous: bytes | None, backbone: Backbone, tail: Tail | _HeadAlone
-) -> None:
+def _check_previous(task: Task, backbone: Backbone, tail: Tail | _HeadAlone) -> None:
     """Refuse to continue from the tail of another network, or from another layer."""
-    if previous is None or not isinstance(tail, Tail):
-        return
-    origin = json.loads(metadata_of(previous)[TUNING_KEY])
-    for name, before, now in (
-        ("backbone", origin["backbone_sha256"], backbone.sha256),
-        ("train_from", origin["trained_after"], tail.input_name),
-    ):
-        if before != now:
+    checked = [("train_from", task.trained_after, tail.input_name)]
+    if task.previous is not None:
+        origin = json.loads(metadata_of(task.previous)[TUNING_KEY])
+        checked.insert(0, ("backbone", origin["backbone_sha256"], backbone.sha256))
+    for name, before, now in checked:
+        if before not in (None, now):
             raise ValueError(
                 f"warm_start: expected the {name} of the last fit, {before!r}, got "
                 f"{now!r}. Set warm_start=False to begin anew."
@@ -257,6 +277,25 @@ def _maps_of(
     ) as maps:
         timings["maps"] = time.perf_counter() - start
         yield maps
+
+
+def _note_on_seen(task: Task, maps: Maps) -> list[str]:
+    """Validation images that the model to continue from was trained on."""
+    if task.trained_on is None:
+        return []
+    train, valid = (maps.digests(rows) for rows in (task.parts.train, task.parts.valid))
+    # Copies of what is trained on now have a note of their own.
+    seen = np.isin(valid, task.trained_on) & ~np.isin(valid, train)
+    if not seen.any():
+        return []
+    note = (
+        f"warm_start: {seen.sum()} of the {len(valid)} validation images were trained "
+        "on by an earlier fit, which makes the scores of the tuned model optimistic: "
+        "fit to the same images and y with the same random_state and "
+        "validation_fraction, or set warm_start=False."
+    )
+    warnings.warn(note, UserWarning, stacklevel=5)  # the caller of `fit`
+    return [note]
 
 
 # -- training ------------------------------------------------------------------
@@ -359,10 +398,14 @@ def _tuned_codes(
     layer = backbone.layer(task.parameters["layer"])
     which = layer.name if layer.position is None else layer.position
     with opened(model, tuned_name(backbone), None) as tuned:
-        found = tuned_transformer(tuned, _transformer(task), which)
+        found, plain = (
+            tuned_transformer(tuned, _transformer(task, norm=norm), which)
+            for norm in ("power", None)
+        )
     some = task.parts.valid[:_COMPARED]
-    wanted = apply_norm(run_tail(tail.module, maps, some, device), "power")
-    got = found.transform([task.images[number] for number in some])
+    # Without norm: near zero, a root makes large differences of small ones.
+    wanted = run_tail(tail.module, maps, some, device)
+    got = plain.transform([task.images[number] for number in some])
     error = float(np.abs(got - wanted).max() / np.abs(wanted).max())
     if not error <= _TOLERANCE:
         raise BackboneError(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sk_cnncodes.backbones.backbone import Backbone
 from sk_cnncodes.backbones.code_graph import code_length
-from sk_cnncodes.base.exceptions import BackboneError
-from sk_cnncodes.tuning.interpreter.plan import TailPlan, plan_tail
+from sk_cnncodes.base.exceptions import BackboneError, LayerError
+from sk_cnncodes.layers.layer import Layer
+from sk_cnncodes.tuning.interpreter.plan import ALL, TailPlan, plan_tail
 from sk_cnncodes.tuning.interpreter.writing import write_weights
 
 if TYPE_CHECKING:
@@ -57,6 +59,24 @@ class Tail:
         return sum(folding.dead for folding in self.plan.foldings)
 
 
+def start_layer(backbone: Backbone, train_from: int | str) -> Layer:
+    """The layer before the first trained one.
+
+    Raises
+    ------
+    LayerError
+        If there is no such layer.
+    """
+    try:
+        return backbone.layer(train_from)
+    except LayerError as error:
+        text = re.sub("^layer=", "train_from=", str(error))
+        cure = "Or 'all' for everything after the image."
+        if not isinstance(train_from, str):
+            cure = f"Set train_from={-len(backbone.layers)}, or{cure[2:]}"
+        raise LayerError(f"{text} {cure}") from error
+
+
 def read_tail(
     backbone: Backbone,
     train_from: int | str,
@@ -87,6 +107,8 @@ def read_tail(
 
     from sk_cnncodes.tuning.interpreter.module import OPERATORS, TailModule
 
+    if train_from != ALL:
+        start_layer(backbone, train_from)
     plan = plan_tail(backbone, train_from, layer, pooling, OPERATORS)
     expected = code_length(plan.layer, plan.pooling)
     try:

@@ -29,14 +29,28 @@ def training_precision(precision: str, device: torch.device) -> str:
 
 
 @contextmanager
-def repeatable(n_threads: int) -> Iterator[None]:
-    """Some threads, and the same results each time; as before afterwards."""
+def repeatable(device: torch.device, n_threads: int) -> Iterator[None]:
+    """Some threads, and the same results each time; as before afterwards.
+
+    What a caller set for torch in all of the process, such as no gradients, autocast
+    or another default type or device, does not hold inside.
+    """
     cudnn = torch.backends.cudnn
     before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark
+    dtype = torch.get_default_dtype()
     torch.set_num_threads(n_threads)
     cudnn.deterministic, cudnn.benchmark = True, False
+    torch.set_default_dtype(torch.float32)
     try:
-        yield
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast(device.type, enabled=False),
+            torch.device("cpu"),
+        ):
+            yield
     finally:
         torch.set_num_threads(before[0])
         cudnn.deterministic, cudnn.benchmark = before[1:]
+        torch.set_default_dtype(dtype)

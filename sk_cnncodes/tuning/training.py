@@ -285,8 +285,7 @@ class _Training:
             raise FloatingPointError(
                 f"the loss became {found} in epoch {len(self.rows)}, step "
                 f"{self._step % self.n_steps + 1} of {self.n_steps}. Expected a finite "
-                f"one: lower learning_rate (the largest is {max(self._rates):g})"
-                + ("." if recipe.precision == "float32" else ", or use float32.")
+                f"one: {self._cure()}."
             )
         loss.backward()
         nn.utils.clip_grad_norm_(self._model.parameters(), _MAX_NORM)
@@ -305,6 +304,17 @@ class _Training:
         enabled = self._recipe.precision == "bfloat16"
         return torch.autocast(self._device.type, torch.bfloat16, enabled=enabled)
 
+    def _cure(self) -> str:
+        """What to change if the training diverges."""
+        recipe = self._recipe
+        cure = f"lower head_learning_rate ({recipe.head_learning_rate:g})"
+        if recipe.rates:
+            largest = max(recipe.rates.values())
+            cure = f"lower learning_rate (the largest is {largest:g}) or {cure[6:]}"
+        if recipe.precision != "float32":
+            cure += ", or use precision='float32'"
+        return cure
+
     def note_epoch(self, loss: float) -> None:
         """Validate, write the history, and keep the weights if they are the best."""
         epoch = len(self.rows)
@@ -314,7 +324,7 @@ class _Training:
         if not np.isfinite(values).all():
             raise FloatingPointError(
                 f"the network gave NaN or infinity after epoch {epoch}. Expected "
-                "finite values: lower learning_rate."
+                f"finite values: {self._cure()}."
             )
         score = float(self._parts.samples(values).mean())
         validation_loss = self._parts.loss(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from sk_cnncodes.ranking.scoring import (
     sample_scores,
     standard_error,
 )
+
+# Images with values to regress, half of them to train: one alone does not vary.
+_FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -151,36 +155,81 @@ def make_parts(
     Raises
     ------
     ValueError
-        If the validation part would be empty, or have one class only.
+        If a part would be empty, or have only one class or value.
     """
     if groups is not None:
+        check_given(
+            "groups", groups, "Give images that belong to none one of their own"
+        )
         groups = group_numbers(groups, len(y))
+    # What has no weight is neither trained on nor counted, and takes no other's place.
+    used = np.flatnonzero(weights > 0)
+    some = targets.take(used)
     if targets.kind == "classification":
-        sizes = np.bincount(targets.numbers[weights > 0])
+        sizes = np.bincount(some.numbers)
         if sizes.max() < 2:
             raise ValueError(
                 f"y: expected at least 2 images of two or more of the {len(sizes)} "
                 "classes, one to train and one to validate, got one of each."
             )
+    elif len(used) < _FEWEST:
+        raise ValueError(
+            f"y: expected values of at least {_FEWEST} images, 2 to train and 2 to "
+            f"validate, got {len(used)}."
+        )
     splits = make_splits(
-        round(1 / fraction), targets, y, groups, seed, all_classes=False
+        round(1 / fraction),
+        *(some, y[used], None if groups is None else groups[used], seed),
+        all_classes=False,
     )
     train, valid = splits[0]
     valid = np.setdiff1d(valid, train)
-    # What has no weight is neither trained on nor counted.
-    train, valid = (rows[weights[rows] > 0] for rows in (train, valid))
-    if targets.kind == "classification":
-        found = targets.classes[np.unique(targets.numbers[valid])].tolist()
-        if len(found) < 2:
-            got = f"only {found[0]!r}" if found else "none"
-            cure = "several groups of each class" if groups is not None else ""
-            raise ValueError(
-                f"y: the validation part of {len(valid)} images needs at least 2 "
-                f"classes, got {got}. Expected "
-                f"{cure or 'at least 2 images of two or more classes'}, or another "
-                "validation_fraction or random_state."
-            )
+    train, valid = used[train], used[valid]
+    _check_part("validation", valid, targets, fraction, groups)
+    _check_part("training", train, targets, fraction, groups)
     return Parts(train, valid, targets, weights, groups)
+
+
+def check_given(name: str, values: Any, cure: str) -> None:
+    """Refuse None and NaN beside names: they cannot be sorted."""
+    values = np.atleast_1d(np.asarray(values))
+    if values.dtype != object:
+        return
+    missing = [
+        row
+        for row, value in enumerate(values)
+        if value is None or (isinstance(value, float) and math.isnan(value))
+    ]
+    if missing:
+        raise ValueError(
+            f"{name}: expected one for each image, got {values[missing[0]]} for "
+            f"{len(missing)} of {len(values)}, first at position {missing[0]}. {cure}."
+        )
+
+
+def _check_part(
+    name: str, rows: np.ndarray, targets: Targets, fraction: float, groups: Any
+) -> None:
+    """Refuse a part in which there is nothing to tell apart."""
+    if targets.kind == "regression":
+        values = targets.values[rows]
+        if len(rows) and (np.ptp(values, axis=0) > 0).any():
+            return
+        raise ValueError(
+            f"y: the {name} part of {len(rows)} images needs at least 2 different "
+            f"values, got fewer with validation_fraction={fraction:g}. Expected more "
+            f"images{'' if groups is None else ' or groups'}, or another "
+            "validation_fraction (up to 0.5) or random_state."
+        )
+    found = targets.classes[np.unique(targets.numbers[rows])].tolist()
+    if len(found) < 2:
+        got = f"only {found[0]!r}" if found else "none"
+        cure = "several groups of each class" if groups is not None else ""
+        raise ValueError(
+            f"y: the {name} part of {len(rows)} images needs at least 2 classes, got "
+            f"{got}. Expected {cure or 'at least 2 images of two or more classes'}, or "
+            "another validation_fraction or random_state."
+        )
 
 
 def decide(

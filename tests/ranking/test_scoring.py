@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -189,3 +190,26 @@ def test_what_an_alpha_is_chosen_by() -> None:
     np.testing.assert_allclose(found, np.mean(of_classes, axis=0))
     found = alpha_losses(predictions, targets, "neg_log_loss", samples)
     np.testing.assert_allclose(found, -samples.mean(axis=1))
+
+
+def test_r2_leaves_out_targets_that_do_not_vary() -> None:
+    values = np.c_[np.arange(9.0), np.full(9, 0.1)]
+    predictions = values + np.random.default_rng(0).normal(size=(2, *values.shape))
+    targets = Targets("regression", values, np.arange(2), np.zeros(0, int))
+    found = sample_scores(predictions, targets, "r2")
+    assert found.mean(axis=1) == pytest.approx(
+        [metrics.r2_score(values[:, 0], each[:, 0]) for each in predictions]
+    )
+    constant = replace(targets, values=values[:, 1:])
+    assert not sample_scores(predictions[..., 1:], constant, "r2").any()
+
+
+@pytest.mark.parametrize("weight", [-1, np.nan, np.inf, "2"])
+def test_bad_weights_of_classes(weight: Any) -> None:
+    with pytest.raises(ValueError, match=r"class_weight\['b'\]: expected a finite num"):
+        read_targets(["a", "b"] * 3, class_weight={"a": 1, "b": weight})
+
+
+def test_an_unknown_name_of_class_weights() -> None:
+    with pytest.raises(ValueError, match="class_weight: expected .* got 'balance'"):
+        read_targets(["a", "b"] * 3, class_weight="balance")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ from tests.rows import TakesRows
 torch = pytest.importorskip("torch")
 
 from sk_cnncodes.tuning import maps as maps_module  # noqa: E402
-from sk_cnncodes.tuning import training  # noqa: E402
+from sk_cnncodes.tuning import run, training  # noqa: E402
+from sk_cnncodes.tuning.validation import Decision, Parts  # noqa: E402
 
 DIGITS = load_digits()
 # Mixed: each writer's digits follow each other.
@@ -82,6 +85,7 @@ FEW: dict[str, Any] = {
     "batch_size": 32,
     "n_jobs": 1,
 }
+ONCE = FEW | {"max_epochs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,18 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def model(path: str) -> FineTunedClassifier:
     return FineTunedClassifier(path, **FEW).fit(IMAGES[:500], Y[:500])
+
+
+@pytest.fixture
+def always_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tuned model of the last epoch is taken, whatever the validation says."""
+    decide, falling = Parts.decide, itertools.count(0, -1)
+
+    def taken(self: Parts, frozen: np.ndarray, tuned: np.ndarray) -> Decision:
+        return replace(decide(self, frozen, tuned), tuned=True)
+
+    monkeypatch.setattr(Parts, "decide", taken)
+    monkeypatch.setattr(Parts, "loss", lambda *_: float(next(falling)))
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +236,7 @@ def test_store_backbone_works(model: FineTunedClassifier, tmp_path: Path) -> Non
 @pytest.mark.parametrize("two", [False, True])
 def test_hidden_layers(path: str, two: bool, tmp_path: Path) -> None:
     y = Y % 2 if two else Y
-    found = FineTunedClassifier(path, **FEW, head="mlp", hidden=(24, 16))
+    found = FineTunedClassifier(path, **FEW, head="mlp", hidden=np.array([24, 16]))
     found.fit(IMAGES[:1000], y[:1000])
     assert found.is_tuned_, found.decision_
     assert found.score(IMAGES[500:700], y[500:700]) > found.frozen_score_
@@ -268,6 +284,16 @@ def test_rates_grow_from_early_to_late_layers(path: str) -> None:
         block_rates({-4: 1e-3}, 0.5, backbone, -3, blocks)
 
 
+def test_numbers_of_layers_may_be_those_of_numpy(path: str) -> None:
+    rates = dict.fromkeys(np.arange(-2, 0), 1e-3)
+    few = {**ONCE, "train_from": np.int64(-3), "learning_rate": rates}
+    found = FineTunedClassifier(path, **few, layer=np.int64(-1))
+    plain = FineTunedClassifier(path, **{**ONCE, "learning_rate": 1e-3}, layer_decay=1)
+    found.fit(IMAGES[:100], Y[:100])
+    plain.fit(IMAGES[:100], Y[:100])
+    assert found.history_["loss"][1:] == plain.history_["loss"][1:]
+
+
 def test_warm_start_continues(path: str) -> None:
     found = FineTunedClassifier(path, **FEW, warm_start=True)
     found.fit(IMAGES[:400], Y[:400])
@@ -279,6 +305,41 @@ def test_warm_start_continues(path: str) -> None:
     found.set_params(train_from=-2)
     with pytest.raises(ValueError, match="warm_start: expected"):
         found.fit(IMAGES[:400], Y[:400])
+
+
+@pytest.mark.usefixtures("always_taken")
+@pytest.mark.parametrize("start", [-3, -1])
+def test_warm_start_refuses_the_head_alone(path: str, start: int) -> None:
+    """It would drop the tuned layers; and a tuned head where layers follow."""
+    found = FineTunedClassifier(path, **{**ONCE, "train_from": start}, warm_start=True)
+    found.fit(IMAGES[:100], Y[:100]).fit(IMAGES[:100], Y[:100])
+    found.set_params(train_from=-4 - start)
+    with pytest.raises(ValueError, match="warm_start: expected the train_from"):
+        found.fit(IMAGES[:100], Y[:100])
+    found.set_params(warm_start=False).fit(IMAGES[:100], Y[:100])
+
+
+@pytest.mark.usefixtures("always_taken")
+def test_warm_start_says_what_was_trained_on_before(path: str) -> None:
+    found = FineTunedClassifier(path, **ONCE, warm_start=True)
+    first = found.fit(IMAGES[:100], Y[:100]).validation_rows_
+    assert found.fit(IMAGES[:100], Y[:100]).notes_ == []
+    found.set_params(random_state=1)
+    with pytest.warns(UserWarning, match="were trained on by an earlier fit") as caught:
+        found.fit(IMAGES[:100], Y[:100])
+    n_seen, n_valid = (
+        len(np.setdiff1d(found.validation_rows_, first)),
+        len(found.validation_rows_),
+    )
+    assert found.notes_[0].startswith(f"warm_start: {n_seen} of the {n_valid} val")
+    assert [Path(each.filename).name for each in caught] == ["test_estimators.py"]
+    # Other images, and none of an earlier fit.
+    assert found.fit(IMAGES[100:200], Y[100:200]).notes_ == []
+    # Both fits before count, and a fit that begins anew forgets them.
+    with pytest.warns(UserWarning, match="were trained on by an earlier fit"):
+        found.fit(IMAGES[:100], Y[:100])
+    found.set_params(warm_start=False, random_state=2)
+    assert found.fit(IMAGES[:100], Y[:100]).notes_ == []
 
 
 def test_warm_start_keeps_what_is_not_trained_again(path: str) -> None:
@@ -349,6 +410,40 @@ def test_images_of_weight_zero_are_left_out(path: str) -> None:
     for bad in (-weights, weights * np.nan, weights * 0, weights[:3]):
         with pytest.raises(ValueError, match="sample_weight: expected"):
             FineTunedClassifier(path, **FEW).fit(X, y, bad)
+    with pytest.raises(ValueError, match="sample_weight: expected numbers.*'x'"):
+        FineTunedClassifier(path, **FEW).fit(X, y, ["x"] * len(X))
+    without = dict.fromkeys(range(10), 0)
+    with pytest.raises(ValueError, match="class_weight.* got 0 for all"):
+        FineTunedClassifier(path, **FEW, class_weight=without).fit(X, y)
+
+
+def test_images_of_weight_zero_take_no_place(path: str) -> None:
+    """The split is drawn of the others, of which few are enough."""
+    for seed in range(3):
+        weights = np.zeros(20)
+        weights[np.random.default_rng(seed).permutation(20)[:4]] = 1
+        few = {**ONCE, "random_state": seed, "validation_fraction": 0.5}
+        one = FineTunedRegressor(path, **few)
+        one.fit(IMAGES[:20], np.arange(20.0), sample_weight=weights)
+        assert weights[one.validation_rows_].tolist() == [1, 1]
+        weights = np.zeros(20)
+        weights[[0, 1, 10, 11]] = 1
+        two = FineTunedClassifier(path, **few)
+        two.fit(IMAGES[:20], np.arange(20) > 9, sample_weight=weights)
+        assert set(two.validation_rows_ > 9) == {False, True}
+
+
+def test_a_value_that_does_not_vary_in_the_validation_part(path: str) -> None:
+    values = np.c_[Y[:60], np.arange(60) == 3].astype(float)
+    found = FineTunedRegressor(path, **ONCE).fit(IMAGES[:60], values)
+    assert 3 not in found.validation_rows_
+    assert np.isfinite([found.frozen_score_, found.tuned_score_]).all()
+
+
+@pytest.mark.parametrize("number", [2, 3, 5])
+def test_too_few_values(path: str, number: int) -> None:
+    with pytest.raises(ValueError, match=r"y: .*, got fewer|y: .*images.*, got \d"):
+        FineTunedRegressor(path, **ONCE).fit(IMAGES[:number], np.arange(number))
 
 
 def test_class_weights_count_in_the_validation(path: str) -> None:
@@ -407,12 +502,39 @@ def test_how_it_is_trained(path: str) -> None:
     assert torch.get_num_threads() == threads
 
 
+def test_what_a_caller_set_for_torch_changes_nothing(path: str) -> None:
+    def losses() -> list[float]:
+        model = FineTunedClassifier(path, **ONCE).fit(IMAGES[:100], Y[:100])
+        return model.history_["loss"][1:]
+
+    plain = losses()
+    for setting in (
+        torch.no_grad(),
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16),
+        torch.device("meta"),  # stands for a GPU
+    ):
+        with setting:
+            assert losses() == plain
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert losses() == plain
+        assert torch.get_default_dtype() == torch.float64
+        assert not torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("can", [True, False])
 def test_precision_suits_the_machine(
     path: str, can: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = frozenset({"bfloat16"} if can else ())
-    monkeypatch.setattr("sk_cnncodes.tuning.training.cpu_features", lambda: features)
+    monkeypatch.setattr(
+        "sk_cnncodes.tuning.torch_settings.cpu_features", lambda: features
+    )
     few = {**FEW, "max_epochs": 1, "device": "cpu"}
     found = FineTunedClassifier(path, **few, precision="auto")
     found.fit(IMAGES[:200], Y[:200])
@@ -431,6 +553,26 @@ def test_the_head_is_trained_in_float32(path: str) -> None:
         return model.fit(IMAGES[:200], Y[:200]).history_["loss"][1:]
 
     assert losses("bfloat16") == losses("float32")
+
+
+@pytest.mark.usefixtures("always_taken")
+def test_small_differences_of_torch_and_onnx_runtime(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are compared without roots, which are 0.03 where a thousandth is."""
+    share, run_tail = 0.0, run.run_tail
+
+    def shifted(*arguments: Any) -> np.ndarray:
+        codes = run_tail(*arguments)
+        return codes + np.float32(share) * codes.max()
+
+    monkeypatch.setattr(run, "run_tail", shifted)
+    found = FineTunedClassifier(path, **{**ONCE, "pooling": "flatten"})
+    share = 1e-3
+    assert found.fit(IMAGES[:100], Y[:100]).is_tuned_
+    share = 0.1
+    with pytest.raises(BackboneError, match="ONNX Runtime and torch differ"):
+        found.fit(IMAGES[:100], Y[:100])
 
 
 # -- scikit-learn --------------------------------------------------------------
@@ -516,9 +658,14 @@ def test_a_disk_that_fills_up(path: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_loss_that_is_not_finite(path: str) -> None:
     found = FineTunedClassifier(path, **FEW | {"learning_rate": 1e30})
-    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"lower learning_rate .*1e\+30\) or"):
         found.fit(IMAGES[:200], Y[:200])
     assert not hasattr(found, "pipeline_")
+    alone = FEW | {"head_learning_rate": 1e38, "train_from": -1}
+    found = FineTunedClassifier(path, **alone, weight_decay=1e20)
+    cure = r"lower head_learning_rate \(1e\+38\)\.$"
+    with pytest.raises(FloatingPointError, match=cure):
+        found.fit(IMAGES[:200], Y[:200])
 
 
 def test_one_class_in_the_validation_part(path: str) -> None:
@@ -620,7 +767,10 @@ def test_a_bad_image_is_named(path: str, tmp_path: Path) -> None:
         ({"validation_fraction": 0.9}, ValueError, "validation_fraction: expected"),
         ({"hidden": ()}, ValueError, "hidden: expected at least one"),
         ({"train_from": 1.5}, TypeError, "train_from: expected"),
-        ({"train_from": -99}, LayerError, "-99"),
+        ({"train_from": -99}, LayerError, "^train_from=-99 .* Set train_from=-5, or"),
+        ({"train_from": "x"}, LayerError, "^train_from='x' is not.* Or 'all'"),
+        ({"learning_rate": {-99: 1}}, ValueError, "learning_rate: -99 is not among"),
+        ({"hidden": np.array([4, 0])}, ValueError, "hidden: expected an int"),
         ({"train_from": -1, "layer": -2}, BackboneError, "train_from"),
         ({"device": ["cuda:0"]}, TypeError, "device: expected one"),
     ],
@@ -639,3 +789,24 @@ def test_several_labels_are_refused(path: str) -> None:
         FineTunedClassifier(path, **FEW).fit(IMAGES[:100], labels)
     with pytest.raises(ValueError, match="use FineTunedRegressor"):
         FineTunedClassifier(path, **FEW).fit(IMAGES[:100], Y[:100] + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "y", "groups", "message"),
+    [
+        (FineTunedRegressor, ["a", "b"], None, "y: FineTunedRegressor takes numbers"),
+        (FineTunedRegressor, [None, 1], None, "y: .* got None for 5 of 10, first at"),
+        (FineTunedRegressor, [{}, 1], None, "y: FineTunedRegressor takes numbers"),
+        (FineTunedClassifier, ["a", None], None, "got None for 5 of 10.*position 1"),
+        (FineTunedClassifier, [1, 2], None, r"objects\. Give y\.astype\(int\)"),
+        (FineTunedClassifier, ["a", "b"], [None, "g"], "groups: .* got None for 5"),
+        (FineTunedClassifier, ["a", "b"], [np.nan, "g"], "groups: .* got nan for 5"),
+    ],
+)
+def test_bad_targets_and_groups(
+    path: str, kind: Any, y: list[Any], groups: list[Any] | None, message: str
+) -> None:
+    targets = np.array(y * 5, str if "b" in y else object)
+    given = None if groups is None else np.array(groups * 5, object)
+    with pytest.raises(ValueError, match=message):
+        kind(path, **ONCE).fit(IMAGES[:10], targets, groups=given)
