@@ -20,7 +20,13 @@ def group_numbers(groups: Any, n_images: int) -> np.ndarray:
             f"groups: expected one for each of the {n_images} images, got the shape "
             f"{groups.shape}."
         )
-    names, numbers = np.unique(groups, return_inverse=True)
+    try:
+        names, numbers = np.unique(groups, return_inverse=True)
+    except TypeError as error:
+        kinds = sorted({type(group).__name__ for group in groups})
+        raise ValueError(
+            f"groups: expected names of one type, such as text, got {kinds}."
+        ) from error
     if len(names) < 2:
         raise ValueError(f"groups: expected at least 2, got {names.tolist()}.")
     found: np.ndarray = numbers

@@ -266,6 +266,10 @@ def test_bars(digits: tuple[Any, Any], capfd: pytest.CaptureFixture[str]) -> Non
         ({"backbones": []}, "backbones: expected at least one"),
         ({"groups": [1, 2]}, r"groups: expected one for each of the 60 images"),
         ({"groups": [1] * N}, r"groups: expected at least 2, got \[1\]"),
+        (
+            {"groups": np.array(["a", None] * (N // 2), object)},
+            r"groups: expected names of one type.*\['NoneType', 'str'\]",
+        ),
         ({"scoring": "f1"}, "scoring: expected one of"),
         ({"gammas": [-1.0]}, "gammas: expected positive numbers"),
         ({"y": [0, 1]}, "y: expected a target for each of the 60 images, got 2"),
