@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -255,15 +254,8 @@ def _count_bad(output: str, how: dict[str, Any]) -> int:
     """
     from sk_cnncodes.images.addresses import allowed_prefixes
     from sk_cnncodes.images.remote import RemoteReader
-    from sk_cnncodes.scale.manifest import read_manifest
+    from sk_cnncodes.scale.manifest import count_bad
     from sk_cnncodes.scale.remote_paths import any_path
 
     folder = any_path(output, RemoteReader(allowed_prefixes(how["remote"])))
-    index, count = how["part"] or (0, 1)
-    if count == 1:
-        manifest = read_manifest(folder)
-        assert manifest is not None  # `embed_to` wrote it
-        return int(manifest["bad"])
-    listing = folder / f"_part-{index:05}-of-{count:05}.json"
-    shards = json.loads(listing.read_text(encoding="utf-8"))["shards"]
-    return sum(int(shard["bad"]) for shard in shards)
+    return count_bad(folder, how["part"] or (0, 1))

@@ -197,12 +197,11 @@ def _check_complete(shards: Path) -> None:
     ValueError
         If some are missing.
     """
-    from sk_cnncodes.scale.manifest import read_manifest
+    from sk_cnncodes.scale.manifest import is_complete, read_manifest
     from sk_cnncodes.scale.shards import shards_in
 
-    listed = (read_manifest(shards) or {"shards": []})["shards"]
-    found = {path.name for path in shards_in(shards).values()}
-    if not listed or not found <= {shard["file"] for shard in listed}:
+    files = {path.name for path in shards_in(shards).values()}
+    if not is_complete(read_manifest(shards), files):
         raise ValueError(
             f"--among {str(shards)!r}: not all codes are written. Run embed --shards "
             "again as before, or its other parts."

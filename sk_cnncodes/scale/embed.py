@@ -201,9 +201,8 @@ def embed_to(
     opened = open_any_source(source, columns, image_column, reader)
     settle_plan(folder, _plan_of(plan, opened, shard_rows, dtype, columns))
     remove_unfinished(folder)
-    index, n_parts = part or (0, 1)
-    spec, own_part = _spec_digest(plan), (index, n_parts)
-    stream = RemainingImages(opened, folder, spec, shard_rows, own_part, reader)
+    part, spec = part or (0, 1), _spec_digest(plan)
+    stream = RemainingImages(opened, folder, spec, shard_rows, part, reader)
     writer = _Writer(folder, plan, dtype, columns, stream)
     with writer, read_ahead(stream, reader) as images:
         for batch in own.iter_codes(images, batch=min(_BATCH, shard_rows)):
@@ -213,7 +212,7 @@ def embed_to(
         writer.finish()
     if stream.n_images == 0:
         raise ValueError(_without_images(source))
-    done = PartDone(index, n_parts, stream.shards, writer.written, stream.n_images)
+    done = PartDone(part, stream.shards, writer.written, stream.n_images)
     complete = write_manifest(folder, done)
     return EmbedReport(writer.n_images, writer.n_bad, writer.n_shards, complete)
 

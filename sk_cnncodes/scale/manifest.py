@@ -31,8 +31,8 @@ class PartDone:
 
     Attributes
     ----------
-    index, count : int
-        It was part `index` of `count`.
+    part : tuple of int
+        ``(i, n)``: it was part i of n.
     shards : list of ShardId
         Those of this part, also of earlier calls.
     written : mapping of ShardId to dict or None
@@ -41,8 +41,7 @@ class PartDone:
         Images of the whole source; None if the part saw its own archives alone.
     """
 
-    index: int
-    count: int
+    part: tuple[int, int]
     shards: list[ShardId]
     written: Mapping[ShardId, dict[str, Any] | None]
     n_images: int | None
@@ -124,6 +123,20 @@ def read_manifest(folder: AnyPath) -> dict[str, Any] | None:
     return found
 
 
+def is_complete(manifest: dict[str, Any] | None, files: set[str]) -> bool:
+    """Whether a folder has no shards but those that its manifest lists."""
+    if manifest is None:
+        return False
+    return files <= {shard["file"] for shard in manifest["shards"]}
+
+
+def count_bad(folder: AnyPath, part: tuple[int, int]) -> int:
+    """Count the bad images of a part that is done, also of those of earlier calls."""
+    found = _read_part(folder, part) if part[1] > 1 else read_manifest(folder)
+    assert found is not None
+    return sum(shard["bad"] for shard in found["shards"])
+
+
 def write_manifest(folder: AnyPath, done: PartDone) -> bool:
     """Write the manifest of a part, and that of all if all parts have theirs.
 
@@ -151,10 +164,11 @@ def write_manifest(folder: AnyPath, done: PartDone) -> bool:
                 "written. Remove it, and run embed_to again."
             )
         listed.append(listing)
-    if done.count > 1:
+    _, count = done.part
+    if count > 1:
         part = {"n_images": done.n_images, "shards": listed}
-        _write_text(_part_file(folder, done.index, done.count), json.dumps(part))
-        parts = [_read_part(folder, number, done.count) for number in range(done.count)]
+        _write_text(_part_file(folder, done.part), json.dumps(part))
+        parts = [_read_part(folder, (number, count)) for number in range(count)]
         if any(each is None or each["n_images"] != done.n_images for each in parts):
             return False
         listed = [shard for each in parts if each for shard in each["shards"]]
@@ -184,13 +198,14 @@ def digest_of(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _part_file(folder: AnyPath, index: int, count: int) -> AnyPath:
+def _part_file(folder: AnyPath, part: tuple[int, int]) -> AnyPath:
+    index, count = part
     return folder / f"_part-{index:05}-of-{count:05}.json"
 
 
-def _read_part(folder: AnyPath, index: int, count: int) -> dict[str, Any] | None:
+def _read_part(folder: AnyPath, part: tuple[int, int]) -> dict[str, Any] | None:
     """What a part wrote; None if it is not done."""
-    path = _part_file(folder, index, count)
+    path = _part_file(folder, part)
     if not path.exists():
         return None
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from sk_cnncodes.codes.streaming import CodeBatch
 from sk_cnncodes.datasets.tables import import_parquet
 from sk_cnncodes.images.addresses import allowed_prefixes
 from sk_cnncodes.images.remote import RemoteReader
-from sk_cnncodes.scale.manifest import read_manifest, read_plan
+from sk_cnncodes.scale.manifest import is_complete, read_manifest, read_plan
 from sk_cnncodes.scale.remote_paths import AnyPath, any_path, content_sha256, opened
 from sk_cnncodes.scale.shards import PLAN, read_facts, reading, shards_in
 
@@ -309,7 +309,7 @@ def open_codes(
                 f"{'missing' if path is None else 'changed'}. Remove it if it is "
                 "there, and run embed_to again."
             )
-    if not partial and (manifest is None or not {*there} <= {*listed}):
+    if not partial and not is_complete(manifest, {*there}):
         raise ValueError(
             f"target {str(folder)!r}: not all codes are written. Run embed_to again, "
             "or its other parts; partial=True opens what there is."

@@ -71,9 +71,10 @@ def start_layer(backbone: Backbone, train_from: int | str) -> Layer:
         return backbone.layer(train_from)
     except LayerError as error:
         text = re.sub("^layer=", "train_from=", str(error))
-        cure = "Or 'all' for everything after the image."
-        if not isinstance(train_from, str):
-            cure = f"Set train_from={-len(backbone.layers)}, or{cure[2:]}"
+        cure = f"Set train_from={-len(backbone.layers)}, or"
+        if isinstance(train_from, str):
+            cure = "Or"
+        cure += " 'all' for everything after the image."
         raise LayerError(f"{text} {cure}") from error
 
 

@@ -307,13 +307,12 @@ class _Training:
     def _cure(self) -> str:
         """What to change if the training diverges."""
         recipe = self._recipe
-        cure = f"lower head_learning_rate ({recipe.head_learning_rate:g})"
+        rates = [f"head_learning_rate ({recipe.head_learning_rate:g})"]
         if recipe.rates:
             largest = max(recipe.rates.values())
-            cure = f"lower learning_rate (the largest is {largest:g}) or {cure[6:]}"
-        if recipe.precision != "float32":
-            cure += ", or use precision='float32'"
-        return cure
+            rates.insert(0, f"learning_rate (the largest is {largest:g})")
+        other = "" if recipe.precision == "float32" else ", or use precision='float32'"
+        return f"lower {' or '.join(rates)}{other}"
 
     def note_epoch(self, loss: float) -> None:
         """Validate, write the history, and keep the weights if they are the best."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sk_cnncodes.base.threads import OrderedThreadPool
-from sk_cnncodes.datasets.image_files import is_image_file, is_system_folder
+from sk_cnncodes.datasets.image_files import is_image_file, is_system_path
 from sk_cnncodes.datasets.tables import SUFFIXES, is_image_name, open_table
 from sk_cnncodes.images.addresses import in_folder, is_uri
 from sk_cnncodes.images.remote import RemoteReader
@@ -75,8 +75,7 @@ class PrefixSource:
         start = len(self._folder.uri.rstrip("/")) + 1
         for path in paths or self._folder.walk():
             key = path.uri[start:]
-            *folders, name = key.split("/")
-            if is_image_file(name) and not any(map(is_system_folder, folders)):
+            if is_image_file(path.name) and not is_system_path(key):
                 yield SourceImage(key, path.uri)
 
 
